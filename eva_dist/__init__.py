@@ -1,0 +1,29 @@
+"""Offline, distributed EVA initialisations for LoRA (arXiv 2410.07170).
+
+    get_eva_state_dict    PEFT's function on our engine, in process
+    load_eva_state_dict   a published artifact, ready for `peft.initialize_lora_eva_weights`
+
+Importing this package imports neither torch nor ray; names are loaded when first used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eva_dist.artifact.load import load_eva_state_dict
+    from eva_dist.inprocess import get_eva_state_dict
+
+__version__ = version("eva-dist")
+__all__ = ["__version__", "get_eva_state_dict", "load_eva_state_dict"]
+
+_HOMES = {
+    "get_eva_state_dict": "eva_dist.inprocess",
+    "load_eva_state_dict": "eva_dist.artifact.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,160 @@
+"""`README.md`, the model card: what the artifact is, how it ended, how to load it, what produced it."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eva_dist.artifact.facts import CARD_FILE, LayerFacts, Provenance
+from eva_dist.artifact.loading_code import adapter_code, state_dict_code
+from eva_dist.artifact.places import places, ranks_by_kind
+from eva_dist.artifact.plots import CONVERGENCE_FIGURE, RANKS_FIGURE, SPECTRA_FIGURE
+from eva_dist.config import EvaConfig
+from eva_dist.controller import PassResult, PassState
+
+_MOST_LISTED = 50
+
+
+def write_card(
+    folder: Path, layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance
+) -> None:
+    """Write the card."""
+    sections = [
+        _front_matter(provenance),
+        _head(layers, result, eva, provenance),
+        _warning(layers, result.state),
+        _loading(layers, eva, provenance),
+        _ranks(layers, eva),
+        _figures(),
+        _settings(provenance),
+        _provenance(result, provenance),
+    ]
+    (folder / CARD_FILE).write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
+
+
+def _front_matter(provenance: Provenance) -> str:
+    # A JSON string is a YAML string, whatever is in it.
+    base = json.dumps(str(provenance.model.get("id", "")))
+    return f"---\nlibrary_name: peft\nbase_model: {base}\ntags:\n- eva\n- lora\n- eva_dist\n---"
+
+
+def _head(layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance) -> str:
+    state = result.state
+    adapted = sum(facts.rank > 0 for facts in layers)
+    ended = (
+        f"**Done**: all {len(layers)} layers converged to tau = {eva.tau:g}"
+        if state.layers_converged == len(layers)
+        else f"**Not converged**: {state.layers_converged} of {len(layers)} layers converged to tau = {eva.tau:g}"
+    )
+    return f"""# {provenance.repo_id} ({provenance.revision})
+
+An EVA initialisation ([arXiv 2410.07170](https://arxiv.org/abs/2410.07170)) of LoRA for `{provenance.model.get("id")}`,
+computed by `eva_dist`: LoRA's A holds the leading components of each layer's inputs on the data below, B is zero, and
+a budget of {state.plan.rank_budget} ranks (r = {eva.r} a layer) went where it explains the most variance.
+{adapted} of {len(layers)} target layers carry an adapter. It is a start for training, not a trained adapter: until it
+is trained, the model's outputs are those of the base model.
+
+{ended}, after {state.steps} steps and {state.tokens:,} tokens."""
+
+
+def _warning(layers: Sequence[LayerFacts], state: PassState) -> str:
+    unconverged = [facts for facts in layers if not facts.converged]
+    if not unconverged:
+        return ""
+    why = "the data ran out" if state.exhausted else f"`eva.max_steps={state.max_steps}` was reached"
+    rows = []
+    for facts in unconverged[:_MOST_LISTED]:
+        below, lowest = facts.shortfall(state.tau)
+        cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
+        rows.append((f"`{facts.name}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
+    more = len(unconverged) - _MOST_LISTED
+    table = _table(("layer", "rank", f"components below {state.tau:g}", "lowest cosine"), rows)
+    return f"""> [!WARNING]
+> **This initialisation has not converged**: {why} while {len(unconverged)} of {len(layers)} layers still turned,
+> and the run was told to accept that (`eva.on_max_steps=accept`). Their components may differ from those that more
+> data would give. To mend it, compute it again with a larger `eva.max_steps` or `data.step_size`, or a lower `eva.tau`.
+
+{table}{f"{chr(10)}{chr(10)}and {more} more: see `layers` in `manifest.json`." if more > 0 else ""}"""
+
+
+def _loading(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenance) -> str:
+    return f"""## How to load it
+
+**As a ready adapter.** `adapter_config.json` holds the ranks, so nothing has to be set:
+
+```python
+{adapter_code(provenance)}
+```
+
+**As an initialisation**, into a `LoraConfig` of your own (other dropout, `modules_to_save`, ...):
+
+```python
+{state_dict_code(eva, provenance)}
+```
+
+- `init_lora_weights="eva"` **without** the call of `initialize_lora_eva_weights` trains plain LoRA, in silence.
+- `r`, `lora_alpha`, `rank_pattern` and `target_modules` must be those above: PEFT scales each alpha by the rank that
+  a layer got over the rank it was given. Layers of rank 0 are in the state dict on purpose: PEFT takes their adapter
+  away. Without their key they would come back at full rank.
+- A server of this adapter needs `max_lora_rank` >= {max(facts.rank for facts in layers)}, the largest rank here.
+- Do not use it with `use_rslora=True`: rsLoRA divides by sqrt(rank), so the scale of a layer that went from r to
+  r_new would drift by sqrt(r_new / r)."""
+
+
+def _ranks(layers: Sequence[LayerFacts], eva: EvaConfig) -> str:
+    by_kind = ranks_by_kind(places([facts.name for facts in layers]), {facts.name: facts.rank for facts in layers})
+    rows = [
+        (f"`{kind}`", len(ranks), ranks[0], f"{statistics.median(ranks):g}", ranks[-1], ranks.count(0))
+        for kind, ranks in by_kind.items()
+    ]
+    table = _table(("module kind", "layers", "min", "median", "max", "rank 0"), rows)
+    return f"## Ranks\n\nr = {eva.r}, at most round(r * rho) = {round(eva.r * eva.rho)} a layer.\n\n{table}"
+
+
+def _figures() -> str:
+    return f"""## Figures
+
+![Rank of each layer by transformer block and module kind]({RANKS_FIGURE})
+
+![Share of layers and components converged, by step]({CONVERGENCE_FIGURE})
+
+![Explained-variance ratio of each component, by module kind]({SPECTRA_FIGURE})
+
+The numbers behind them are in `spectrum.parquet` and `convergence.parquet`."""
+
+
+def _settings(provenance: Provenance) -> str:
+    rows = [
+        (f"`{group}.{key}`", _value(value))
+        for group in ("model", "data", "eva", "solver")
+        for key, value in provenance.config.get(group, {}).items()
+    ]
+    return "## Settings\n\n" + _table(("key", "value"), rows)
+
+
+def _provenance(result: PassResult, provenance: Provenance) -> str:
+    facts: dict[str, Any] = {
+        "fingerprint": provenance.fingerprint,
+        "created": provenance.created,
+        "published at": provenance.url,
+        "workers": provenance.world_size,
+        "seconds of the pass": round(result.seconds, 1),
+    }
+    for group in ("model", "tokenizer", "data", "versions"):
+        facts |= {f"{group}: {key}": value for key, value in getattr(provenance, group).items()}
+    rows = [(key, _value(value)) for key, value in facts.items()]
+    note = "`manifest.json` holds all of this, each layer's end, and the sha256 of every file."
+    return f"## Provenance\n\n{_table(('fact', 'value'), rows)}\n\n{note}"
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    # A pipe or a line break would end the table's cell, a back tick the code.
+    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+    return f"`{text}`" if text else "(empty)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

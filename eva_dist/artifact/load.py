@@ -1,0 +1,79 @@
+"""Load an artifact: from a folder or `file://` URL to what PEFT's `initialize_lora_eva_weights` takes."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from safetensors.torch import load
+from torch import Tensor
+
+from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
+
+MANIFEST_FILE = "manifest.json"
+_TENSOR_FILE = "eva_state_dict.safetensors"
+
+
+def load_eva_state_dict(source: str | os.PathLike[str], *, prefix: str = "base_model.model.") -> dict[str, Tensor]:
+    """Return layer name to float32 `[rank, in_features]`, ready for PEFT's `initialize_lora_eva_weights`.
+
+    The dict is fresh at each call, for PEFT's loader pops from the one it is given. Rank-0
+    layers are there as `[0, in_features]`: PEFT then removes the adapter from them.
+
+    Args:
+        source: folder or `file://` URL of an artifact, or of a revision in a store.
+        prefix: put before each name of the base model; the default gives the names in a
+            `PeftModel`, `prefix=""` those in the base model.
+
+    Raises:
+        ArtifactNotFoundError: there is no artifact at `source`.
+        IntegrityError: the tensor file is missing or differs from the manifest.
+        ConfigError: `source` is a URL that is not `file://`.
+    """
+    folder = source_folder(source)
+    expected = _expected_sha256(folder)
+    try:
+        content = (folder / _TENSOR_FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{folder / _TENSOR_FILE} is missing though the manifest lists it; {_REMEDY}") from error
+    # The bytes that were hashed are the bytes that are parsed: nobody can swap the file in between.
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise IntegrityError(
+            f"{folder / _TENSOR_FILE} has sha256 {actual}, but its manifest says {expected}; {_REMEDY}"
+        )
+    return {prefix + name: tensor for name, tensor in load(content).items()}
+
+
+_REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
+
+
+def source_folder(source: str | os.PathLike[str]) -> Path:
+    """Return the folder that a path or `file://` URL names; `ConfigError` for any other URL."""
+    text = os.fspath(source)
+    if "://" not in text:
+        return Path(text).expanduser()
+    url = urlsplit(text)
+    if url.scheme != "file" or url.netloc not in ("", "localhost"):
+        raise ConfigError(
+            f"source={text} must be a folder or a file:///... URL: this version reads nothing else; "
+            "download the artifact and give its folder"
+        )
+    return Path(url2pathname(url.path))
+
+
+def _expected_sha256(folder: Path) -> str:
+    path = folder / MANIFEST_FILE
+    try:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        return str(manifest["files"][_TENSOR_FILE]["sha256"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactNotFoundError(
+            f"no artifact at {folder}: it has no {MANIFEST_FILE}; check the path, repo_id and revision "
+            "(the `url` that the run printed)"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is not a manifest that lists {_TENSOR_FILE} ({error!r}); {_REMEDY}") from error

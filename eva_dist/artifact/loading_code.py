@@ -1,0 +1,71 @@
+"""The card's Python code: run as it stands where the artifact's folder can be reached."""
+
+from eva_dist.artifact.facts import Provenance
+from eva_dist.artifact.load import source_folder
+from eva_dist.config import EvaConfig
+
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+
+
+def adapter_code(provenance: Provenance) -> str:
+    """Return code that binds `model` to a trainable `PeftModel` of the ready adapter."""
+    return f"""\
+from peft import PeftModel
+from transformers import {_auto_class(provenance)}
+
+base = {_base_model(provenance)}
+model = PeftModel.from_pretrained(base, {str(source_folder(provenance.url))!r}, is_trainable=True)"""
+
+
+def state_dict_code(eva: EvaConfig, provenance: Provenance) -> str:
+    """Return code that binds `model` to a fresh `PeftModel` whose LoRA weights EVA has initialised."""
+    pattern = f"    rank_pattern={eva.rank_pattern!r},\n" if eva.rank_pattern else ""
+    task = provenance.model.get("task_type")
+    return f"""\
+import eva_dist
+from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from transformers import {_auto_class(provenance)}
+
+base = {_base_model(provenance)}
+eva_state_dict = eva_dist.load_eva_state_dict({provenance.url!r})
+config = LoraConfig(
+    r={eva.r},
+    lora_alpha={eva.lora_alpha!r},
+    target_modules=[name.removeprefix("base_model.model.") for name in eva_state_dict],
+{pattern}    task_type={task!r},
+    init_lora_weights="eva",
+    eva_config=EvaConfig(
+        rho={eva.rho!r},
+        tau={eva.tau!r},
+        use_label_mask={eva.use_label_mask!r},
+        label_mask_value={eva.label_mask_value!r},
+        whiten={eva.whiten!r},
+        adjust_scaling_factors={eva.adjust_scaling_factors!r},
+    ),
+)
+model = get_peft_model(base, config, low_cpu_mem_usage=True)
+initialize_lora_eva_weights(model, eva_state_dict=eva_state_dict)"""
+
+
+def _auto_class(provenance: Provenance) -> str:
+    return _AUTO_CLASSES.get(str(provenance.model.get("task_type")), "AutoModel")
+
+
+def _base_model(provenance: Provenance) -> str:
+    """Return the call that loads the base model as the run did."""
+    settings = provenance.config.get("model", {})
+    options = {
+        "revision": provenance.model.get("revision"),
+        "gguf_file": settings.get("gguf_file"),
+        "trust_remote_code": settings.get("trust_remote_code") or None,
+        **settings.get("config_overrides", {}),
+    }
+    given = [repr(str(provenance.model.get("id", "")))]
+    given += [f"{key}={value!r}" for key, value in options.items() if value is not None]
+    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)})"

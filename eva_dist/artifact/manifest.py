@@ -1,0 +1,68 @@
+"""`manifest.json`: what produced the artifact, how each layer ended, and the sha256 of every other file."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, LayerFacts, Provenance
+from eva_dist.artifact.load import MANIFEST_FILE
+from eva_dist.config import EvaConfig
+from eva_dist.controller import PassResult
+
+
+def status(layers: Sequence[LayerFacts]) -> str:
+    """Return `done`, or `not_converged` when any layer still turned."""
+    return "done" if all(facts.converged for facts in layers) else "not_converged"
+
+
+def write_manifest(
+    folder: Path, layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance
+) -> dict[str, Any]:
+    """Write the manifest over the files that are in `folder`, and return it as it reads back."""
+    state = result.state
+    stop = state.decision.stop
+    manifest = {
+        **dataclasses.asdict(provenance),
+        "format_version": FORMAT_VERSION,
+        "method": METHOD,
+        "status": status(layers),
+        "stop": None if stop is None else stop.value,
+        "steps": state.steps,
+        "tokens": state.tokens,
+        "epoch": state.epoch,
+        "seconds": result.seconds,
+        "seconds_by_phase": dict(state.seconds),
+        "r": eva.r,
+        "rank_budget": state.plan.rank_budget,
+        "largest_rank": max(facts.rank for facts in layers),
+        "layers_converged": state.layers_converged,
+        "layers_total": len(layers),
+        "layers": {facts.name: _layer(facts, state.tau, stop.value if stop else "stopped") for facts in layers},
+        "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
+    }
+    text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    read_back: dict[str, Any] = json.loads(text)
+    return read_back
+
+
+def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "rank": facts.rank,
+        "input_group": facts.group.tap,
+        "stop_reason": "converged" if facts.converged else stop,
+        "updates": facts.known.updates,
+        "skipped_steps": facts.known.skipped,
+    }
+    if not facts.converged:
+        below, lowest = facts.shortfall(tau)
+        described |= {"components_below_tau": below, "components_judged": facts.group_rank, "lowest_cosine": lowest}
+    return described
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}

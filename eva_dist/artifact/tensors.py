@@ -1,0 +1,55 @@
+"""The tensor files: `eva_state_dict.safetensors` and the ready adapter with B = 0.
+
+Written as bytes that depend on the tensors alone: one metadata key at most (with several,
+safetensors writes them in any order), and through Python's own file calls, so that a full
+disk is an `OSError` and the files get the process's usual permissions.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from eva_dist.artifact.facts import ADAPTER_FILE, STATE_DICT_FILE, LayerFacts
+from eva_dist.errors import ConfigError
+from eva_dist.numerics.components import adapter_rows
+
+_ADAPTER_PREFIX = "base_model.model."
+
+
+def state_dict(layers: Sequence[LayerFacts], whiten: bool) -> dict[str, Tensor]:
+    """Return base-model layer names to float32 `[rank, in_features]`; rank-0 layers stay, as `[0, in_features]`.
+
+    A dropped rank-0 key would make PEFT give that layer a full-rank Kaiming adapter.
+
+    Raises:
+        ConfigError: whitening divides by a singular value of zero.
+    """
+    tensors = {facts.name: adapter_rows(facts.components, facts.rank, whiten) for facts in layers}
+    for name, a_RD in tensors.items():
+        if not torch.isfinite(a_RD).all():
+            raise ConfigError(
+                f"eva.whiten={str(whiten).lower()} gives NaN or infinity for layer {name}, which has a singular value "
+                "of 0 among the components handed out; use eva.whiten=false, or a smaller eva.r or eva.rho"
+            )
+    return tensors
+
+
+def adapter(layers: Sequence[LayerFacts], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return PEFT's adapter: A `[rank, in_features]` and B zeros `[out_features, rank]`; no key for rank-0 layers."""
+    weights = {}
+    for facts in layers:
+        if facts.rank == 0:
+            continue
+        weights[f"{_ADAPTER_PREFIX}{facts.name}.lora_A.weight"] = tensors[facts.name]
+        weights[f"{_ADAPTER_PREFIX}{facts.name}.lora_B.weight"] = torch.zeros(facts.layer.out_features, facts.rank)
+    return weights
+
+
+def write_tensors(folder: Path, layers: Sequence[LayerFacts], whiten: bool) -> None:
+    """Write both tensor files."""
+    tensors = state_dict(layers, whiten)
+    for name, content in ((STATE_DICT_FILE, tensors), (ADAPTER_FILE, adapter(layers, tensors))):
+        (folder / name).write_bytes(save(content, metadata={"format": "pt"}))

@@ -1,0 +1,328 @@
+"""The settings of a run: one frozen dataclass a Hydra group, validated once.
+
+`Config` is what the package works with. Hydra needs unfrozen schemas, so `schema()`
+derives those twins from the same fields and `freeze()` turns a filled twin back into
+validated frozen values: no key is written down twice, and no `DictConfig` goes inside.
+
+Every complaint names key, value, allowed range and remedy; all of them are reported
+at once in one `ConfigError`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, get_type_hints
+
+from eva_dist.errors import ConfigError
+
+
+class Dtype(Enum):
+    """In what the model is loaded and its forward runs; statistics are float32 and better."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Task(Enum):
+    """PEFT's task types, by PEFT's names; `auto` reads the architecture from the model's config."""
+
+    auto = "auto"
+    CAUSAL_LM = "CAUSAL_LM"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+    SEQ_CLS = "SEQ_CLS"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+
+
+class SampleBy(Enum):
+    """What one sample of a plain text file is."""
+
+    line = "line"
+    paragraph = "paragraph"
+    document = "document"
+
+
+class SolverName(Enum):
+    """Which SVD tracker updates the components."""
+
+    subspace = "subspace"
+    incremental = "incremental"
+    covariance = "covariance"
+
+
+class Exchange(Enum):
+    """How token rows reach the owner of their input group."""
+
+    all_gather = "all_gather"
+    to_owner = "to_owner"
+
+
+class OnMaxSteps(Enum):
+    """What happens at `eva.max_steps` when layers have not converged."""
+
+    error = "error"
+    accept = "accept"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What to load. `config_overrides` goes to the model's config, e.g. `num_hidden_layers`."""
+
+    name_or_path: str = ""
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: Dtype = Dtype.auto
+    task: Task = Task.auto
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        if not self.name_or_path:
+            yield "model.name_or_path='' must be a model folder or a hub id; set it, or choose a group: model=..."
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to stream. A step is `step_size` samples over all workers; `batch_size` only how many are forwarded at once.
+
+    `path` is a file, a glob, or a hub id. `text_field` names a column of text or of chat
+    messages. With `prompt_field`, prompt and text are one sample and the prompt's tokens carry
+    `eva.label_mask_value`.
+    """
+
+    path: str = ""
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    prompt_field: str | None = None
+    sample_by: SampleBy = SampleBy.paragraph
+    max_length: int = 512
+    batch_size: int = 4
+    step_size: int = 16
+    num_samples: int | None = None
+    streaming: bool = False
+    shuffle: bool = True
+    seed: int = 0
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        if not self.path:
+            yield "data.path='' must be a file, a glob or a hub id; set it, or choose a group: data=..."
+        yield from _at_least("data.max_length", self.max_length, 1, "use the length you will train with")
+        yield from _at_least("data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once")
+        yield from _at_least("data.step_size", self.step_size, 1, "it is how many samples make one SVD update")
+        if self.num_samples is not None:
+            yield from _at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
+        elif self.streaming:
+            yield "data.num_samples=null must be set when data.streaming=true; say how many samples to take"
+        if not 0 <= self.seed < 2**32:
+            yield f"data.seed={self.seed} must be in 0..2**32-1; use 0"
+
+
+@dataclass(frozen=True)
+class EvaConfig:
+    """EVA's own settings, by PEFT's names (`LoraConfig` and `EvaConfig`)."""
+
+    r: int = 16
+    rho: float = 2.0
+    tau: float = 0.99
+    whiten: bool = False
+    lora_alpha: float = 16
+    target_modules: Any = None
+    exclude_modules: Any = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    use_label_mask: bool = True
+    label_mask_value: int = -100
+    adjust_scaling_factors: bool = True
+    max_steps: int = 200
+    on_max_steps: OnMaxSteps = OnMaxSteps.error
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        yield from _at_least("eva.r", self.r, 1, "it is the mean rank a layer gets, 16 is usual")
+        yield from _at_least("eva.rho", self.rho, 1.0, "use 1.0 for no redistribution")
+        if not 0.0 <= self.tau <= 1.0:
+            yield f"eva.tau={self.tau} must be in 0..1; it is a cosine, 0.99 is the paper's"
+        yield from _at_least("eva.max_steps", self.max_steps, 1, "it bounds the SVD updates, 200 is usual")
+        if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+            yield f"eva.lora_alpha={self.lora_alpha} must be > 0; r or 2 * r is usual"
+        for pattern, r in self.rank_pattern.items():
+            yield from _at_least(f"eva.rank_pattern.{pattern}", r, 1, "leave the layer out with eva.exclude_modules")
+        for key in ("target_modules", "exclude_modules"):
+            value = getattr(self, key)
+            if not _is_name_pattern(value):
+                yield f"eva.{key}={value!r} must be null, a list of names or a regex; e.g. 'eva.{key}=[q_proj,v_proj]'"
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """The SVD tracker and its options; `None` leaves an option at the tracker's default."""
+
+    name: SolverName = SolverName.subspace
+    oversampling: int | None = None
+    power_steps: int | None = None
+    seed: int = 42
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        allowed = {
+            SolverName.subspace: {"oversampling", "power_steps"},
+            SolverName.incremental: {"oversampling", "power_steps"},
+            SolverName.covariance: set[str](),
+        }[self.name]
+        for key in ("oversampling", "power_steps"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if key not in allowed:
+                yield f"solver.{key}={value} has no meaning with solver={self.name.value}; remove it"
+            yield from _at_least(f"solver.{key}", value, 0, "use null for the tracker's default")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The gang. `address` null starts Ray on this machine; `resources` is what one worker asks of Ray."""
+
+    num_workers: int = 1
+    shard_size: int = 1
+    exchange: Exchange = Exchange.all_gather
+    address: str | None = None
+    timeout_s: float = 1800.0
+    max_failures: int = 0
+    checkpoint_every: int = 0
+    threads_per_worker: int | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        yield from _at_least("cluster.num_workers", self.num_workers, 1, "use 1 for a single process")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            yield f"cluster.timeout_s={self.timeout_s} must be > 0 seconds; 1800 is usual"
+        if self.threads_per_worker is not None:
+            yield from _at_least("cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores")
+        for key, only, value in (
+            ("shard_size", 1, self.shard_size),
+            ("max_failures", 0, self.max_failures),
+            ("checkpoint_every", 0, self.checkpoint_every),
+        ):
+            if value != only:
+                yield f"cluster.{key}={value} must be {only}: this version does no more; set cluster.{key}={only}"
+        if self.exchange is not Exchange.all_gather:
+            yield f"cluster.exchange={self.exchange.value} must be all_gather: this version has no other; use all_gather"
+        for key, amount in self.resources.items():
+            if amount < 0:
+                yield f"cluster.resources.{key}={amount} must be >= 0; leave it out to ask for none"
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where artifacts are published: a `file://` URL or a folder."""
+
+    url: str = "eva-store"
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        if not self.url:
+            yield "store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva"
+        elif "://" in self.url and not self.url.startswith("file:///"):
+            yield f"store.url={self.url} must be file:///... or a folder: this version stores nowhere else; use a folder"
+
+
+@dataclass(frozen=True)
+class ArtifactConfig:
+    """Under what name the artifact is published; null derives `local/<model>` and e.g. `rho2.0-tau0.99`."""
+
+    repo_id: str | None = None
+    revision: str | None = None
+    overwrite: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        if self.repo_id is not None:
+            parts = self.repo_id.split("/")
+            if len(parts) != 2 or not all(_is_plain_name(part) for part in parts):
+                yield f"artifact.repo_id={self.repo_id} must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-model"
+        if self.revision is not None and not _is_plain_name(self.revision):
+            yield f"artifact.revision={self.revision} must be letters, digits, '-', '_', '.'; e.g. rho2.0-tau0.99"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run, by group."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eva: EvaConfig = field(default_factory=EvaConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` with every complaint of every group."""
+        groups = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        problems = [problem for group in groups for problem in group.problems()]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values (enums by name) that JSON can hold."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def schema() -> type:
+    """Return the unfrozen twin of `Config`, for Hydra's ConfigStore."""
+    groups = {name: _unfrozen(group) for name, group in get_type_hints(Config).items()}
+    return dataclasses.make_dataclass(
+        "ConfigSchema", [(name, twin, field(default_factory=twin)) for name, twin in groups.items()]
+    )
+
+
+def freeze(filled: Any) -> Config:
+    """Turn a filled `schema()` instance into a validated `Config`.
+
+    Raises:
+        ConfigError: one line for each setting that is out of range.
+    """
+    groups = get_type_hints(Config).items()
+    return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups})
+
+
+def _unfrozen(frozen: type) -> type:
+    hints = get_type_hints(frozen)
+    columns = []
+    for f in dataclasses.fields(frozen):
+        given = f.default_factory if f.default_factory is not dataclasses.MISSING else None
+        columns.append((f.name, hints[f.name], field(default_factory=given) if given else field(default=f.default)))
+    return dataclasses.make_dataclass(frozen.__name__ + "Schema", columns)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _at_least(key: str, value: float, least: float, remedy: str) -> Iterator[str]:
+    if not (math.isfinite(value) and value >= least):
+        yield f"{key}={value} must be >= {least}; {remedy}"
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
+
+
+def _is_name_pattern(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and all(isinstance(item, str) and item for item in value)
+    return value is None or (isinstance(value, str) and bool(value))

@@ -1,0 +1,274 @@
+"""Decisions of a pass, from summaries alone: no ray, no torch.distributed, no model.
+
+The driver folds the workers' `StepReport`s into a `PassState` and sends back one
+`StepDecision`. That record is the one backward edge of the flow: a layer counts as
+converged only over the components that the current allocation gives it, so the
+allocation decides which layers stay tapped. Every worker obeys the same record;
+workers that disagreed on the active groups would enter different collectives and hang.
+
+The rules are PEFT's (`eva.py`, `_get_eva_state_dict`): a converged group is no longer
+updated; it is tapped again when a later allocation gives it components that had not
+converged; ranks are allocated anew after each step once every group has components.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from torch import Tensor
+
+from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
+from eva_dist.numerics.allocation import allocate_ranks
+from eva_dist.numerics.components import Components
+from eva_dist.numerics.convergence import is_converged
+from eva_dist.plan import Plan
+
+
+class Stop(Enum):
+    """Why a pass ended."""
+
+    converged = "converged"
+    max_steps = "max_steps"
+    exhausted = "exhausted"
+
+
+@dataclass(frozen=True)
+class StepDecision:
+    """What every worker does next: run step `step` on the `active` input groups, or stop."""
+
+    step: int
+    active: tuple[int, ...]
+    stop: Stop | None = None
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One input group after one step, from its owner.
+
+    `cosines_K` and `ratios_K` are None when the tracker was not updated: the step had
+    fewer token rows than components. `cosines_K` alone is None at the first update.
+    """
+
+    group: int
+    rows: int
+    ratios_K: Tensor | None = None
+    cosines_K: Tensor | None = None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One worker's step: the groups it owns, the token rows it forwarded, seconds by phase.
+
+    `epoch` counts how often the data has been used up when the step ends; `exhausted` says
+    that there was no data left for this step and never will be.
+    """
+
+    groups: tuple[GroupReport, ...]
+    tokens: int
+    epoch: int
+    seconds: Mapping[str, float]
+    exhausted: bool = False
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """What the driver knows of one input group. `step` is the last step that updated it, -1 for none."""
+
+    ratios_K: Tensor | None = None
+    cosines_K: Tensor | None = None
+    rows: int = 0
+    updates: int = 0
+    skipped: int = 0
+    step: int = -1
+
+
+@dataclass(frozen=True)
+class ConvergenceRow:
+    """One line of `convergence.parquet`: an input group after one step."""
+
+    step: int
+    group: int
+    rows_seen: int
+    rank: int
+    components_converged: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PassState:
+    """All that is known after `steps` steps; replaced, never changed.
+
+    `ranks` holds the maximum ranks until every group has components, then the allocation.
+    """
+
+    plan: Plan
+    tau: float
+    max_steps: int
+    groups: tuple[GroupState, ...]
+    ranks: Mapping[str, int]
+    steps: int = 0
+    tokens: int = 0
+    epoch: int = 0
+    exhausted: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    history: tuple[ConvergenceRow, ...] = ()
+
+    def group_rank(self, group: int) -> int:
+        """Return the largest rank among the group's members."""
+        return max(self.ranks[name] for name in self.plan.groups[group].members)
+
+    def is_converged(self, group: int) -> bool:
+        """Tell whether the components that the allocation gives this group have converged."""
+        return is_converged(self.groups[group].cosines_K, self.group_rank(group), self.tau)
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the groups that still need data."""
+        return tuple(group.index for group in self.plan.groups if not self.is_converged(group.index))
+
+    @property
+    def layers_converged(self) -> int:
+        """How many layers (not groups) have converged."""
+        active = set(self.active)
+        return sum(len(group.members) for group in self.plan.groups if group.index not in active)
+
+    @property
+    def decision(self) -> StepDecision:
+        """What the workers do next."""
+        active = self.active
+        stop = None
+        if not active:
+            stop = Stop.converged
+        elif self.exhausted:
+            stop = Stop.exhausted
+        elif self.steps >= self.max_steps:
+            stop = Stop.max_steps
+        return StepDecision(self.steps, active, stop)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass hands to the artifact: the last state, the components by group, and seconds of the whole pass."""
+
+    state: PassState
+    components: Mapping[int, Components]
+    seconds: float
+
+
+def first_state(plan: Plan, tau: float, max_steps: int) -> PassState:
+    """Return the state before the first step: every group is active over all its components."""
+    return PassState(plan, tau, max_steps, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
+
+
+def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PassState:
+    """Fold one step's reports (one a worker) into the state.
+
+    Raises:
+        NonFiniteActivationsError: a layer's inputs held NaN or infinity.
+        EmptyStreamError: a whole epoch held no token that counts.
+        TooFewTokensError: a whole epoch went by without one update of some group.
+    """
+    groups = list(state.groups)
+    updated = [report for worker in reports for report in worker.groups]
+    for report in updated:
+        if not report.finite:
+            raise NonFiniteActivationsError(
+                f"inputs of layer {state.plan.groups[report.group].tap} hold NaN or infinity at step {state.steps}; "
+                "check the model's weights, or load it in float32 (model.dtype=float32)"
+            )
+        groups[report.group] = _advance_group(groups[report.group], report, state.steps)
+    moved = replace(
+        state,
+        groups=tuple(groups),
+        steps=state.steps + 1,
+        tokens=state.tokens + sum(report.tokens for report in reports),
+        epoch=max(report.epoch for report in reports),
+        exhausted=any(report.exhausted for report in reports),
+        seconds=_add_phases(state.seconds, reports),
+    )
+    moved = replace(moved, ranks=_allocate(moved))
+    moved = replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
+    if moved.epoch > 0 or moved.exhausted:
+        _refuse_starving(moved)
+    return moved
+
+
+def refuse_unconverged(state: PassState) -> None:
+    """Raise `NotConvergedError` that lists every layer that has not converged and by how much."""
+    lines = [_shortfall(state, group) for group in state.active]
+    if not lines:
+        return
+    why = "the data ran out" if state.exhausted else f"eva.max_steps={state.max_steps} was reached"
+    raise NotConvergedError(
+        f"{why} and {len(state.plan.layers) - state.layers_converged} of {len(state.plan.layers)} layers have not "
+        f"converged to eva.tau={state.tau}; raise eva.max_steps or data.step_size, lower eva.tau, or take the result "
+        "as it is with eva.on_max_steps=accept\n" + "\n".join(lines)
+    )
+
+
+def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupState:
+    if report.ratios_K is None:
+        return replace(group, skipped=group.skipped + 1)
+    return GroupState(
+        ratios_K=report.ratios_K,
+        cosines_K=report.cosines_K,
+        rows=group.rows + report.rows,
+        updates=group.updates + 1,
+        skipped=group.skipped,
+        step=step,
+    )
+
+
+def _allocate(state: PassState) -> Mapping[str, int]:
+    ratios = [group.ratios_K for group in state.groups]
+    if any(ratio is None for ratio in ratios):
+        return state.ranks
+    by_name = {name: ratios[group.index] for group in state.plan.groups for name in group.members}
+    return allocate_ranks({layer.name: by_name[layer.name] for layer in state.plan.layers}, state.plan.rank_budget)
+
+
+def _refuse_starving(state: PassState) -> None:
+    starving = [group for group in state.plan.groups if state.groups[group.index].updates == 0]
+    if not starving:
+        return
+    if state.tokens == 0:
+        raise EmptyStreamError(
+            f"{state.steps} steps, the whole data, held no token that counts: every one is masked or empty; "
+            "check the labels, or set eva.use_label_mask=false"
+        )
+    need = max(group.n_components for group in starving)
+    raise TooFewTokensError(
+        f"no step of the whole data had the {need} token rows that {need} components need "
+        f"({state.steps} steps, {state.tokens} token rows; starving: {_some([g.tap for g in starving])}); "
+        "raise data.step_size or data.max_length, or lower eva.r or eva.rho"
+    )
+
+
+def _row(state: PassState, group: int, seconds: float) -> ConvergenceRow:
+    known = state.groups[group]
+    converged = 0 if known.cosines_K is None else int((known.cosines_K >= state.tau).sum())
+    return ConvergenceRow(state.steps - 1, group, known.rows, state.group_rank(group), converged, seconds)
+
+
+def _shortfall(state: PassState, group: int) -> str:
+    rank, cosines_K = state.group_rank(group), state.groups[group].cosines_K
+    names = _some(state.plan.groups[group].members)
+    if cosines_K is None:
+        return f"  {names}: only {state.groups[group].updates} updates, {state.groups[group].skipped} steps too short"
+    below = int((cosines_K[:rank] < state.tau).sum())
+    return f"  {names}: {below} of {rank} components below, lowest cosine {float(cosines_K[:rank].min()):.4f}"
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _add_phases(total: Mapping[str, float], reports: Sequence[StepReport]) -> dict[str, float]:
+    """Add the slowest worker's seconds, phase by phase."""
+    phases = {phase for report in reports for phase in report.seconds} | set(total)
+    return {
+        phase: total.get(phase, 0.0) + max(report.seconds.get(phase, 0.0) for report in reports)
+        for phase in sorted(phases)
+    }

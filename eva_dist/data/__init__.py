@@ -1,0 +1,21 @@
+"""Rows -> token minibatches: deterministic, sharded by sample, a pure function of (config, step).
+
+| word | means |
+|---|---|
+| row | one usable (non-blank) record of the data set: its text, or its chat messages, and its prompt |
+| sample | a row rendered to one text, with the character spans whose tokens are masked in the labels |
+| step | `data.step_size` samples, whatever the number of workers; the unit of one SVD update |
+| minibatch | what one worker forwards at once: B samples of T tokens, right-padded |
+| epoch | one use of every row; each epoch has its own order, from `data.seed` and its number |
+
+    open_rows -> Rows -> sample_from_row -> Sample -> TokenStream.step -> StepData
+
+Nothing here keeps a position: any worker can ask for any step, twice or out of order,
+and a run resumes by asking for the step it stopped at.
+"""
+
+from eva_dist.data.rows import Rows, open_rows
+from eva_dist.data.samples import Sample, sample_from_row
+from eva_dist.data.stream import StepData, TokenStream
+
+__all__ = ["Rows", "Sample", "StepData", "TokenStream", "open_rows", "sample_from_row"]

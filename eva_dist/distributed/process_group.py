@@ -1,0 +1,55 @@
+"""Open and close the process group of a gang, always with a timeout."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def free_address() -> str:
+    """Return `tcp://<this node's address>:<free port>` for a rendezvous; call it where `global_rank` 0 runs."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    return f"tcp://{_node_address()}:{port}"
+
+
+def backend_for(device: torch.device) -> str:
+    """Return the backend that moves tensors of this device: nccl for CUDA, else gloo."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+@contextmanager
+def process_group(
+    address: str, global_rank: int, world_size: int, device: torch.device, timeout_s: float
+) -> Iterator[None]:
+    """Join the gang's process group; leave it when the context closes.
+
+    Raises:
+        RuntimeError: some member did not arrive within `timeout_s` (torch's `DistStoreError`).
+    """
+    dist.init_process_group(
+        backend_for(device),
+        init_method=address,
+        rank=global_rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _node_address() -> str:
+    """Return the address by which other nodes reach this one; no packet is sent."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737: only picks the outgoing interface
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -1,0 +1,380 @@
+"""`get_eva_state_dict`: PEFT's function, on our engine. In process, no ray.
+
+Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state_dict`
+(peft 0.21). What differs, on purpose:
+
+- a loader without `len`, a one-shot iterator and a `BatchEncoding` are taken;
+- `max_steps` bounds the pass, and what did not converge is named;
+- labels never reach the forward, nor does the head run (unless `forward_fn` says so);
+- `whiten` divides each layer once, members of an input group included;
+- under `torch.distributed` each SVD runs on one process only;
+- `target_modules=None` means the architecture's default targets, as in `get_peft_model`
+  (PEFT's function takes every linear layer), and `all-linear` is understood;
+- the result is float32 (PEFT: float64 from the second update on).
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
+from eva_dist.controller import PassState, StepDecision, StepReport, refuse_unconverged
+from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange
+from eva_dist.engine import (
+    GroupSvd,
+    Worker,
+    collect_components,
+    find_input_groups,
+    make_trackers,
+    run_pass,
+    run_step,
+)
+from eva_dist.errors import ConfigError, EmptyStreamError, LayerError
+from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device, select_tokens
+from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
+from eva_dist.modeling.taps import SelectRows
+from eva_dist.numerics.components import adapter_rows
+from eva_dist.plan import Layer, Plan, make_plan
+from eva_dist.progress import Progress
+
+_PROBE_MINIBATCHES = 8
+
+ForwardFn = Callable[[nn.Module, Any], Any]
+PrepareModelInputsFn = Callable[[Any, LoraConfig], Any]
+PrepareLayerInputsFn = Callable[[Any, Any, str], Tensor]
+
+
+def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: LoraConfig) -> Tensor:
+    """Return `[T, 2]` indices (sample, position) of the tokens that count: neither padding nor masked by label."""
+    if not isinstance(model_input, Mapping):
+        raise TypeError(
+            f"minibatches of type {type(model_input).__name__} must be mappings with input_ids; "
+            "pass your own prepare_model_inputs_fn and forward_fn for anything else"
+        )
+    mask_BT = model_input.get("attention_mask")
+    mask_BT = torch.ones_like(model_input["input_ids"]).bool() if mask_BT is None else mask_BT.bool()
+    eva = peft_config.eva_config
+    if eva is not None and eva.use_label_mask and "labels" in model_input:
+        mask_BT = mask_BT & (model_input["labels"] != eva.label_mask_value)
+    return mask_BT.nonzero()
+
+
+def prepare_layer_inputs_fn_language_modeling(layer_input: Any, model_input: Tensor, layer_name: str) -> Tensor:
+    """Return `[T, in_features]`: the rows of a layer's input at the indices that count."""
+    x = _first_tensor(layer_input, layer_name)
+    return x[model_input.T.unbind()]
+
+
+@torch.no_grad()
+def get_eva_state_dict(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    peft_config: LoraConfig | None = None,
+    forward_fn: ForwardFn | None = None,
+    prepare_model_inputs_fn: PrepareModelInputsFn | None = prepare_model_inputs_fn_language_modeling,
+    prepare_layer_inputs_fn: (
+        PrepareLayerInputsFn | Mapping[str, PrepareLayerInputsFn] | None
+    ) = prepare_layer_inputs_fn_language_modeling,
+    adapter_name: str = "default",
+    gather_distributed_inputs: bool = True,
+    show_progress_bar: bool = True,
+    *,
+    solver: str | SolverConfig = "subspace",
+    max_steps: int = 1000,
+    on_max_steps: str = "error",
+) -> dict[str, Tensor]:
+    """Compute EVA's components for every target layer of a model (arXiv 2410.07170).
+
+    Args:
+        model: a base model, or a `PeftModel` (its adapter is switched off meanwhile).
+        dataloader: minibatches; one of them is one SVD update. Starts again when used up.
+        peft_config: needed for a base model; else the `PeftModel`'s own.
+        forward_fn: `(model, inputs)`; None runs the trunk, without head and labels.
+        prepare_model_inputs_fn: `(inputs, peft_config)`, once a minibatch; what it returns goes to
+            `prepare_layer_inputs_fn`. None hands over the inputs as they are.
+        prepare_layer_inputs_fn: `(layer_input, model_input, layer_name) -> [T, in_features]`, or a
+            mapping from layer name to such a function; None flattens all but the last dimension,
+            also for layers that a mapping leaves out.
+        adapter_name: which adapter of a `PeftModel`.
+        gather_distributed_inputs: under `torch.distributed`, use the rows of all processes.
+        show_progress_bar: show progress on standard error.
+        solver: `subspace`, `incremental` (PEFT's arithmetic) or `covariance` (exact), or a `SolverConfig`.
+        max_steps: most SVD updates.
+        on_max_steps: `error` or `accept` what has not converged by then (or when a one-shot iterator ends).
+
+    Returns:
+        Layer name, as in `model.named_modules()`, to float32 `[rank, in_features]` on the model's
+        device; rank 0 is `[0, in_features]`.
+
+    Raises:
+        ConfigError, LayerError, EmptyStreamError, TooFewTokensError, NonFiniteActivationsError: all
+            `ValueError`s, each with its remedy.
+        NotConvergedError: `max_steps` reached with `on_max_steps="error"`; lists the layers.
+    """
+    config = _peft_config(model, peft_config, adapter_name)
+    solver_config, when_short = _options(solver, max_steps, on_max_steps)
+    targets = _targets(model, config)
+    functions = _LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
+    device = input_device(model)
+    stream = _LoaderStream(dataloader, device)
+    if not targets.layers:
+        return {}
+    forward = _CallbackForward(
+        config, forward_fn, find_trunk(model, [layer.name for layer in targets.layers]), prepare_model_inputs_fn, functions
+    )
+    ring = _Ring.join(gather_distributed_inputs)
+    with _evaluating(model), _adapter_off(model):
+        plan = _plan(model, targets.layers, forward, stream, ring)
+        worker = _worker(model, plan, forward, ring, solver_config)
+        state, svds = _run(worker, config.eva_config.tau, max_steps, stream, ring, show_progress_bar and ring.global_rank == 0)
+    if when_short is OnMaxSteps.error:
+        refuse_unconverged(state)
+    return _state_dict(model, state, worker, svds, ring, config.eva_config.whiten)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """The processes that take part: all of `torch.distributed`, or this one alone."""
+
+    global_rank: int
+    world_size: int
+
+    @classmethod
+    def join(cls, gather: bool) -> "_Ring":
+        if gather and dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls(0, 1)
+
+    def everyones(self, mine: Any) -> list[Any]:
+        """Return what each process holds, in rank order, the same list on all of them."""
+        if self.world_size == 1:
+            return [mine]
+        theirs: list[Any] = [None] * self.world_size
+        dist.all_gather_object(theirs, mine)
+        return theirs
+
+
+@dataclass(frozen=True)
+class _LoaderStep:
+    minibatches: Sequence[Any]
+    epoch: int
+    exhausted: bool
+
+
+class _LoaderStream:
+    """One minibatch of a loader after the other, from the start again when it is used up."""
+
+    def __init__(self, dataloader: Iterable[Any], device: torch.device | None) -> None:
+        self._dataloader = dataloader
+        self._device = device
+        self._iterator = iter(dataloader)
+        self._epoch = 0
+        self._waiting: deque[Any] = deque()
+        if next(self.peek(1), _NOTHING) is _NOTHING:
+            raise EmptyStreamError("dataloader is empty; it must give at least one minibatch")
+
+    def peek(self, most: int) -> Iterator[Any]:
+        """Yield up to `most` minibatches ahead; the steps to come will get them too."""
+        for i in range(most):
+            if i == len(self._waiting):
+                minibatch = next(self._iterator, _NOTHING)
+                if minibatch is _NOTHING:
+                    return
+                self._waiting.append(minibatch)
+            yield self._to_device(self._waiting[i])
+
+    def step(self) -> _LoaderStep:
+        minibatch = self._waiting.popleft() if self._waiting else next(self._iterator, _NOTHING)
+        if minibatch is _NOTHING:
+            self._epoch += 1
+            self._iterator = iter(self._dataloader)
+            minibatch = next(self._iterator, _NOTHING)
+        if minibatch is _NOTHING:
+            return _LoaderStep((), self._epoch, exhausted=True)
+        return _LoaderStep((self._to_device(minibatch),), self._epoch, exhausted=False)
+
+    def _to_device(self, minibatch: Any) -> Any:
+        return minibatch if self._device is None else move_to_device(minibatch, self._device)
+
+
+_NOTHING = object()
+
+
+class _LayerFunctions:
+    """`prepare_layer_inputs_fn` as given: one function, a mapping by layer name, or None."""
+
+    def __init__(
+        self, given: PrepareLayerInputsFn | Mapping[str, PrepareLayerInputsFn] | None, layers: Sequence[str]
+    ) -> None:
+        self._given = given
+        unknown = sorted(set(given) - set(layers)) if isinstance(given, Mapping) else []
+        if unknown:
+            raise LayerError(
+                "prepare_layer_inputs_fn is a mapping but the following module names were not found in the model: "
+                f"{unknown}; the target layers are {list(layers[:3])} and so on"
+            )
+
+    def __call__(self, layer_input: Any, model_input: Any, name: str) -> Tensor:
+        function = self._given.get(name) if isinstance(self._given, Mapping) else self._given
+        rows = _flatten(layer_input, name) if function is None else function(layer_input, model_input, name)
+        if rows.dim() != 2:
+            raise LayerError(
+                f"prepare_layer_inputs_fn returned shape {tuple(rows.shape)} for layer {name}; "
+                "it must be 2-d, [tokens, in_features]"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class _CallbackForward:
+    """PEFT's callbacks as the engine's `Forward`."""
+
+    config: LoraConfig
+    forward_fn: ForwardFn | None
+    trunk: Trunk
+    prepare_model_inputs_fn: PrepareModelInputsFn | None
+    prepare_layer_inputs_fn: _LayerFunctions
+
+    def run(self, model: nn.Module, minibatch: Any) -> None:
+        if self.forward_fn is not None:
+            self.forward_fn(model, minibatch)
+        elif isinstance(minibatch, Mapping):
+            self.trunk.run(minibatch)
+        else:
+            raise TypeError(f"minibatches of type {type(minibatch).__name__} are no mappings: pass a forward_fn")
+
+    def select(self, minibatch: Any) -> SelectRows:
+        if self.prepare_model_inputs_fn is None:
+            prepared = copy.copy(minibatch)
+        else:
+            prepared = self.prepare_model_inputs_fn(minibatch, self.config)
+        return lambda arguments, name: self.prepare_layer_inputs_fn(arguments, prepared, name)
+
+
+def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) -> LoraConfig:
+    config = given
+    if config is None:
+        if not hasattr(model, "peft_config"):
+            raise ConfigError("peft_config is required if model is not a PeftModel; pass a LoraConfig")
+        adapters: Any = model.peft_config
+        config = adapters[adapter_name]
+    if config.eva_config is None:
+        raise ConfigError("peft_config.eva_config=None must be a peft.EvaConfig; e.g. EvaConfig(rho=2.0, tau=0.99)")
+    return config
+
+
+def _options(solver: str | SolverConfig, max_steps: int, on_max_steps: str) -> tuple[SolverConfig, OnMaxSteps]:
+    try:
+        config = solver if isinstance(solver, SolverConfig) else SolverConfig(SolverName(solver))
+        when_short = OnMaxSteps(on_max_steps)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}; solver is one of {[name.value for name in SolverName]}, "
+            f"on_max_steps one of {[name.value for name in OnMaxSteps]}"
+        ) from error
+    problems = [*config.problems(), *(p for p in EvaConfig(max_steps=max_steps).problems())]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config, when_short
+
+
+def _targets(model: nn.Module, config: LoraConfig) -> Targets:
+    if hasattr(model, "peft_config"):
+        return resolve_peft_model_targets(model, config)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = resolve_targets(model.module, config)
+        renamed = tuple(Layer(f"module.{la.name}", la.in_features, la.out_features, la.r, la.max_rank) for la in inner.layers)
+        return Targets(renamed, inner.unsupported)
+    return resolve_targets(model, config)
+
+
+def _plan(model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: _LoaderStream, ring: _Ring) -> Plan:
+    """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
+    found = find_input_groups(model, [layer.name for layer in layers], forward, stream.peek(_PROBE_MINIBATCHES))
+    return make_plan(layers, ring.everyones(found)[0], ring.world_size)
+
+
+def _worker(model: nn.Module, plan: Plan, forward: _CallbackForward, ring: _Ring, solver: SolverConfig) -> Worker:
+    parameter = next(p for p in model.parameters() if p.is_floating_point() and p.device.type != "meta")
+    return Worker(
+        model=model,
+        plan=plan,
+        forward=forward,
+        exchange=LocalExchange() if ring.world_size == 1 else AllGatherExchange(),
+        trackers=make_trackers(solver, plan.groups),
+        names={layer.name: layer.name for layer in plan.layers},
+        dtype=parameter.dtype,
+        device=parameter.device,
+    )
+
+
+def _run(
+    worker: Worker, tau: float, max_steps: int, stream: _LoaderStream, ring: _Ring, show: bool
+) -> tuple[PassState, dict[int, GroupSvd]]:
+    svds: dict[int, GroupSvd] = {}
+
+    def step(decision: StepDecision) -> list[StepReport]:
+        """Every process folds the same reports by the same pure function, so all come to the same decision."""
+        nonlocal svds
+        report, svds = run_step(worker, decision, stream.step(), svds)
+        return ring.everyones(report)
+
+    progress = Progress() if show else None
+    try:
+        state, _ = run_pass(worker.plan, tau, max_steps, step, progress or (lambda state: None))
+    finally:
+        if progress:
+            progress.close()
+    return state, svds
+
+
+def _state_dict(
+    model: nn.Module, state: PassState, worker: Worker, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
+) -> dict[str, Tensor]:
+    components = {group: c for part in ring.everyones(collect_components(svds)) for group, c in part.items()}
+    by_layer = {name: group for group in state.plan.groups for name in group.members}
+    result = {}
+    for layer in state.plan.layers:
+        group, rank = by_layer[layer.name], state.ranks[layer.name]
+        if group.index in components:
+            rows = adapter_rows(components[group.index], rank, whiten)
+        else:
+            rows = torch.empty(0, layer.in_features)
+        result[layer.name] = rows.to(worker.device)
+    return result
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, and every module back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+    disable: Callable[[], AbstractContextManager[Any]] | None = getattr(model, "disable_adapter", None)
+    return disable() if hasattr(model, "peft_config") and disable is not None else nullcontext()
+
+
+def _first_tensor(layer_input: Any, name: str) -> Tensor:
+    x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
+    if not isinstance(x, Tensor):
+        raise TypeError(f"unsupported input type {type(x)} in layer {name}; pass your own prepare_layer_inputs_fn")
+    return x
+
+
+def _flatten(layer_input: Any, name: str) -> Tensor:
+    x = _first_tensor(layer_input, name)
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,1 @@
+"""Everything that touches a model: load it, resolve target layers, tap their inputs."""

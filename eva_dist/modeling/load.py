@@ -1,0 +1,196 @@
+"""Load the part of a model whose activations EVA needs, and name its layers as PEFT will.
+
+Layers are named in the *base* model, the one that `PeftModel` will wrap
+(`LlamaForCausalLM`: `model.layers.0…`). What runs is its trunk alone (`LlamaModel`:
+`layers.0…`), so no language-model head and no loss; `Architecture.prefix` is the
+difference. Only a target outside the trunk makes the whole base model run.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto import modeling_auto
+from transformers.utils import cached_file
+
+from eva_dist.config import Dtype, ModelConfig, Task
+from eva_dist.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+_AUTO_CLASSES = {
+    Task.CAUSAL_LM: AutoModelForCausalLM,
+    Task.FEATURE_EXTRACTION: AutoModel,
+    Task.SEQ_CLS: AutoModelForSequenceClassification,
+    Task.TOKEN_CLS: AutoModelForTokenClassification,
+    Task.QUESTION_ANS: AutoModelForQuestionAnswering,
+}
+_HEADS = {
+    Task.CAUSAL_LM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    Task.SEQ_CLS: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    Task.TOKEN_CLS: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    Task.QUESTION_ANS: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+}
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without weights: its config, its task, and its base model on the meta device."""
+
+    config: PreTrainedConfig
+    task: Task
+    skeleton: nn.Module
+
+    def prefix(self, layers: Iterable[str]) -> str:
+        """Return what to strip from base-model names to get trunk names; empty if a layer lies outside the trunk."""
+        trunk = getattr(self.skeleton, "base_model_prefix", "")
+        if not trunk or getattr(self.skeleton, trunk, None) is None:
+            return ""
+        return f"{trunk}." if all(name.startswith(f"{trunk}.") for name in layers) else ""
+
+
+def read_architecture(model: ModelConfig) -> Architecture:
+    """Read the model's config and build its base model without weights.
+
+    Raises:
+        ConfigError: no such model, or a task that it does not have.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.name_or_path={model.name_or_path} is neither a model folder nor a hub id that can be read "
+            f"({_first_line(error)}); check the path, model.revision and model.gguf_file"
+        ) from error
+    if config.is_encoder_decoder:
+        raise ConfigError(
+            f"model.name_or_path={model.name_or_path} is an encoder-decoder ({config.model_type}), which the job cannot "
+            "feed; call eva_dist.get_eva_state_dict with your own dataloader"
+        )
+    task = _task(model.task, config)
+    try:
+        with torch.device("meta"):
+            skeleton = _AUTO_CLASSES[task].from_config(config, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        allowed = ", ".join(known.value for known in _AUTO_CLASSES)
+        raise ConfigError(
+            f"model.task={task.value} does not fit {config.model_type} ({_first_line(error)}); one of: {allowed}"
+        ) from error
+    return Architecture(config, task, skeleton)
+
+
+def load_model(model: ModelConfig, task: Task, prefix: str, device: torch.device) -> nn.Module:
+    """Load the weights onto `device`, ready for forwards: the trunk if `prefix` is set, else the base model."""
+    loader = AutoModel if prefix else _AUTO_CLASSES[task]
+    dtype = "auto" if model.dtype is Dtype.auto else getattr(torch, model.dtype.value)
+    loaded = loader.from_pretrained(model.name_or_path, dtype=dtype, **_source(model), **model.config_overrides)
+    return loaded.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path, **_source(model))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.name_or_path={model.name_or_path} holds no tokenizer that can be read ({_first_line(error)}); "
+            "save the tokenizer beside the model"
+        ) from error
+
+
+def describe_model(model: ModelConfig, architecture: Architecture) -> dict[str, Any]:
+    """Return what identifies the weights: for a hub id its commit, for a folder the sha256 of its weight files."""
+    commit = getattr(architecture.config, "_commit_hash", None)
+    config = architecture.config.to_diff_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype"):
+        config.pop(volatile, None)
+    return {
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "weights": f"commit:{commit}" if commit else _hash_weights(Path(model.name_or_path), model.gguf_file),
+        "dtype": model.dtype.value,
+        "task": architecture.task.value,
+    }
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what identifies the tokenizer: a hash of its vocabulary, its rules and its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    template = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return {"class": type(tokenizer).__name__, "sha256": hashlib.sha256((rules + template).encode()).hexdigest()}
+
+
+def find_weights(model: ModelConfig) -> None:
+    """Raise `ConfigError` unless weights lie where they will be loaded from; cheap, reads none."""
+    folder = Path(model.name_or_path)
+    if folder.is_dir():
+        _weight_files(folder, model.gguf_file)
+        return
+    cached_file(model.name_or_path, "config.json", revision=model.revision)
+
+
+def _source(model: ModelConfig) -> dict[str, Any]:
+    source: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision is not None:
+        source["revision"] = model.revision
+    if model.gguf_file is not None:
+        source["gguf_file"] = model.gguf_file
+    return source
+
+
+def _task(wanted: Task, config: PreTrainedConfig) -> Task:
+    if wanted is not Task.auto:
+        return wanted
+    architectures = set(config.architectures or ())
+    for task, names in _HEADS.items():
+        known = names.get(config.model_type, ())
+        if architectures & ({known} if isinstance(known, str) else set(known)):
+            return task
+    return Task.FEATURE_EXTRACTION
+
+
+def _weight_files(folder: Path, gguf_file: str | None) -> list[Path]:
+    names = [folder / gguf_file] if gguf_file else sorted(f for f in folder.iterdir() if f.suffix in _WEIGHT_SUFFIXES)
+    files = [name for name in names if name.is_file()]
+    if any(name.suffix == ".safetensors" for name in files):
+        files = [name for name in files if name.suffix == ".safetensors"]
+    if not files:
+        raise ConfigError(
+            f"model.name_or_path={folder} holds no weights ({', '.join('*' + s for s in _WEIGHT_SUFFIXES)}); "
+            "save the model there, or set model.gguf_file"
+        )
+    return files
+
+
+def _hash_weights(folder: Path, gguf_file: str | None) -> str:
+    digest = hashlib.sha256()
+    for name in _weight_files(folder, gguf_file):
+        with name.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

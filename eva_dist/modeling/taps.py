@@ -1,0 +1,100 @@
+"""Tap the inputs of chosen layers during a forward, and tell which layers share one."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SelectRows = Callable[[Any, str], Tensor]
+"""`(positional arguments of the layer, layer name) -> [T, in_features]`: the token rows that count."""
+
+
+@contextmanager
+def tap_inputs(model: nn.Module, names: Iterable[str], take: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `take(name, positional arguments)` whenever a named module is entered while the context is open.
+
+    Hooks are gone when the context closes, whatever happens.
+    """
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _module, arguments, name=name: take(name, arguments)  # type: ignore[misc]
+        )
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def collect_rows(model: nn.Module, names: Iterable[str], select: SelectRows) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield a dict that fills up as forwards run: module name to the token rows of each call.
+
+    Rows are `[T, in_features]` on the module's device, in the model's dtype, and never a
+    view of what the model goes on to use.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    with tap_inputs(model, rows, lambda name, args: rows[name].append(_own(select(args, name), args))):
+        yield rows
+
+
+class InputDigests:
+    """Digests of the token rows that each layer received, to tell which layers share an input.
+
+    Only digests are kept, so memory stays that of the forward. `select` picks the rows of
+    the minibatch under way.
+    """
+
+    select: SelectRows
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._digests = {name: hashlib.blake2b() for name in names}
+        self._seen = dict.fromkeys(self._digests, 0)
+
+    def take(self, name: str, arguments: Any) -> None:
+        """Add what entered a layer."""
+        rows = self.select(arguments, name).detach()
+        self._seen[name] += rows.shape[0]
+        self._digests[name].update(repr((tuple(rows.shape), rows.dtype)).encode())
+        self._digests[name].update(rows.contiguous().cpu().view(torch.uint8).numpy().data)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every layer has seen a token."""
+        return all(self._seen.values())
+
+    def names(self) -> list[list[str]]:
+        """Return the layers by exactly equal rows; one that saw no token shares its input with nobody."""
+        members: dict[Any, list[str]] = defaultdict(list)
+        for name, digest in self._digests.items():
+            members[digest.digest() if self._seen[name] else name].append(name)
+        return list(members.values())
+
+
+@contextmanager
+def collect_groups(model: nn.Module, names: Sequence[str]) -> Iterator[InputDigests]:
+    """Yield digests that fill up as forwards run; set their `select` before each forward."""
+    digests = InputDigests(names)
+    with tap_inputs(model, names, digests.take):
+        yield digests
+
+
+def concatenate(calls: Sequence[Tensor], in_features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `[T, in_features]`: the rows of all calls in order, or none."""
+    if not calls:
+        return torch.empty(0, in_features, dtype=dtype, device=device)
+    return torch.cat(list(calls)) if len(calls) > 1 else calls[0]
+
+
+def _own(rows: Tensor, arguments: Any) -> Tensor:
+    """Copy rows that are still a view of the layer's input: later in-place operations would change them."""
+    inputs = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
+    shared = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
+    rows = rows.detach()
+    return rows.clone() if rows.untyped_storage().data_ptr() in shared else rows

@@ -1,0 +1,44 @@
+"""What a tracker has found: the leading components of a layer's inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Components:
+    """Leading principal components, strongest first.
+
+    Attributes:
+        v_KD: right-singular vectors of the centred rows, unit norm, one per row.
+        singular_values_K: of the centred rows (not divided by the number of rows).
+        explained_variance_ratio_K: `singular_values_K**2` over the *total* variance, all D directions.
+    """
+
+    v_KD: Tensor
+    singular_values_K: Tensor
+    explained_variance_ratio_K: Tensor
+
+
+def fix_signs(v_KD: Tensor) -> Tensor:
+    """Return the rows with the sign that makes each row's largest-magnitude entry positive.
+
+    The rule of `IncrementalPCA._svd_flip(u_based_decision=False)` in scikit-learn and PEFT.
+    """
+    largest_K1 = v_KD.abs().argmax(dim=1, keepdim=True)
+    return v_KD * torch.where(v_KD.gather(1, largest_K1) < 0, -1.0, 1.0).to(v_KD.dtype)
+
+
+def adapter_rows(components: Components, rank: int, whiten: bool) -> Tensor:
+    """Return LoRA's A for one layer: float32 `[rank, in_features]`, contiguous, a copy.
+
+    With `whiten`, row i is divided by `sqrt(singular_values_K[i])`, as PEFT intends
+    (`eva.py`, end of `_get_eva_state_dict`). PEFT divides a view that the members of an
+    input group share, so there each member is whitened once more than the one before;
+    here every layer is whitened once, from the tracker's own vectors.
+    """
+    rows = components.v_KD[:rank].detach().to("cpu", torch.float64)
+    if whiten:
+        rows = rows / components.singular_values_K[:rank].to("cpu", torch.float64).sqrt()[:, None]
+    return rows.to(torch.float32).clone(memory_format=torch.contiguous_format)

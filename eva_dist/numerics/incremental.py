@@ -1,0 +1,72 @@
+"""`solver=incremental`: PEFT's `IncrementalPCA` as EVA uses it, step for step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eva_dist.numerics.components import Components, fix_signs
+from eva_dist.numerics.tracker import Moments, Tracker, add_rows
+
+
+@dataclass(frozen=True)
+class IncrementalState:
+    """`v_KD` and `singular_values_K` as of the last update: float32 after the first, float64 after later ones."""
+
+    moments: Moments
+    v_KD: Tensor
+    singular_values_K: Tensor
+
+
+@dataclass(frozen=True)
+class IncrementalTracker(Tracker[IncrementalState]):
+    """Incremental PCA by a randomised SVD of [components kept; new rows; mean correction].
+
+    Source: peft 0.21 `utils/incremental_pca.py` with `lowrank=True`, after scikit-learn and
+    Ross et al. 2008; the SVD is `torch.svd_lowrank` (Halko et al. 2011, algorithm 4.4) with
+    `q = K + oversampling` (PEFT: 2 K) and `power_steps` iterations (PEFT: 4), reseeded at
+    every update. As there, the float64 mean promotes everything from the second update on.
+
+    Where PEFT fails because a minibatch has between K and `q` rows, `q` is cut to fit.
+
+    Cost: 2 (power_steps + 1) products of (K + T + 1) x D by q in float64, and as many QRs.
+    State: K x D.
+    """
+
+    n_components: int
+    oversampling: int | None = None
+    power_steps: int = 4
+    seed: int = 42
+
+    def update(self, state: IncrementalState | None, x_TD: Tensor) -> IncrementalState:
+        """Return the state with T more token rows, `n_components <= T`."""
+        x_TD = x_TD.to(torch.float32)
+        moments, _ = add_rows(state.moments if state else None, x_TD)
+        if state is None:
+            stack_RD = x_TD - moments.mean_D.to(torch.float32)
+        else:
+            batch_mean_D = x_TD.mean(dim=0)
+            weight = state.moments.rows * x_TD.shape[0] / moments.rows
+            correction_D = weight**0.5 * (state.moments.mean_D - batch_mean_D)
+            kept_KD = (state.singular_values_K[:, None] * state.v_KD).double()
+            stack_RD = torch.vstack((kept_KD, (x_TD - batch_mean_D).double(), correction_D[None]))
+        v_KD, singular_values_K = self._svd(stack_RD)
+        return IncrementalState(moments, v_KD, singular_values_K)
+
+    def components(self, state: IncrementalState) -> Components:
+        """Return the `n_components` leading components, signs fixed."""
+        ratios_K = state.singular_values_K.double().square() / state.moments.total_variance
+        return Components(state.v_KD, state.singular_values_K, ratios_K)
+
+    def moments(self, state: IncrementalState) -> Moments:
+        """Return the exact moments of all rows seen."""
+        return state.moments
+
+    def _svd(self, stack_RD: Tensor) -> tuple[Tensor, Tensor]:
+        k = self.n_components
+        q = min(k + (k if self.oversampling is None else self.oversampling), *stack_RD.shape)
+        devices = [stack_RD.device] if stack_RD.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            _, singular_values_Q, v_DQ = torch.svd_lowrank(stack_RD, q=q, niter=self.power_steps)
+        return fix_signs(v_DQ.mT[:k]), singular_values_Q[:k]

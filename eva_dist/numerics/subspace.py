@@ -1,0 +1,93 @@
+"""`solver=subspace`: a warm-started block tracker, the default."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eva_dist.numerics.components import Components, fix_signs
+from eva_dist.numerics.tracker import Moments, Tracker, add_rows
+
+
+@dataclass(frozen=True)
+class SubspaceState:
+    """The tracked block, strongest first: Q = K + oversampling components, more than are handed out."""
+
+    moments: Moments
+    v_QD: Tensor
+    singular_values_Q: Tensor
+
+
+@dataclass(frozen=True)
+class SubspaceTracker(Tracker[SubspaceState]):
+    n_components: int
+    oversampling: int | None = None
+    power_steps: int = 1
+    seed: int = 42
+
+    def update(self, state: SubspaceState | None, x_TD: Tensor) -> SubspaceState:
+        """Return the state with T more token rows, `n_components <= T`."""
+        moments, centred = add_rows(state.moments if state else None, x_TD.to(torch.float32))
+        if state is None:
+            stack_RD = centred.x_TD
+            basis_DQ = self._first_basis(stack_RD)
+        else:
+            kept_QD = state.singular_values_Q[:, None] * state.v_QD
+            stack_RD = torch.vstack((kept_QD, centred.x_TD, centred.correction_D[None]))
+            basis_DQ = self._widen(state.v_QD.mT, stack_RD)
+            for _ in range(self.power_steps):
+                basis_DQ = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DQ))
+        v_QD, singular_values_Q = _rayleigh_ritz(stack_RD, basis_DQ)
+        return SubspaceState(moments, v_QD, singular_values_Q)
+
+    def components(self, state: SubspaceState) -> Components:
+        """Return the `n_components` leading components, signs fixed."""
+        k = self.n_components
+        ratios_K = state.singular_values_Q[:k].double().square() / state.moments.total_variance
+        return Components(fix_signs(state.v_QD[:k]), state.singular_values_Q[:k], ratios_K)
+
+    def moments(self, state: SubspaceState) -> Moments:
+        """Return the exact moments of all rows seen."""
+        return state.moments
+
+    def _width(self, in_features: int) -> int:
+        extra = self.n_components if self.oversampling is None else self.oversampling
+        return min(self.n_components + extra, in_features)
+
+    def _random(self, like_RD: Tensor, width: int) -> Tensor:
+        """Draw `[R, width]` normal numbers on the CPU, so that every device starts from the same ones."""
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn(like_RD.shape[0], width, generator=generator, dtype=torch.float32)
+        return drawn.to(like_RD.device)
+
+    def _first_basis(self, stack_RD: Tensor, power_steps: int = 4) -> Tensor:
+        width = min(self._width(stack_RD.shape[1]), stack_RD.shape[0])
+        basis_DQ = _orthonormal(stack_RD.mT @ self._random(stack_RD, width))
+        for _ in range(power_steps):
+            basis_DQ = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DQ))
+        return basis_DQ
+
+    def _widen(self, basis_DQ: Tensor, stack_RD: Tensor) -> Tensor:
+        """Fill the block up when a short first minibatch left it narrower than its full width."""
+        missing = self._width(basis_DQ.shape[0]) - basis_DQ.shape[1]
+        if missing <= 0:
+            return basis_DQ
+        fresh_DM = stack_RD.mT @ self._random(stack_RD, missing)
+        return _orthonormal(torch.hstack((basis_DQ, fresh_DM)))
+
+
+def _orthonormal(y_DQ: Tensor) -> Tensor:
+    """Return an orthonormal basis of the columns (Householder QR: stable however small the last columns are)."""
+    return torch.linalg.qr(y_DQ).Q
+
+
+def _rayleigh_ritz(stack_RD: Tensor, basis_DQ: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best `v_QD` and singular values of `stack_RD` within the span of `basis_DQ`.
+
+    The small Gram is formed in float64 from the projected rows: its products carry
+    float32 rounding of the *projection* only, never of the Gram of raw activations.
+    """
+    projected_RQ = (stack_RD @ basis_DQ).double()
+    eigenvalues_Q, rotation_QQ = torch.linalg.eigh(projected_RQ.mT @ projected_RQ)
+    v_QD = (basis_DQ.double() @ rotation_QQ.flip(1)).mT
+    return v_QD.to(basis_DQ.dtype).contiguous(), eigenvalues_Q.flip(0).clamp_min(0.0).sqrt().to(basis_DQ.dtype)

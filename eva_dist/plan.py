@@ -1,0 +1,119 @@
+"""What a pass will do, fixed before its first step: layers, input groups, budget, owners.
+
+PEFT's rules hold (peft 0.21, `tuners/lora/eva.py`): a layer's `r` is `eva.r` unless
+`rank_pattern` names it; the budget is the sum of `r` over every target, members of an
+input group included; the members of an input group share the largest of their
+maximum ranks, for one SVD serves them all.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eva_dist.errors import LayerError
+
+_RHO_CEILING = 1000.0
+"""Above it PEFT caps the maximum rank by the model's largest dimension; here `in_features` caps it always."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One target module. `name` is qualified in the model it was resolved on; `max_rank = round(r * rho)`."""
+
+    name: str
+    in_features: int
+    out_features: int
+    r: int
+    max_rank: int
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Layers that receive the same input: one SVD of `n_components` serves them all.
+
+    `members` is in model order; the first one carries the tap. `owner` is the
+    `global_rank` of the worker that keeps the SVD state.
+    """
+
+    index: int
+    members: tuple[str, ...]
+    in_features: int
+    n_components: int
+    owner: int
+
+    @property
+    def tap(self) -> str:
+        """Name of the layer whose input is tapped."""
+        return self.members[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layers in model order, their input groups, and the ranks to hand out."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[InputGroup, ...]
+    rank_budget: int
+
+    def owned_by(self, global_rank: int) -> tuple[InputGroup, ...]:
+        """Return the input groups whose SVD state `global_rank` keeps."""
+        return tuple(group for group in self.groups if group.owner == global_rank)
+
+    def max_ranks(self) -> dict[str, int]:
+        """Return the most components each layer can get, by layer name in model order."""
+        by_name = {name: group.n_components for group in self.groups for name in group.members}
+        return {layer.name: by_name[layer.name] for layer in self.layers}
+
+
+def make_layer(name: str, in_features: int, out_features: int, r: int, rho: float) -> Layer:
+    """Return the layer with its maximum rank, `round(r * rho)` but at most `in_features`.
+
+    Raises:
+        LayerError: if `r` exceeds the layer's `in_features`.
+    """
+    if r > in_features:
+        raise LayerError(
+            f"eva.r={r} must be <= in_features={in_features} of layer {name}; "
+            "use a smaller eva.r, or set eva.rank_pattern for this layer"
+        )
+    max_rank = in_features if rho > _RHO_CEILING else min(round(r * rho), in_features)
+    return Layer(name, in_features, out_features, r, max_rank)
+
+
+def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], world_size: int = 1) -> Plan:
+    """Build the plan.
+
+    Args:
+        layers: the target layers, in model order.
+        same_input: names of layers that receive the same input, each name once.
+        world_size: number of workers; input groups are packed onto them by cost.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    order = {layer.name: i for i, layer in enumerate(layers)}
+    members = sorted((tuple(sorted(names, key=order.__getitem__)) for names in same_input), key=lambda m: order[m[0]])
+    assert sorted(name for names in members for name in names) == sorted(by_name), "input groups must partition layers"
+    dims = [by_name[names[0]].in_features for names in members]
+    components = [max(by_name[name].max_rank for name in names) for names in members]
+    owners = _pack([dim * k for dim, k in zip(dims, components, strict=True)], world_size)
+    groups = tuple(
+        InputGroup(i, names, dims[i], components[i], owners[i]) for i, names in enumerate(members)
+    )
+    return Plan(tuple(layers), groups, sum(layer.r for layer in layers))
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of what decides the numbers, given as JSON-like values; key order does not matter."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _pack(costs: Sequence[int], bins: int) -> list[int]:
+    """Assign each item to the least loaded bin, dearest first (greedy LPT); ties go to the lowest index."""
+    load = [0] * bins
+    owner = [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owner[item] = min(range(bins), key=lambda b: (load[b], b))
+        load[owner[item]] += costs[item]
+    return owner

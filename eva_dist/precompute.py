@@ -1,0 +1,225 @@
+"""One run, from settings to a published artifact: prepare, answer from the store or compute, publish.
+
+`prepare` does all that needs neither weights nor actors, so whatever is wrong with the
+settings, the model's config, the data or the store is said before anything starts.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eva_dist.artifact.build import Provenance, build_artifact
+from eva_dist.config import Config, OnMaxSteps, Task
+from eva_dist.controller import PassResult, PassState, refuse_unconverged
+from eva_dist.data import open_rows
+from eva_dist.engine import make_tracker
+from eva_dist.modeling.load import (
+    Architecture,
+    describe_model,
+    describe_tokenizer,
+    load_tokenizer,
+    read_architecture,
+)
+from eva_dist.modeling.peft_rules import Targets, lora_config, resolve_targets
+from eva_dist.plan import fingerprint
+from eva_dist.store.local import LocalStore, Published
+
+NUMERICS_VERSION = 1
+"""Part of every fingerprint; raise it when the same settings give other numbers than before."""
+
+_LIBRARIES = ("eva-dist", "torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is known to be possible, and what decides its numbers."""
+
+    config: Config
+    task: Task
+    prefix: str
+    targets: Targets
+    store: LocalStore
+    fingerprint: str
+    model: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: dict[str, Any]
+
+    @property
+    def repo_id(self) -> str:
+        """Name of the artifact in the store: as set, else `local/<last part of the model's name>`."""
+        if self.config.artifact.repo_id is not None:
+            return self.config.artifact.repo_id
+        stem = Path(self.config.model.name_or_path).name
+        return "local/" + ("".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".") or "model")
+
+    @property
+    def revision(self) -> str:
+        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`."""
+        if self.config.artifact.revision is not None:
+            return self.config.artifact.revision
+        eva = self.config.eva
+        return f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run prints as its last line on standard output (design: command contract)."""
+
+    url: str
+    repo_id: str
+    revision: str
+    fingerprint: str
+    status: str
+    steps: int
+    tokens: int
+    seconds: float
+    pass_seconds: float
+    layers_converged: int
+    layers_total: int
+
+
+def prepare(config: Config) -> Prepared:
+    """Check everything that can be checked without weights and actors.
+
+    Raises:
+        ConfigError, DataError, LayerError, StoreError: each with key, value and remedy.
+    """
+    store = LocalStore(config.store.url)
+    store.check_writable()
+    architecture = read_architecture(config.model)
+    targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
+    tokenizer = describe_tokenizer(load_tokenizer(config.model))
+    rows = open_rows(config.data)
+    model = describe_model(config.model, architecture)
+    data = {"digest": rows.digest, "samples": len(rows), "blank": rows.blank}
+    return Prepared(
+        config=config,
+        task=architecture.task,
+        prefix=architecture.prefix([layer.name for layer in targets.layers]),
+        targets=targets,
+        store=store,
+        fingerprint=fingerprint(_decisive(config, architecture, targets, model, tokenizer, rows.digest)),
+        model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
+        tokenizer=tokenizer,
+        data=data,
+    )
+
+
+def precompute(run: Prepared, on_step: Callable[[PassState], None], started: float) -> Outcome:
+    """Answer from the store, or compute on a gang and publish.
+
+    Args:
+        run: from `prepare`.
+        on_step: told the state after each step (progress).
+        started: `time.perf_counter()` when the whole run began.
+
+    Raises:
+        NotConvergedError: `eva.max_steps` reached, and `eva.on_max_steps=error`.
+        GangError, StoreError and what the pass refuses; nothing half-done is left.
+    """
+    found = None if run.config.artifact.overwrite else run.store.find(run.fingerprint)
+    accept = run.config.eva.on_max_steps is OnMaxSteps.accept
+    if found is not None and (accept or found.manifest["status"] == "done"):
+        published = run.store.point(run.fingerprint, run.repo_id, run.revision)
+        return _outcome(run, published, "cached", time.perf_counter() - started)
+    result = _run(run, on_step)
+    if not accept:
+        refuse_unconverged(result.state)
+    published = run.store.publish(
+        run.fingerprint,
+        run.repo_id,
+        run.revision,
+        lambda folder: build_artifact(folder, result, run.config.eva, _provenance(run)),
+        overwrite=run.config.artifact.overwrite or found is not None,
+    )
+    return _outcome(run, published, published.manifest["status"], time.perf_counter() - started)
+
+
+def _run(run: Prepared, on_step: Callable[[PassState], None]) -> PassResult:
+    from eva_dist.actors.gang import run_on_gang  # ray is imported when a gang is really wanted
+    from eva_dist.actors.worker import Assignment
+
+    assignment = Assignment(
+        config=run.config,
+        task=run.task,
+        prefix=run.prefix,
+        layers=run.targets.layers,
+        data_digest=run.data["digest"],
+        threads=1,
+    )
+    return run_on_gang(assignment, on_step)
+
+
+def _decisive(
+    config: Config,
+    architecture: Architecture,
+    targets: Targets,
+    model: dict[str, Any],
+    tokenizer: dict[str, Any],
+    data_digest: str,
+) -> dict[str, Any]:
+    """Return what decides the numbers, and nothing else: no topology, no path, no time."""
+    eva, data = config.eva, config.data
+    return {
+        "method": "eva",
+        "numerics": NUMERICS_VERSION,
+        "model": model,
+        "tokenizer": tokenizer,
+        "data": {
+            "digest": data_digest,
+            "prompt": data.prompt_field is not None,
+            "max_length": data.max_length,
+            "step_size": data.step_size,
+            "order": ["shuffled", data.seed] if data.shuffle else "as it comes",
+        },
+        "eva": {
+            "rho": eva.rho,
+            "tau": eva.tau,
+            "whiten": eva.whiten,
+            "r": eva.r,
+            "lora_alpha": eva.lora_alpha,
+            "adjust_scaling_factors": eva.adjust_scaling_factors,
+            "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
+            "max_steps": eva.max_steps,
+        },
+        "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],
+        "solver": {"name": config.solver.name.value, **asdict(make_tracker(config.solver, 1))},  # type: ignore[call-overload]
+        "trunk": bool(architecture.prefix([layer.name for layer in targets.layers])),
+    }
+
+
+def _provenance(run: Prepared) -> Provenance:
+    return Provenance(
+        fingerprint=run.fingerprint,
+        config=run.config.to_dict(),
+        model=run.model | {"task_type": run.task.value},
+        tokenizer=run.tokenizer,
+        data=run.data,
+        versions={name: version(name) for name in _LIBRARIES},
+        world_size=run.config.cluster.num_workers,
+        url=run.store.revision_url(run.repo_id, run.revision),
+        repo_id=run.repo_id,
+        revision=run.revision,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _outcome(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
+    manifest = published.manifest
+    return Outcome(
+        url=published.url,
+        repo_id=run.repo_id,
+        revision=run.revision,
+        fingerprint=run.fingerprint,
+        status=status,
+        steps=manifest["steps"],
+        tokens=manifest["tokens"],
+        seconds=round(seconds, 3),
+        pass_seconds=round(manifest["seconds"], 3),
+        layers_converged=manifest["layers_converged"],
+        layers_total=manifest["layers_total"],
+    )

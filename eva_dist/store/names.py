@@ -1,0 +1,59 @@
+"""Which names may become folders of a store."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from eva_dist.errors import StoreError
+
+SNAPSHOTS = "snapshots"
+INCOMING = ".incoming"
+
+
+def root_folder(url: str) -> Path:
+    """Return the absolute folder that `store.url` names, a path or a `file:///` URL.
+
+    Raises:
+        StoreError: it is empty, or another kind of URL.
+    """
+    if "://" in url:
+        parts = urlsplit(url)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise StoreError(
+                f"store.url={url} must be file:///... or a folder: this version stores nowhere else; use a folder"
+            )
+        return Path(url2pathname(parts.path))
+    if not url:
+        raise StoreError("store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva")
+    return Path(url).expanduser().absolute()
+
+
+def check_fingerprint(fingerprint: str) -> None:
+    """Raise `StoreError` unless it is lower-case hexadecimal: it becomes a folder's name."""
+    if not re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):
+        raise StoreError(
+            f"fingerprint={fingerprint!r} must be 8 to 128 lower-case hexadecimal digits; use the one the run printed"
+        )
+
+
+def check_names(repo_id: str, revision: str) -> None:
+    """Raise `StoreError` unless `<repo_id>/<revision>` stays inside the store and beside its own folders."""
+    parts = repo_id.split("/")
+    if len(parts) != 2 or not all(_is_plain(part) for part in parts) or parts[0] == SNAPSHOTS:
+        raise StoreError(
+            f"artifact.repo_id={repo_id!r} must be namespace/name, each {_PLAIN}, and the namespace not "
+            f"'{SNAPSHOTS}'; e.g. team/my-model"
+        )
+    if not _is_plain(revision):
+        raise StoreError(f"artifact.revision={revision!r} must be {_PLAIN}; e.g. rho2.0-tau0.9")
+
+
+_PLAIN = "letters, digits, '-', '_', '.', not starting with a dot, at most 255 bytes"
+
+
+def _is_plain(name: str) -> bool:
+    """Apply the rule of `config.ArtifactConfig`, and a file system's limit: refused now, not after the work."""
+    spelled = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
+    return spelled and len(os.fsencode(name)) <= 255

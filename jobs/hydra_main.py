@@ -1,0 +1,133 @@
+"""What every job needs around Hydra: schemas, exit codes, one JSON line on standard output.
+
+Exit codes: 0 done, 2 bad settings (before any actor starts), 1 anything else.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eva_dist.config import Config, freeze, schema
+from eva_dist.errors import ConfigError, EvaDistError
+
+
+class BadSettings(Exception):
+    """What `prepare` refused: a person can mend it, and no actor has started."""
+
+
+def register_schema() -> None:
+    """Let Hydra check every key and type: `schema` heads the defaults list of each job's config."""
+    ConfigStore.instance().store(name="schema", node=schema())
+
+
+def to_config(settings: DictConfig) -> Config:
+    """Return the validated settings of a composed Hydra config.
+
+    Raises:
+        ConfigError: one line for each setting that is out of range.
+    """
+    return freeze(OmegaConf.to_object(settings))
+
+
+def exit_code(job: Callable[[], None]) -> int:
+    """Run a job to its exit code; whatever ends it is said on standard error in one message."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so the code is ours
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refused(explain(error), 2)
+    except (BadSettings, ConfigError) as error:
+        return _refused(str(error), 2)
+    except EvaDistError as error:
+        return _refused(str(error), 1)
+    except KeyboardInterrupt:
+        return _refused("interrupted; nothing has been published", 1)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def before_actors() -> Iterator[None]:
+    """Whatever is refused in here is a matter of settings: exit code 2."""
+    try:
+        yield
+    except EvaDistError as error:
+        raise BadSettings(str(error)) from error
+
+
+@contextmanager
+def only_json_on_stdout() -> Iterator[Callable[[Any], None]]:
+    """Send all that anybody prints to standard error; yield what prints one JSON line on standard output.
+
+    File descriptors are swapped, not `sys.stdout`: Ray's log forwarding and C libraries write there too.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+
+    def emit(outcome: Any) -> None:
+        os.write(stdout, (json.dumps(dataclasses.asdict(outcome)) + "\n").encode())
+
+    try:
+        yield emit
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def explain(error: BaseException) -> str:
+    """Return Hydra's or OmegaConf's complaint as one message: key, value, what is allowed."""
+    text = " ".join(line.strip() for e in _chain(error) for line in str(e).splitlines() if not _is_noise(line))
+    unknown = re.search(r"(?:override|Key) '([\w.@/]+)'", text)
+    if unknown and "not in" in text:
+        key = unknown.group(1)
+        close = difflib.get_close_matches(key, sorted(_keys()), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{_given(key)} is no setting; {hint}see --help for all of them"
+    return f"{text}; see --help for all settings"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while isinstance(seen, (HydraException, OmegaConfBaseException)):
+        yield seen
+        seen = seen.__cause__
+
+
+def _is_noise(line: str) -> bool:
+    return line.strip().startswith(("full_key:", "reference_type=", "object_type=", "To append to your config"))
+
+
+def _given(key: str) -> str:
+    """Return the override as it was typed, if it was."""
+    return next((word for word in sys.argv[1:] if word.lstrip("+~").split("=")[0] == key), key)
+
+
+def _keys() -> set[str]:
+    return {f"{group.name}.{f.name}" for group in dataclasses.fields(Config) for f in dataclasses.fields(_type(group))}
+
+
+def _type(group: Any) -> Any:
+    return group.default_factory
+
+
+def _refused(message: str, code: int) -> int:
+    logging.shutdown()
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,40 @@
+"""Compute EVA's initialisation on a Ray gang and publish it.
+
+    python jobs/precompute.py model.name_or_path=... data.path=... eva.r=16 eva.rho=2.0 cluster.num_workers=2
+
+`--help` lists every setting. The last line on standard output is one JSON object.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python jobs/precompute.py` from a clone
+
+from eva_dist.precompute import precompute, prepare  # noqa: E402
+from eva_dist.progress import Progress  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, register_schema, to_config  # noqa: E402
+
+register_schema()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
+def main(settings: DictConfig) -> None:
+    """Run one point; a Hydra sweep calls this once a point."""
+    started = time.perf_counter()
+    with only_json_on_stdout() as emit:
+        with before_actors():
+            run = prepare(to_config(settings))
+        progress = Progress()
+        try:
+            outcome = precompute(run, progress, started)
+        finally:
+            progress.close()
+        emit(outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

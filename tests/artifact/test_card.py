@@ -1,0 +1,100 @@
+"""The card: its code runs as it stands, its words and numbers are those of the run."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+import eva_dist
+from eva_dist.artifact.load import load_eva_state_dict
+
+# peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def card(built) -> str:
+    return (built.folder / "README.md").read_text()
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)\n```", text, flags=re.DOTALL)
+
+
+def run(code: str) -> PeftModel:
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names["model"]
+
+
+@pytest.fixture(autouse=True)
+def public_loader(monkeypatch):
+    monkeypatch.setattr(eva_dist, "load_eva_state_dict", load_eva_state_dict, raising=False)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_both_code_blocks_load_the_same_artifact(build, whiten):
+    built = build(whiten=whiten)
+    ready, initialised = map(run, code_blocks(card(built)))
+    ours, theirs = ready.state_dict(), initialised.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    tensors = load_eva_state_dict(built.folder)
+    for name, a_RD in tensors.items():
+        key = f"{name}.lora_A.default.weight"
+        assert torch.equal(ours[key], a_RD) if len(a_RD) else key not in ours
+    scaling = {n: m.scaling for n, m in ready.named_modules() if hasattr(m, "lora_A")}
+    assert scaling == {n: m.scaling for n, m in initialised.named_modules() if hasattr(m, "lora_A")}
+    for model in (ready, initialised):
+        trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert len(trainable) == 2 * 13 and all("lora_" in name for name in trainable)
+
+
+def test_front_matter_is_yaml(built):
+    front = yaml.safe_load(card(built).split("---")[1])
+    assert front == {
+        "library_name": "peft",
+        "base_model": built.provenance.model["id"],
+        "tags": ["eva", "lora", "eva_dist"],
+    }
+
+
+def test_says_what_breaks_in_silence(built):
+    text = " ".join(card(built).split())
+    assert '`init_lora_weights="eva"` **without** the call of `initialize_lora_eva_weights`' in text
+    assert f"`max_lora_rank` >= {max(built.result.state.ranks.values())}," in text
+    assert "sqrt(r_new / r)" in text
+
+
+def test_done_has_no_warning_and_not_converged_lists_its_layers(built, unconverged):
+    assert "**Done**: all 14 layers" in card(built) and "WARNING" not in card(built)
+    text = card(unconverged)
+    assert "[!WARNING]" in text and "**Not converged**: 12 of 14 layers" in text
+    rank = unconverged.result.state.group_rank(2)
+    for name in ("gate_proj", "up_proj"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `model.layers.0.mlp.{name}`"))
+        assert row.split("|")[3:5] == [f" 1 of {rank} ", " 0.2500 "]
+    assert not re.search(r"^\| `model\.layers\.1", text, flags=re.MULTILINE)
+
+
+def test_rank_table_is_by_module_kind(built):
+    ranks = built.result.state.ranks
+    o_proj = sorted(rank for name, rank in ranks.items() if name.endswith("o_proj"))
+    assert f"| `o_proj` | 2 | 0 | {sum(o_proj) / 2:g} | {o_proj[1]} | 1 |" in card(built)
+
+
+def test_tables_survive_any_value(built):
+    """A pipe in a setting (the glob `a|b.txt`) must not open a column."""
+    for line in card(built).splitlines():
+        if line.startswith("| `data.path`"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3
+            break
+    else:
+        pytest.fail("no row for data.path")
+
+
+def test_figures_named_by_the_card_exist(built):
+    figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card(built))
+    assert len(figures) == 3
+    assert all((built.folder / name).is_file() for name in figures)
