@@ -205,7 +205,9 @@ class ClusterConfig:
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
             yield f"cluster.timeout_s={self.timeout_s} must be > 0 seconds; 1800 is usual"
         if self.threads_per_worker is not None:
-            yield from _at_least("cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores")
+            yield from _at_least(
+                "cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores"
+            )
         for key, only, value in (
             ("shard_size", 1, self.shard_size),
             ("max_failures", 0, self.max_failures),
@@ -214,10 +216,9 @@ class ClusterConfig:
             if value != only:
                 yield f"cluster.{key}={value} must be {only}: this version does no more; set cluster.{key}={only}"
         if self.exchange is not Exchange.all_gather:
-            yield f"cluster.exchange={self.exchange.value} must be all_gather: this version has no other; use all_gather"
+            yield f"cluster.exchange={self.exchange.value} must be all_gather: this version has no other; use that"
         for key, amount in self.resources.items():
-            if amount < 0:
-                yield f"cluster.resources.{key}={amount} must be >= 0; leave it out to ask for none"
+            yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class StoreConfig:
         if not self.url:
             yield "store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva"
         elif "://" in self.url and not self.url.startswith("file:///"):
-            yield f"store.url={self.url} must be file:///... or a folder: this version stores nowhere else; use a folder"
+            yield f"store.url={self.url} must be file:///... or a folder: nothing else yet; use a shared folder"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,10 @@ class ArtifactConfig:
         if self.repo_id is not None:
             parts = self.repo_id.split("/")
             if len(parts) != 2 or not all(_is_plain_name(part) for part in parts):
-                yield f"artifact.repo_id={self.repo_id} must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-model"
+                yield (
+                    f"artifact.repo_id={self.repo_id} must be namespace/name in letters, digits, '-', '_', '.'; "
+                    "e.g. team/my-model"
+                )
         if self.revision is not None and not _is_plain_name(self.revision):
             yield f"artifact.revision={self.revision} must be letters, digits, '-', '_', '.'; e.g. rho2.0-tau0.99"
 

@@ -85,7 +85,10 @@ class GroupState:
 
 @dataclass(frozen=True)
 class ConvergenceRow:
-    """One line of `convergence.parquet`: an input group after one step."""
+    """One line of `convergence.parquet`: an input group after one step.
+
+    `components_converged` counts among the first `rank`; `seconds` is the whole step's.
+    """
 
     step: int
     group: int
@@ -100,6 +103,8 @@ class PassState:
     """All that is known after `steps` steps; replaced, never changed.
 
     `ranks` holds the maximum ranks until every group has components, then the allocation.
+    `tokens` counts token rows; `elapsed` is the seconds of all steps, `seconds` the slowest
+    worker's by phase.
     """
 
     plan: Plan
@@ -109,6 +114,7 @@ class PassState:
     ranks: Mapping[str, int]
     steps: int = 0
     tokens: int = 0
+    elapsed: float = 0.0
     epoch: int = 0
     exhausted: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -183,6 +189,7 @@ def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float
         groups=tuple(groups),
         steps=state.steps + 1,
         tokens=state.tokens + sum(report.tokens for report in reports),
+        elapsed=state.elapsed + step_seconds,
         epoch=max(report.epoch for report in reports),
         exhausted=any(report.exhausted for report in reports),
         seconds=_add_phases(state.seconds, reports),
@@ -221,8 +228,8 @@ def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupSt
 
 
 def _allocate(state: PassState) -> Mapping[str, int]:
-    ratios = [group.ratios_K for group in state.groups]
-    if any(ratio is None for ratio in ratios):
+    ratios = [group.ratios_K for group in state.groups if group.ratios_K is not None]
+    if len(ratios) < len(state.groups):
         return state.ranks
     by_name = {name: ratios[group.index] for group in state.plan.groups for name in group.members}
     return allocate_ranks({layer.name: by_name[layer.name] for layer in state.plan.layers}, state.plan.rank_budget)
@@ -246,9 +253,9 @@ def _refuse_starving(state: PassState) -> None:
 
 
 def _row(state: PassState, group: int, seconds: float) -> ConvergenceRow:
-    known = state.groups[group]
-    converged = 0 if known.cosines_K is None else int((known.cosines_K >= state.tau).sum())
-    return ConvergenceRow(state.steps - 1, group, known.rows, state.group_rank(group), converged, seconds)
+    known, rank = state.groups[group], state.group_rank(group)
+    converged = 0 if known.cosines_K is None else int((known.cosines_K[:rank] >= state.tau).sum())
+    return ConvergenceRow(state.steps - 1, group, known.rows, rank, converged, seconds)
 
 
 def _shortfall(state: PassState, group: int) -> str:

@@ -128,16 +128,12 @@ def run_step(
     with clock.phase("forward"):
         rows, tokens = _forward_step(worker, decision, data)
     owners = {group.index: group.owner for group in worker.plan.groups}
+    with clock.phase("exchange"):
+        owned = worker.exchange.bring(rows, owners)
     svds = dict(svds)
     reports = []
-    brought = worker.exchange.bring(rows, owners)
-    while True:
-        with clock.phase("exchange"):
-            item = next(brought, None)
-        if item is None:
-            break
-        with clock.phase("svd"):
-            group, x_TD = item
+    with clock.phase("svd"):
+        for group, x_TD in owned.items():
             report, svd = _update_group(worker.trackers[group], group, x_TD, svds.get(group))
             reports.append(report)
             if svd is not None:
@@ -203,9 +199,7 @@ def _forward_step(worker: Worker, decision: StepDecision, data: StepData) -> tup
                 worker.forward.run(worker.model, minibatch)
             for group, name in names.items():
                 calls[group] += collected[name]
-    rows = {
-        group: concatenate(calls[group], taps[group].in_features, worker.dtype, worker.device) for group in taps
-    }
+    rows = {group: concatenate(calls[group], taps[group].in_features, worker.dtype, worker.device) for group in taps}
     return rows, max((x.shape[0] for x in rows.values()), default=0)
 
 
@@ -238,4 +232,3 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-

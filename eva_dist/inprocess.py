@@ -17,7 +17,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from eva_dist.engine import (
     run_step,
 )
 from eva_dist.errors import ConfigError, EmptyStreamError, LayerError
-from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device, select_tokens
+from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.modeling.taps import SelectRows
 from eva_dist.numerics.components import adapter_rows
@@ -59,6 +59,11 @@ def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: Lor
             "pass your own prepare_model_inputs_fn and forward_fn for anything else"
         )
     mask_BT = model_input.get("attention_mask")
+    if mask_BT is None and "input_ids" not in model_input:
+        raise TypeError(
+            f"minibatches with the keys {sorted(model_input)} have neither attention_mask nor input_ids; for data that "
+            "are no tokens pass prepare_model_inputs_fn=None and prepare_layer_inputs_fn=None: then every row counts"
+        )
     mask_BT = torch.ones_like(model_input["input_ids"]).bool() if mask_BT is None else mask_BT.bool()
     eva = peft_config.eva_config
     if eva is not None and eva.use_label_mask and "labels" in model_input:
@@ -69,6 +74,11 @@ def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: Lor
 def prepare_layer_inputs_fn_language_modeling(layer_input: Any, model_input: Tensor, layer_name: str) -> Tensor:
     """Return `[T, in_features]`: the rows of a layer's input at the indices that count."""
     x = _first_tensor(layer_input, layer_name)
+    if x.dim() != 1 + model_input.shape[1]:
+        raise LayerError(
+            f"inputs of layer {layer_name} have shape {tuple(x.shape)}: not one row for each token; "
+            "leave the layer out with exclude_modules, or pass your own prepare_layer_inputs_fn for it"
+        )
     return x[model_input.T.unbind()]
 
 
@@ -119,6 +129,8 @@ def get_eva_state_dict(
         NotConvergedError: `max_steps` reached with `on_max_steps="error"`; lists the layers.
     """
     config = _peft_config(model, peft_config, adapter_name)
+    eva = config.eva_config
+    assert eva is not None  # _peft_config refuses it
     solver_config, when_short = _options(solver, max_steps, on_max_steps)
     targets = _targets(model, config)
     functions = _LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
@@ -127,16 +139,20 @@ def get_eva_state_dict(
     if not targets.layers:
         return {}
     forward = _CallbackForward(
-        config, forward_fn, find_trunk(model, [layer.name for layer in targets.layers]), prepare_model_inputs_fn, functions
+        config,
+        forward_fn,
+        find_trunk(model, [layer.name for layer in targets.layers]),
+        prepare_model_inputs_fn,
+        functions,
     )
     ring = _Ring.join(gather_distributed_inputs)
     with _evaluating(model), _adapter_off(model):
         plan = _plan(model, targets.layers, forward, stream, ring)
         worker = _worker(model, plan, forward, ring, solver_config)
-        state, svds = _run(worker, config.eva_config.tau, max_steps, stream, ring, show_progress_bar and ring.global_rank == 0)
+        state, svds = _run(worker, eva.tau, max_steps, stream, ring, show_progress_bar and ring.global_rank == 0)
     if when_short is OnMaxSteps.error:
         refuse_unconverged(state)
-    return _state_dict(model, state, worker, svds, ring, config.eva_config.whiten)
+    return _state_dict(model, state, worker, svds, ring, eva.whiten)
 
 
 @dataclass(frozen=True)
@@ -290,12 +306,14 @@ def _targets(model: nn.Module, config: LoraConfig) -> Targets:
         return resolve_peft_model_targets(model, config)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         inner = resolve_targets(model.module, config)
-        renamed = tuple(Layer(f"module.{la.name}", la.in_features, la.out_features, la.r, la.max_rank) for la in inner.layers)
+        renamed = tuple(replace(layer, name=f"module.{layer.name}") for layer in inner.layers)
         return Targets(renamed, inner.unsupported)
     return resolve_targets(model, config)
 
 
-def _plan(model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: _LoaderStream, ring: _Ring) -> Plan:
+def _plan(
+    model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: _LoaderStream, ring: _Ring
+) -> Plan:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     found = find_input_groups(model, [layer.name for layer in layers], forward, stream.peek(_PROBE_MINIBATCHES))
     return make_plan(layers, ring.everyones(found)[0], ring.world_size)
@@ -363,9 +381,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def _adapter_off(model: nn.Module) -> Iterator[None]:
+    """Switch a `PeftModel`'s adapter off; peft makes it trainable when it comes on again, so flags are put back."""
     disable: Callable[[], AbstractContextManager[Any]] | None = getattr(model, "disable_adapter", None)
-    return disable() if hasattr(model, "peft_config") and disable is not None else nullcontext()
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with disable() if hasattr(model, "peft_config") and disable is not None else nullcontext():
+            yield
+    finally:
+        for parameter, flag in requires_grad.items():
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
 
 
 def _first_tensor(layer_input: Any, name: str) -> Tensor:

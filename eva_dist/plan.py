@@ -20,13 +20,17 @@ _RHO_CEILING = 1000.0
 
 @dataclass(frozen=True)
 class Layer:
-    """One target module. `name` is qualified in the model it was resolved on; `max_rank = round(r * rho)`."""
+    """One target module. `name` is qualified in the model it was resolved on; `max_rank = round(r * rho)`.
+
+    `transposed` says that the weight is stored `[in_features, out_features]` (`Conv1D`).
+    """
 
     name: str
     in_features: int
     out_features: int
     r: int
     max_rank: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Plan:
         return {layer.name: by_name[layer.name] for layer in self.layers}
 
 
-def make_layer(name: str, in_features: int, out_features: int, r: int, rho: float) -> Layer:
+def make_layer(name: str, in_features: int, out_features: int, r: int, rho: float, transposed: bool = False) -> Layer:
     """Return the layer with its maximum rank, `round(r * rho)` but at most `in_features`.
 
     Raises:
@@ -79,7 +83,7 @@ def make_layer(name: str, in_features: int, out_features: int, r: int, rho: floa
             "use a smaller eva.r, or set eva.rank_pattern for this layer"
         )
     max_rank = in_features if rho > _RHO_CEILING else min(round(r * rho), in_features)
-    return Layer(name, in_features, out_features, r, max_rank)
+    return Layer(name, in_features, out_features, r, max_rank, transposed)
 
 
 def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], world_size: int = 1) -> Plan:
@@ -97,9 +101,7 @@ def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], worl
     dims = [by_name[names[0]].in_features for names in members]
     components = [max(by_name[name].max_rank for name in names) for names in members]
     owners = _pack([dim * k for dim, k in zip(dims, components, strict=True)], world_size)
-    groups = tuple(
-        InputGroup(i, names, dims[i], components[i], owners[i]) for i, names in enumerate(members)
-    )
+    groups = tuple(InputGroup(i, names, dims[i], components[i], owners[i]) for i, names in enumerate(members))
     return Plan(tuple(layers), groups, sum(layer.r for layer in layers))
 
 

@@ -96,17 +96,19 @@ def prepare(config: Config) -> Prepared:
     rows = open_rows(config.data)
     model = describe_model(config.model, architecture)
     data = {"digest": rows.digest, "samples": len(rows), "blank": rows.blank}
-    return Prepared(
+    run = Prepared(
         config=config,
         task=architecture.task,
         prefix=architecture.prefix([layer.name for layer in targets.layers]),
         targets=targets,
         store=store,
         fingerprint=fingerprint(_decisive(config, architecture, targets, model, tokenizer, rows.digest)),
-        model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
+        model=model | {"id": _model_id(config.model.name_or_path), "revision": config.model.revision},
         tokenizer=tokenizer,
         data=data,
     )
+    store.revision_folder(run.repo_id, run.revision)  # refuses names that the store keeps for itself
+    return run
 
 
 def precompute(run: Prepared, on_step: Callable[[PassState], None], started: float) -> Outcome:
@@ -190,6 +192,11 @@ def _decisive(
         "solver": {"name": config.solver.name.value, **asdict(make_tracker(config.solver, 1))},  # type: ignore[call-overload]
         "trunk": bool(architecture.prefix([layer.name for layer in targets.layers])),
     }
+
+
+def _model_id(name_or_path: str) -> str:
+    """Return a hub id as it is, a folder as an absolute path: the artifact is read elsewhere than it was made."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
 
 
 def _provenance(run: Prepared) -> Provenance:

@@ -1,7 +1,9 @@
 """Show how a pass goes: one live line on a terminal, plain lines now and then elsewhere."""
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from eva_dist.controller import PassState
@@ -12,8 +14,7 @@ _PLAIN_INTERVAL_S = 5.0
 class Progress:
     """Call it with the state after each step; `close` ends a live line.
 
-    Shows step, layers converged, tokens a second, elapsed and expected time. The expected
-    time extrapolates how fast layers converge; `eva.max_steps` bounds it.
+    Shows step, layers converged, tokens a second, elapsed and expected time.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -21,15 +22,17 @@ class Progress:
         self._live = self._stream.isatty()
         self._started = time.monotonic()
         self._shown = float("-inf")
+        self._unconverged: list[tuple[float, int]] = []
 
     def __call__(self, state: PassState) -> None:
         """Show the state, at most every few seconds where lines add up."""
+        self._unconverged.append((state.elapsed, len(state.plan.layers) - state.layers_converged))
         now = time.monotonic()
         last = state.decision.stop is not None
         if not (self._live or last or now - self._shown >= _PLAIN_INTERVAL_S):
             return
         self._shown = now
-        text = describe(state, now - self._started)
+        text = describe(state, now - self._started, None if last else expected_seconds(state, self._unconverged))
         self._stream.write(f"\r\x1b[K{text}" if self._live else f"{text}\n")
         self._stream.flush()
 
@@ -40,34 +43,32 @@ class Progress:
             self._stream.flush()
 
 
-def describe(state: PassState, elapsed_s: float) -> str:
-    """Return the progress line for a state."""
-    speed = state.tokens / elapsed_s if elapsed_s > 0 else 0.0
+def describe(state: PassState, elapsed_s: float, expected_s: float | None) -> str:
+    """Return the progress line; `elapsed_s` counts from the start of the run, speed from the steps alone."""
+    speed = state.tokens / state.elapsed if state.elapsed > 0 else 0.0
     line = (
         f"step {state.steps}/{state.max_steps} | layers converged {state.layers_converged}/{len(state.plan.layers)} | "
         f"{speed:,.0f} tokens/s | elapsed {_clock(elapsed_s)}"
     )
-    if state.decision.stop is not None:
-        return line
-    return f"{line} | expected {_clock(_expected(state, elapsed_s))} more"
+    return line if expected_s is None else f"{line} | expected {_clock(expected_s)} more"
 
 
-def _expected(state: PassState, elapsed_s: float) -> float:
-    """Return the seconds until all layers converge at the mean pace so far, at most those until `max_steps`."""
-    pace = elapsed_s / max(state.steps, 1)
-    most = pace * (state.max_steps - state.steps)
-    done = _components_converged(state)
-    return min(most, elapsed_s * (1 - done) / done) if done > 0 else most
+def expected_seconds(state: PassState, unconverged: Sequence[tuple[float, int]]) -> float:
+    """Return the seconds until the last layer converges, at most those until `eva.max_steps`.
 
+    The number of unconverged layers falls about exponentially, with a long tail: the decay
+    over the second half of the time so far is carried on until half a layer is left.
 
-def _components_converged(state: PassState) -> float:
-    """Return which part of the components that the allocation asks for has converged."""
-    asked = converged = 0
-    for group in state.plan.groups:
-        rank, cosines_K = state.group_rank(group.index), state.groups[group.index].cosines_K
-        asked += rank
-        converged += 0 if cosines_K is None else int((cosines_K[:rank] >= state.tau).sum())
-    return converged / asked if asked else 1.0
+    Args:
+        state: the state now.
+        unconverged: (seconds, unconverged layers) after each step so far, now included.
+    """
+    elapsed, left = unconverged[-1]
+    most = elapsed / len(unconverged) * (state.max_steps - state.steps)
+    half, left_then = next(point for point in unconverged if point[0] >= elapsed / 2)
+    if left == 0 or left_then <= left:
+        return 0.0 if left == 0 else most
+    return min(most, (elapsed - half) * math.log(2 * left) / math.log(left_then / left))
 
 
 def _clock(seconds: float) -> str:

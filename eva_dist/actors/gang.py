@@ -115,8 +115,8 @@ class Gang:
         if waiting:
             late = sorted(rank_of[ref] for ref in waiting)
             raise GangTimeoutError(
-                f"global_rank {', '.join(map(str, late))} did not answer {method} in cluster.timeout_s={self.timeout_s}; "
-                "look at its log, or raise cluster.timeout_s"
+                f"global_rank {', '.join(map(str, late))} did not answer {method} in "
+                f"cluster.timeout_s={self.timeout_s}; look at its log, or raise cluster.timeout_s"
             )
         return [answers[global_rank] for global_rank in sorted(answers)]
 
@@ -128,7 +128,11 @@ def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
     if isinstance(cause, EvaDistError):
         return cause
     what = "died" if isinstance(error, RayActorError) else "failed"
-    others = f" (then global_rank {', '.join(str(r) for r in sorted(failures) if r != global_rank)})" if len(failures) > 1 else ""
+    others = (
+        f" (then global_rank {', '.join(str(r) for r in sorted(failures) if r != global_rank)})"
+        if len(failures) > 1
+        else ""
+    )
     return WorkerFailedError(f"global_rank {global_rank} {what} in {method}{others}; its own report:\n{error}")
 
 
@@ -177,11 +181,15 @@ def _request(cluster: ClusterConfig) -> dict[str, float]:
     request = dict(cluster.resources)
     if not request:
         request = {"CPU": 1.0, "GPU": 1.0} if has.get("GPU", 0.0) >= cluster.num_workers else {"CPU": 1.0}
-    short = {k: amount * cluster.num_workers for k, amount in request.items() if amount * cluster.num_workers > has.get(k, 0.0)}
+    short = {
+        k: amount * cluster.num_workers
+        for k, amount in request.items()
+        if amount * cluster.num_workers > has.get(k, 0.0)
+    }
     if short:
         raise GangError(
-            f"cluster.num_workers={cluster.num_workers} with cluster.resources={request} asks for {short}, but the cluster "
-            f"has {({k: has.get(k, 0.0) for k in short})}; lower cluster.num_workers or cluster.resources"
+            f"cluster.num_workers={cluster.num_workers} with cluster.resources={request} asks for {short}, but the "
+            f"cluster has { ({k: has.get(k, 0.0) for k in short}) }; lower cluster.num_workers or cluster.resources"
         )
     return request
 

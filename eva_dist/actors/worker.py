@@ -21,7 +21,6 @@ from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Layer, Plan
 
-
 _PROBE_STEPS = 8
 
 
@@ -79,8 +78,8 @@ class GangWorker:
         rows = open_rows(config.data)
         if rows.digest != assignment.data_digest:
             raise DataError(
-                f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} than on "
-                "the driver's; put the same files on every node, or use a shared folder"
+                f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} "
+                "than on the driver's; put the same files on every node, or use a shared folder"
             )
         tokenizer = load_tokenizer(config.model)
         self._stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)

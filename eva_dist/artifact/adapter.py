@@ -43,4 +43,5 @@ def write_adapter(folder: Path, layers: Sequence[LayerFacts], eva: EvaConfig, pr
         target_modules=target_modules(layers),
         rank_pattern=rank_pattern(layers, eva),
         alpha_pattern=alpha_pattern(layers, eva),
+        fan_in_fan_out=all(facts.layer.transposed for facts in layers),
     )

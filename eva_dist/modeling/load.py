@@ -9,7 +9,8 @@ difference. Only a target outside the trunk makes the whole base model run.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto import modeling_auto
-from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
@@ -82,8 +83,8 @@ def read_architecture(model: ModelConfig) -> Architecture:
         ) from error
     if config.is_encoder_decoder:
         raise ConfigError(
-            f"model.name_or_path={model.name_or_path} is an encoder-decoder ({config.model_type}), which the job cannot "
-            "feed; call eva_dist.get_eva_state_dict with your own dataloader"
+            f"model.name_or_path={model.name_or_path} is an encoder-decoder ({config.model_type}), which the job "
+            "cannot feed; call eva_dist.get_eva_state_dict with your own dataloader"
         )
     task = _task(model.task, config)
     try:
@@ -101,7 +102,16 @@ def load_model(model: ModelConfig, task: Task, prefix: str, device: torch.device
     """Load the weights onto `device`, ready for forwards: the trunk if `prefix` is set, else the base model."""
     loader = AutoModel if prefix else _AUTO_CLASSES[task]
     dtype = "auto" if model.dtype is Dtype.auto else getattr(torch, model.dtype.value)
-    loaded = loader.from_pretrained(model.name_or_path, dtype=dtype, **_source(model), **model.config_overrides)
+    with _quiet():
+        loaded, info = loader.from_pretrained(
+            model.name_or_path, dtype=dtype, output_loading_info=True, **_source(model), **model.config_overrides
+        )
+    if info["missing_keys"]:
+        _log.warning(
+            "model.name_or_path=%s has no weights for %s, which start from random numbers; layers after them see noise",
+            model.name_or_path,
+            ", ".join(sorted(info["missing_keys"])),
+        )
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -126,10 +136,11 @@ def describe_model(model: ModelConfig, architecture: Architecture) -> dict[str, 
     config = architecture.config.to_diff_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
+    dtype = str(architecture.config.dtype) if model.dtype is Dtype.auto else model.dtype.value
     return {
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "weights": f"commit:{commit}" if commit else _hash_weights(Path(model.name_or_path), model.gguf_file),
-        "dtype": model.dtype.value,
+        "dtype": dtype.removeprefix("torch."),
         "task": architecture.task.value,
     }
 
@@ -142,13 +153,18 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"class": type(tokenizer).__name__, "sha256": hashlib.sha256((rules + template).encode()).hexdigest()}
 
 
-def find_weights(model: ModelConfig) -> None:
-    """Raise `ConfigError` unless weights lie where they will be loaded from; cheap, reads none."""
-    folder = Path(model.name_or_path)
-    if folder.is_dir():
-        _weight_files(folder, model.gguf_file)
-        return
-    cached_file(model.name_or_path, "config.json", revision=model.revision)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' load report and progress bar out of the log; what matters of them is said above."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _source(model: ModelConfig) -> dict[str, Any]:

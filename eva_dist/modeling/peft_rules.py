@@ -25,6 +25,12 @@ from eva_dist.errors import LayerError
 from eva_dist.plan import Layer, make_layer
 
 _LINEAR = (nn.Linear, Conv1D)
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""What `PeftModelFor...` of each task trains in full (`modules_to_save`), and so cannot carry LoRA."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     probe = copy.copy(config)
     probe.init_lora_weights = False
     probe.eva_config = None
+    probe.modules_to_save = [*(config.modules_to_save or ()), *_HEADS.get(config.task_type or "", ())]
     with _shared_copy(model) as skeleton:
         try:
             with warnings.catch_warnings():
@@ -53,16 +60,17 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
                 inject_adapter_in_model(probe, skeleton, low_cpu_mem_usage=True)
         except ValueError as error:
             raise LayerError(
-                f"eva.target_modules={config.target_modules!r} (exclude_modules={config.exclude_modules!r}) does not fit "
-                f"{type(model).__name__}: {error}; its linear layers end in {', '.join(_linear_kinds(model))}"
+                f"eva.target_modules={_shown(config.target_modules)} "
+                f"(exclude_modules={_shown(config.exclude_modules)}) does not fit {type(model).__name__}: {error}; "
+                f"its linear layers end in {', '.join(_linear_kinds(model))}"
             ) from error
-        wrapped = {name: module for name, module in skeleton.named_modules() if isinstance(module, LoraLayer)}
+        wrapped = _lora_layers(skeleton)
     return _split(wrapped, config)
 
 
 def resolve_peft_model_targets(model: nn.Module, config: LoraConfig) -> Targets:
     """Return the layers of a `PeftModel` that carry LoRA, by their names in it (`base_model.model.…`)."""
-    return _split({name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}, config)
+    return _split(_lora_layers(model), config)
 
 
 def lora_config(eva: EvaConfig, task_type: str | None = None, **changes: Any) -> LoraConfig:
@@ -96,8 +104,12 @@ def write_adapter_config(
     target_modules: list[str],
     rank_pattern: Mapping[str, int],
     alpha_pattern: Mapping[str, float],
+    fan_in_fan_out: bool,
 ) -> None:
-    """Write PEFT's `adapter_config.json` for an adapter whose ranks EVA has handed out."""
+    """Write PEFT's `adapter_config.json` for an adapter whose ranks EVA has handed out.
+
+    `fan_in_fan_out` is true when every target is a `Conv1D`; with it PEFT loads without a warning.
+    """
     config = lora_config(
         eva,
         task_type,
@@ -107,22 +119,28 @@ def write_adapter_config(
         alpha_pattern=dict(alpha_pattern),
         base_model_name_or_path=base_model_name_or_path,
         revision=revision,
+        fan_in_fan_out=fan_in_fan_out,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
 
 
-def _split(wrapped: Mapping[str, nn.Module], config: LoraConfig) -> Targets:
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _split(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
     assert config.eva_config is not None
+    patterns = config.rank_pattern or {}
     layers, unsupported = [], []
     for name, module in wrapped.items():
-        base = module.get_base_layer()  # type: ignore[operator]
+        base = module.get_base_layer()
         if isinstance(module, UNSUPPORTED_LORA_MODULES) or not isinstance(base, _LINEAR):
             unsupported.append(name)
             continue
-        r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
-        rho = config.eva_config.rho
-        layers.append(make_layer(name, int(module.in_features), int(module.out_features), int(r), float(rho)))  # type: ignore[arg-type]
+        r = patterns.get(get_pattern_key(list(patterns), name), config.r)
+        sizes = int(module.in_features), int(module.out_features)
+        layers.append(make_layer(name, *sizes, int(r), float(config.eva_config.rho), isinstance(base, Conv1D)))
     return Targets(tuple(layers), tuple(unsupported))
 
 
@@ -137,6 +155,11 @@ def _shared_copy(model: nn.Module) -> Iterator[nn.Module]:
         for tensor, flag in zip(tensors, requires_grad, strict=True):
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
+
+
+def _shown(names: Any) -> str:
+    """Return the names as they were given; PEFT turns lists into sets."""
+    return repr(sorted(names) if isinstance(names, set) else names)
 
 
 def _linear_kinds(model: nn.Module) -> list[str]:

@@ -20,9 +20,7 @@ def tap_inputs(model: nn.Module, names: Iterable[str], take: Callable[[str, Any]
     Hooks are gone when the context closes, whatever happens.
     """
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _module, arguments, name=name: take(name, arguments)  # type: ignore[misc]
-        )
+        model.get_submodule(name).register_forward_pre_hook(lambda _module, arguments, name=name: take(name, arguments))
         for name in names
     ]
     try:

@@ -36,9 +36,11 @@ def adapter_rows(components: Components, rank: int, whiten: bool) -> Tensor:
     With `whiten`, row i is divided by `sqrt(singular_values_K[i])`, as PEFT intends
     (`eva.py`, end of `_get_eva_state_dict`). PEFT divides a view that the members of an
     input group share, so there each member is whitened once more than the one before;
-    here every layer is whitened once, from the tracker's own vectors.
+    here every layer is whitened once, from the tracker's own vectors. A component without
+    any variance keeps unit norm (PEFT: infinity).
     """
     rows = components.v_KD[:rank].detach().to("cpu", torch.float64)
     if whiten:
-        rows = rows / components.singular_values_K[:rank].to("cpu", torch.float64).sqrt()[:, None]
+        scale_K = components.singular_values_K[:rank].to("cpu", torch.float64).sqrt()
+        rows = rows / torch.where(scale_K > 0, scale_K, 1.0)[:, None]
     return rows.to(torch.float32).clone(memory_format=torch.contiguous_format)

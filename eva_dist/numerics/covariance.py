@@ -41,7 +41,7 @@ class CovarianceTracker(Tracker[CovarianceState]):
         eigenvalues_D, vectors_DD = torch.linalg.eigh(state.scatter_DD)
         leading_K = eigenvalues_D.flip(0)[: self.n_components].clamp_min(0.0)
         v_KD = vectors_DD.flip(1)[:, : self.n_components].mT.contiguous()
-        return Components(fix_signs(v_KD), leading_K.sqrt(), leading_K / state.moments.total_variance)
+        return Components(fix_signs(v_KD), leading_K.sqrt(), state.moments.explained_by(leading_K))
 
     def moments(self, state: CovarianceState) -> Moments:
         """Return the exact moments of all rows seen."""

@@ -27,7 +27,8 @@ class IncrementalTracker(Tracker[IncrementalState]):
     `q = K + oversampling` (PEFT: 2 K) and `power_steps` iterations (PEFT: 4), reseeded at
     every update. As there, the float64 mean promotes everything from the second update on.
 
-    Where PEFT fails because a minibatch has between K and `q` rows, `q` is cut to fit.
+    `q` may exceed rows or features: `svd_lowrank` then spans them all (cutting it would draw
+    another random start than PEFT).
 
     Cost: 2 (power_steps + 1) products of (K + T + 1) x D by q in float64, and as many QRs.
     State: K x D.
@@ -41,9 +42,9 @@ class IncrementalTracker(Tracker[IncrementalState]):
     def update(self, state: IncrementalState | None, x_TD: Tensor) -> IncrementalState:
         """Return the state with T more token rows, `n_components <= T`."""
         x_TD = x_TD.to(torch.float32)
-        moments, _ = add_rows(state.moments if state else None, x_TD)
+        moments, centred = add_rows(state.moments if state else None, x_TD)
         if state is None:
-            stack_RD = x_TD - moments.mean_D.to(torch.float32)
+            stack_RD = centred.x_TD
         else:
             batch_mean_D = x_TD.mean(dim=0)
             weight = state.moments.rows * x_TD.shape[0] / moments.rows
@@ -55,7 +56,7 @@ class IncrementalTracker(Tracker[IncrementalState]):
 
     def components(self, state: IncrementalState) -> Components:
         """Return the `n_components` leading components, signs fixed."""
-        ratios_K = state.singular_values_K.double().square() / state.moments.total_variance
+        ratios_K = state.moments.explained_by(state.singular_values_K.double().square())
         return Components(state.v_KD, state.singular_values_K, ratios_K)
 
     def moments(self, state: IncrementalState) -> Moments:
@@ -64,7 +65,7 @@ class IncrementalTracker(Tracker[IncrementalState]):
 
     def _svd(self, stack_RD: Tensor) -> tuple[Tensor, Tensor]:
         k = self.n_components
-        q = min(k + (k if self.oversampling is None else self.oversampling), *stack_RD.shape)
+        q = k + (k if self.oversampling is None else self.oversampling)
         devices = [stack_RD.device] if stack_RD.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)

@@ -8,6 +8,8 @@ from torch import Tensor
 from eva_dist.numerics.components import Components, fix_signs
 from eva_dist.numerics.tracker import Moments, Tracker, add_rows
 
+_FIRST_POWER_STEPS = 4
+
 
 @dataclass(frozen=True)
 class SubspaceState:
@@ -20,6 +22,34 @@ class SubspaceState:
 
 @dataclass(frozen=True)
 class SubspaceTracker(Tracker[SubspaceState]):
+    """Block power iteration on [components kept; new rows; mean correction], from the last basis.
+
+    Where `incremental` draws a random block and turns it five times, this one starts from the
+    block that it already has, so one power step does better (Rutishauser 1970 simultaneous
+    iteration with Rayleigh-Ritz; the stacking is Ross et al. 2008). `oversampling` components
+    beyond K are kept (default K): they take in what is about to enter the leading K, so the
+    tracker does not lag its data and pass tau early. The first update has no last basis: it
+    starts from a seeded random block in the row space and takes `_FIRST_POWER_STEPS`.
+
+    Measured on SmolLM2-135M, 28 layer inputs of 7 blocks, 60 steps of about 500 tokens, K = 32,
+    float32, 2 cores; deficit = 1 - captured variance / best possible, against a float64
+    eigendecomposition; the right half when 16 components first pass tau = 0.99, against the exact
+    leading 16 of all tokens of a stream of 100 steps:
+
+        tracker                     seconds  deficit, median   steps   overlap, median / worst
+        incremental (PEFT)             33.6          9.7e-3       41       .929 / .814
+        2K kept, 1 power step           8.9          1.9e-3       40       .942 / .848
+        2K kept, 2 power steps         19.5          1.2e-3       37       .937 / .849
+        K+16 kept, 1 power step         5.4          4.4e-3       30       .921 / .844
+        K+16 kept, 2 power steps        7.6          2.8e-3       35       .937 / .840
+        K+48 kept, 1 power step         8.1          9.8e-4       43       .944 / .850
+
+    (Seconds from a machine that was busy: an order, not a benchmark.)
+
+    Cost: 2 power_steps + 1 products of (Q + T + 1) x D by Q in float32, one Householder QR of
+    D x Q a power step, one float64 eigendecomposition Q x Q. State: Q x D.
+    """
+
     n_components: int
     oversampling: int | None = None
     power_steps: int = 1
@@ -43,7 +73,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
     def components(self, state: SubspaceState) -> Components:
         """Return the `n_components` leading components, signs fixed."""
         k = self.n_components
-        ratios_K = state.singular_values_Q[:k].double().square() / state.moments.total_variance
+        ratios_K = state.moments.explained_by(state.singular_values_Q[:k].double().square())
         return Components(fix_signs(state.v_QD[:k]), state.singular_values_Q[:k], ratios_K)
 
     def moments(self, state: SubspaceState) -> Moments:
@@ -60,10 +90,10 @@ class SubspaceTracker(Tracker[SubspaceState]):
         drawn = torch.randn(like_RD.shape[0], width, generator=generator, dtype=torch.float32)
         return drawn.to(like_RD.device)
 
-    def _first_basis(self, stack_RD: Tensor, power_steps: int = 4) -> Tensor:
+    def _first_basis(self, stack_RD: Tensor) -> Tensor:
         width = min(self._width(stack_RD.shape[1]), stack_RD.shape[0])
         basis_DQ = _orthonormal(stack_RD.mT @ self._random(stack_RD, width))
-        for _ in range(power_steps):
+        for _ in range(_FIRST_POWER_STEPS):
             basis_DQ = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DQ))
         return basis_DQ
 

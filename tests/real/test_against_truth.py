@@ -1,0 +1,139 @@
+"""Trackers against float64 eigendecompositions of the covariance of the same real token rows."""
+
+import statistics
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft.utils.incremental_pca import IncrementalPCA
+from transformers import AutoModel
+
+from eva_dist.modeling.forward import TokenForward
+from eva_dist.modeling.taps import collect_rows
+from eva_dist.numerics.components import Components
+from eva_dist.numerics.convergence import component_cosines, is_converged
+from eva_dist.numerics.covariance import CovarianceTracker
+from eva_dist.numerics.subspace import SubspaceTracker
+
+pytestmark = pytest.mark.real
+
+K, R, TAU = 32, 16, 0.99
+UPDATES, STREAM = 40, 60
+
+
+class PeftTracker:
+    """PEFT's own class behind our contract."""
+
+    def update(self, state, x_TD):
+        state = state or IncrementalPCA(n_components=K, copy=True, lowrank=True, lowrank_seed=42)
+        state.partial_fit(x_TD.float())
+        return state
+
+    def components(self, state):
+        return Components(state.components_, state.singular_values_, state.explained_variance_ratio_)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Float64 scatter of some rows and its leading eigenvectors."""
+
+    scatter_DD: torch.Tensor
+    eigenvalues_D: torch.Tensor
+    vectors_DD: torch.Tensor
+
+    @classmethod
+    def of(cls, rows):
+        x_TD = torch.cat(rows).double()
+        x_TD = x_TD - x_TD.mean(0)
+        scatter_DD = x_TD.T @ x_TD
+        values, vectors = torch.linalg.eigh(scatter_DD)
+        return cls(scatter_DD, values.flip(0), vectors.flip(1))
+
+    def deficit(self, v_KD):
+        """1 - variance captured by the span of v_KD over the best possible with as many components."""
+        q_DK = torch.linalg.qr(v_KD.double().T).Q
+        captured = ((q_DK.T @ self.scatter_DD) * q_DK.T).sum()
+        return 1 - float(captured / self.eigenvalues_D[: v_KD.shape[0]].sum())
+
+    def overlap(self, v_KD):
+        """Mean squared cosine of the principal angles to the leading eigenvectors."""
+        leading_DK = self.vectors_DD[:, : v_KD.shape[0]]
+        return float((v_KD.double() @ leading_DK).square().sum()) / v_KD.shape[0]
+
+
+def layer_inputs(folder, minibatches, names, **config):
+    """Return, by layer, the token rows of each minibatch."""
+    model = AutoModel.from_pretrained(folder, **config).eval()
+    names = [name for name, _ in model.named_modules() if name.endswith(names)]
+    forward = TokenForward(torch.device("cpu"), use_label_mask=False, label_mask_value=-100)
+    rows = {name: [] for name in names}
+    with torch.no_grad():
+        for minibatch in minibatches:
+            with collect_rows(model, names, forward.select(minibatch)) as collected:
+                forward.run(model, minibatch)
+            for name in names:
+                rows[name] += collected[name]
+    return rows
+
+
+def follow(tracker, rows, exact_all):
+    """Feed the stream; return the components after UPDATES, and (step, overlap) where R components first pass TAU."""
+    state, previous, stopped, after = None, None, None, None
+    for step, x_TD in enumerate(rows, start=1):
+        state = tracker.update(state, x_TD)
+        v_KD = tracker.components(state).v_KD.clone()
+        if previous is not None and stopped is None and is_converged(component_cosines(v_KD, previous), R, TAU):
+            stopped = step, exact_all.overlap(v_KD[:R])
+        previous = v_KD
+        if step == UPDATES:
+            after = v_KD
+        if after is not None and stopped is not None:
+            break
+    return after, stopped
+
+
+def check(rows):
+    deficits = {"peft": [], "subspace": [], "covariance": []}
+    overlaps = {"peft": [], "subspace": []}
+    for stream in rows.values():
+        exact_all, exact = Exact.of(stream), Exact.of(stream[:UPDATES])
+        stopped = {}
+        for name, tracker in (("peft", PeftTracker()), ("subspace", SubspaceTracker(K))):
+            v_KD, stopped[name] = follow(tracker, stream, exact_all)
+            deficits[name].append(exact.deficit(v_KD))
+        covariance, state = CovarianceTracker(K), None
+        for x_TD in stream[:UPDATES]:
+            state = covariance.update(state, x_TD)
+        deficits["covariance"].append(exact.deficit(covariance.components(state).v_KD))
+        if all(stopped.values()):
+            for name, (_, overlap) in stopped.items():
+                overlaps[name].append(overlap)
+    figures = {name: (statistics.median(values), max(values)) for name, values in deficits.items()}
+    stops = {name: (statistics.median(values), min(values)) for name, values in overlaps.items()}
+    wins = sum(ours < theirs for ours, theirs in zip(deficits["subspace"], deficits["peft"], strict=True))
+    print(f"{len(rows)} inputs; deficit median, worst: {figures}; subspace better in {wins}")
+    print(f"overlap at the stop, median and worst of {len(overlaps['peft'])} inputs: {stops}")
+    assert wins >= 0.95 * len(rows)
+    assert max(deficits["covariance"]) < 1e-10
+    assert len(overlaps["peft"]) >= 0.5 * len(rows)
+    assert stops["subspace"][0] >= stops["peft"][0]
+    assert stops["subspace"][1] >= stops["peft"][1]
+
+
+def test_smollm2(smollm2_folder, texts, make_minibatches):
+    minibatches = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    check(layer_inputs(smollm2_folder, minibatches, names, num_hidden_layers=4))
+
+
+def test_minilm(minilm_folder, texts, make_minibatches):
+    minibatches = make_minibatches(minilm_folder, texts, STREAM, max_length=256)
+    names = ("query", "attention.output.dense", "intermediate.dense", "output.dense")
+    check(layer_inputs(minilm_folder, minibatches, names, num_hidden_layers=4))
+
+
+@pytest.mark.slow
+def test_the_whole_of_smollm2(smollm2_folder, texts, make_minibatches):
+    minibatches = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    check(layer_inputs(smollm2_folder, minibatches, names))

@@ -1,0 +1,130 @@
+"""The plan: maximum ranks, the budget, input groups and their owners, the fingerprint."""
+
+import dataclasses
+import itertools
+import re
+
+import pytest
+
+from eva_dist.errors import LayerError
+from eva_dist.plan import fingerprint, make_layer, make_plan
+
+
+def layer(name: str, in_features: int = 64, r: int = 4, rho: float = 2.0):
+    return make_layer(name, in_features, 32, r, rho)
+
+
+@pytest.mark.parametrize(
+    ("in_features", "r", "rho", "max_rank"),
+    [
+        (64, 16, 1.0, 16),
+        (64, 16, 2.0, 32),
+        (64, 16, 4.0, 64),
+        (64, 16, 5.0, 64),  # no more components than features
+        (64, 5, 1.5, 8),  # round, as PEFT does: 7.5 to the even neighbour
+        (64, 3, 1.5, 4),  # 4.5 too
+        (64, 16, 1000.0, 64),
+        (10_000, 2, 1000.0, 2000),
+        (10_000, 2, 1000.5, 10_000),  # above 1000, PEFT caps by the largest dimension and we by in_features
+        (64, 64, 1.0, 64),
+    ],
+)
+def test_max_rank_is_r_times_rho_within_the_layer(in_features, r, rho, max_rank):
+    assert make_layer("a", in_features, 8, r, rho).max_rank == max_rank
+
+
+def test_an_r_that_the_layer_cannot_hold_is_refused_by_name():
+    message = re.escape(
+        "eva.r=65 must be <= in_features=64 of layer model.q_proj; "
+        "use a smaller eva.r, or set eva.rank_pattern for this layer"
+    )
+    with pytest.raises(LayerError, match=f"^{message}$"):
+        make_layer("model.q_proj", 64, 8, 65, 1.0)
+
+
+def test_the_budget_counts_every_target_members_of_an_input_group_included():
+    layers = [layer("q", r=4), layer("k", r=4), layer("v", r=8), layer("o", r=2)]
+    plan = make_plan(layers, [["q", "k", "v"], ["o"]])
+    assert plan.rank_budget == 18
+    assert plan.layers == tuple(layers)
+
+
+def test_members_of_a_group_share_the_largest_of_their_maximum_ranks():
+    plan = make_plan([layer("q", r=4), layer("k", r=4), layer("v", r=8), layer("o", r=2)], [["o"], ["v", "q", "k"]])
+    assert [(g.members, g.n_components) for g in plan.groups] == [(("q", "k", "v"), 16), (("o",), 4)]
+    assert plan.max_ranks() == {"q": 16, "k": 16, "v": 16, "o": 4}
+
+
+def test_groups_are_in_model_order_whatever_the_order_they_were_found_in():
+    layers = [layer(name) for name in "abcdef"]
+    found = [["f", "b"], ["c"], ["e", "a", "d"]]
+    plan = make_plan(layers, found)
+    assert [g.members for g in plan.groups] == [("a", "d", "e"), ("b", "f"), ("c",)]
+    assert [g.index for g in plan.groups] == [0, 1, 2]
+    assert [g.tap for g in plan.groups] == ["a", "b", "c"]
+    for order in itertools.permutations(found):
+        assert make_plan(layers, [names[::-1] for names in order]) == plan
+
+
+@pytest.mark.parametrize("found", [[["a"]], [["a", "b"], ["b"]], [["a", "b", "z"]]])
+def test_groups_that_do_not_partition_the_layers_are_a_fault_of_ours(found):
+    with pytest.raises((AssertionError, KeyError)):
+        make_plan([layer("a"), layer("b")], found)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_owners_are_balanced_by_cost_and_every_group_has_one(world_size):
+    """Greedy, dearest first: the fullest worker has at most 4/3 of a perfect share (Graham 1969)."""
+    sizes = [64, 64, 256, 64, 64, 128, 64, 64, 256, 192, 64, 32, 320, 64, 64]
+    layers = [layer(f"layer{i}", in_features=size) for i, size in enumerate(sizes)]
+    plan = make_plan(layers, [[each.name] for each in layers], world_size)
+    cost = [sum(g.in_features * g.n_components for g in plan.owned_by(rank)) for rank in range(world_size)]
+    perfect = max(sum(cost) / world_size, max(sizes) * 8)
+    assert max(cost) <= 4 / 3 * perfect
+    owned = [g for rank in range(world_size) for g in plan.owned_by(rank)]
+    assert sorted(g.index for g in owned) == list(range(len(sizes)))
+    assert make_plan(layers, [[each.name] for each in layers[::-1]], world_size) == plan
+
+
+def test_more_workers_than_groups_leaves_some_without():
+    plan = make_plan([layer("a"), layer("b")], [["a"], ["b"]], world_size=4)
+    assert sorted(len(plan.owned_by(rank)) for rank in range(4)) == [0, 0, 1, 1]
+
+
+def test_the_number_of_workers_changes_owners_and_nothing_else():
+    layers = [layer(f"layer{i}", in_features=64 * (1 + i % 3)) for i in range(9)]
+    found = [[each.name] for each in layers]
+    one, four = make_plan(layers, found, 1), make_plan(layers, found, 4)
+    without = [tuple(dataclasses.replace(g, owner=0) for g in plan.groups) for plan in (one, four)]
+    assert without[0] == without[1]
+    assert {g.owner for g in four.groups} == {0, 1, 2, 3}
+
+
+def test_a_plan_cannot_be_changed():
+    plan = make_plan([layer("a")], [["a"]])
+    for target, name in [(plan, "rank_budget"), (plan.groups[0], "owner"), (plan.layers[0], "r")]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(target, name, 7)
+
+
+def test_the_fingerprint_ignores_key_order_and_nothing_else():
+    parts = {"eva": {"rho": 2.0, "tau": 0.99}, "layers": [["a", 4], ["b", 8]], "seed": 0}
+    same = {"seed": 0, "layers": [["a", 4], ["b", 8]], "eva": {"tau": 0.99, "rho": 2.0}}
+    assert fingerprint(parts) == fingerprint(same)
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(parts))
+    others = [
+        parts | {"seed": 1},
+        parts | {"seed": "0"},
+        parts | {"layers": [["b", 8], ["a", 4]]},
+        parts | {"eva": {"rho": 2.0, "tau": 0.98}},
+        parts | {"eva": {"rho": 2.0, "tau": 0.99, "whiten": None}},
+        {"eva": parts["eva"], "layers": parts["layers"]},
+    ]
+    assert len({fingerprint(parts), *map(fingerprint, others)}) == 1 + len(others)
+
+
+def test_the_fingerprint_is_the_sha256_of_canonical_json():
+    """Fixed for ever: artifacts are found by it."""
+    assert fingerprint({"b": [1, 2.5, None], "a": "é"}) == (
+        "84afbf1d4853005f9dd0c81cb1819b53ce86978340764c062160f6e8356665de"
+    )
