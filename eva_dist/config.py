@@ -292,9 +292,17 @@ def freeze(filled: Any) -> Config:
     """Turn a filled `schema()` instance into a validated `Config`.
 
     Raises:
-        ConfigError: one line for each setting that is out of range.
+        ConfigError: one line for each setting that is unknown or out of range.
     """
     groups = get_type_hints(Config).items()
+    unknown = [
+        f"{name}.{key}={value} is no setting; take it out"
+        for name, group in groups
+        for key, value in vars(getattr(filled, name)).items()
+        if key not in get_type_hints(group)
+    ]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
     return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups})
 
 

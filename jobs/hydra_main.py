@@ -5,8 +5,8 @@ Exit codes: 0 done, 2 bad settings (before any actor starts), 1 anything else.
 
 import dataclasses
 import difflib
+import functools
 import json
-import logging
 import os
 import re
 import sys
@@ -43,22 +43,40 @@ def to_config(settings: DictConfig) -> Config:
 
 
 def exit_code(job: Callable[[], None]) -> int:
-    """Run a job to its exit code; whatever ends it is said on standard error in one message."""
+    """Run a Hydra main to its exit code; whatever ends it is said on standard error in one message."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so the code is ours
+    _failures.clear()
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
-        return _refused(explain(error), 2)
-    except (BadSettings, ConfigError) as error:
-        return _refused(str(error), 2)
-    except EvaDistError as error:
-        return _refused(str(error), 1)
+        return _say(explain(error), 2)
+    except SystemExit as stop:  # --help and its kin
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _refused("interrupted; nothing has been published", 1)
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+        return _say("interrupted; nothing has been published", 1)
+    return _failures[0] if _failures else 0
+
+
+def point(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Make a task's failure a message and an exit code, so that the other points of a sweep still run."""
+
+    @functools.wraps(task)
+    def guarded(settings: DictConfig) -> None:
+        try:
+            task(settings)
+        except (BadSettings, ConfigError) as error:
+            _failures.append(_say(str(error), 2))
+        except EvaDistError as error:
+            _failures.append(_say(str(error), 1))
+        except Exception:
+            traceback.print_exc()
+            _failures.append(1)
+
+    return guarded
+
+
+_failures: list[int] = []
+"""Exit codes of the points that failed, in order."""
 
 
 @contextmanager
@@ -127,7 +145,6 @@ def _type(group: Any) -> Any:
     return group.default_factory
 
 
-def _refused(message: str, code: int) -> int:
-    logging.shutdown()
+def _say(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code

@@ -12,16 +12,18 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python jobs/precompute.py` from a clone
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
 from eva_dist.precompute import precompute, prepare  # noqa: E402
 from eva_dist.progress import Progress  # noqa: E402
-from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, register_schema, to_config  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 
 register_schema()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
+@hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="precompute")
+@point
 def main(settings: DictConfig) -> None:
     """Run one point; a Hydra sweep calls this once a point."""
     started = time.perf_counter()

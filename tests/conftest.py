@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from eva_dist.config import Config
+from eva_dist.precompute import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
+from tests.tiny_run import tiny_config, write_tiny_model, write_words
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -61,3 +64,34 @@ def make_minibatches() -> Callable[..., list[dict[str, Any]]]:
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """Ray on this machine, for as long as the tests need it."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_words(tmp_path_factory.mktemp("words") / "words.jsonl")
+
+
+@pytest.fixture
+def configure(tiny_model: Path, words_file: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Return the settings of a tiny run, with groups changed by keyword."""
+    return lambda **changes: tiny_config(tiny_model, words_file, tmp_path / "store", **changes)
+
+
+@pytest.fixture
+def prepared(configure: Callable[..., Config]) -> Callable[..., Prepared]:
+    return lambda **changes: prepare(configure(**changes))

@@ -86,6 +86,12 @@ def test_owners_are_balanced_by_cost_and_every_group_has_one(world_size):
     assert make_plan(layers, [[each.name] for each in layers[::-1]], world_size) == plan
 
 
+def test_the_dearest_groups_are_packed_first_and_ties_go_to_the_first_worker():
+    sizes = {"a": 32, "b": 32, "c": 64, "d": 32, "e": 96}
+    plan = make_plan([layer(name, in_features=size) for name, size in sizes.items()], [[name] for name in sizes], 2)
+    assert {g.tap: g.owner for g in plan.groups} == {"e": 0, "c": 1, "a": 1, "b": 0, "d": 1}
+
+
 def test_more_workers_than_groups_leaves_some_without():
     plan = make_plan([layer("a"), layer("b")], [["a"], ["b"]], world_size=4)
     assert sorted(len(plan.owned_by(rank)) for rank in range(4)) == [0, 0, 1, 1]

@@ -1,5 +1,6 @@
 """Loading: what a folder holds, what part of it runs, what identifies it, and what is refused."""
 
+import json
 import logging
 import shutil
 
@@ -173,6 +174,14 @@ def test_other_weights_config_dtype_or_task_are_another_model(saved):
     assert {key for key in reference if reference[key] != other_dtype[key]} == {"dtype"}
     other_task = described(saved("llama", task=Task.FEATURE_EXTRACTION))
     assert {key for key in reference if reference[key] != other_task[key]} >= {"task"}
+
+
+def test_what_a_config_says_of_its_origin_does_not_count(saved, tmp_path):
+    settings = saved("llama", dtype=Dtype.float32)
+    reference, file = described(settings), tmp_path / "model" / "config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"transformers_version": "5.0", "dtype": "float16", "_name_or_path": "x"}))
+    assert described(settings) == reference
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

@@ -101,6 +101,18 @@ def test_the_model_is_left_as_it_was(name, device):
     assert vars(config) == before
 
 
+def test_no_weight_is_copied(monkeypatch):
+    """A copy would double the memory of a large model."""
+
+    def refuse(tensor, memo):
+        raise AssertionError(f"copied {tuple(tensor.shape)}")
+
+    model = make("llama")
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", refuse)
+    assert resolve_targets(model, config_for("llama", {"target_modules": ["q_proj"]})).layers
+
+
 def test_the_model_is_left_as_it_was_when_nothing_fits():
     model = make("llama")
     with pytest.raises(LayerError):

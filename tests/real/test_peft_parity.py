@@ -18,7 +18,10 @@ BERT_TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
 SETTINGS = {
     "rho2": ({}, {"rho": 2.0}),
     "rho1": ({}, {"rho": 1.0}),
-    "rank_pattern": ({"rank_pattern": {"v_proj": 12, "value": 12, "layer.1.*output.dense": 4, "down_proj": 4}}, {"rho": 1.5}),
+    "rank_pattern": (
+        {"rank_pattern": {"v_proj": 12, "value": 12, "layer.1.*output.dense": 4, "down_proj": 4}},
+        {"rho": 1.5},
+    ),
     "label_mask": ({}, {"rho": 2.0, "use_label_mask": True}),
 }
 

@@ -1,0 +1,40 @@
+"""One local Ray for the tests of a gang, and a look at the processes it leaves."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eva_dist.actors.worker import Assignment
+from eva_dist.precompute import Prepared
+
+
+def assignment_of(run: Prepared, **changes: Any) -> Assignment:
+    assignment = Assignment(run.config, run.task, run.prefix, run.targets.layers, run.data["digest"], threads=1)
+    return replace(assignment, **changes)
+
+
+def worker_pids() -> list[int]:
+    """Return the processes that are gang workers now, from /proc."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if command.startswith(b"ray::GangWorker") and _is_ours(int(entry.name)):
+                pids.append(int(entry.name))
+    return sorted(pids)
+
+
+def _is_ours(pid: int) -> bool:
+    """Tell whether a process descends from this one, so that other runs on the machine do not count."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
