@@ -182,7 +182,8 @@ class SolverConfig:
                 continue
             if key not in allowed:
                 yield f"solver.{key}={value} has no meaning with solver={self.name.value}; remove it"
-            yield from _at_least(f"solver.{key}", value, 0, "use null for the tracker's default")
+            least = 1 if (self.name, key) == (SolverName.subspace, "power_steps") else 0
+            yield from _at_least(f"solver.{key}", value, least, "use null for the tracker's default")
 
 
 @dataclass(frozen=True)

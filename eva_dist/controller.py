@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
@@ -103,6 +104,8 @@ class PassState:
     """All that is known after `steps` steps; replaced, never changed.
 
     `ranks` holds the maximum ranks until every group has components, then the allocation.
+    With `accept`, a group that a whole epoch could not update (an expert that no token
+    reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
     `tokens` counts token rows; `elapsed` is the seconds of all steps, `seconds` the slowest
     worker's by phase.
     """
@@ -110,6 +113,7 @@ class PassState:
     plan: Plan
     tau: float
     max_steps: int
+    accept: bool
     groups: tuple[GroupState, ...]
     ranks: Mapping[str, int]
     steps: int = 0
@@ -126,7 +130,8 @@ class PassState:
 
     def is_converged(self, group: int) -> bool:
         """Tell whether the components that the allocation gives this group have converged."""
-        return is_converged(self.groups[group].cosines_K, self.group_rank(group), self.tau)
+        known = self.groups[group]
+        return known.updates > 0 and is_converged(known.cosines_K, self.group_rank(group), self.tau)
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -162,9 +167,9 @@ class PassResult:
     seconds: float
 
 
-def first_state(plan: Plan, tau: float, max_steps: int) -> PassState:
+def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PassState:
     """Return the state before the first step: every group is active over all its components."""
-    return PassState(plan, tau, max_steps, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
+    return PassState(plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
 
 
 def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PassState:
@@ -173,7 +178,7 @@ def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float
     Raises:
         NonFiniteActivationsError: a layer's inputs held NaN or infinity.
         EmptyStreamError: a whole epoch held no token that counts.
-        TooFewTokensError: a whole epoch went by without one update of some group.
+        TooFewTokensError: a whole epoch went by without one update of some group (with `accept`: of any).
     """
     groups = list(state.groups)
     updated = [report for worker in reports for report in worker.groups]
@@ -194,11 +199,10 @@ def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float
         exhausted=any(report.exhausted for report in reports),
         seconds=_add_phases(state.seconds, reports),
     )
-    moved = replace(moved, ranks=_allocate(moved))
-    moved = replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
-    if moved.epoch > 0 or moved.exhausted:
+    if _last_chance_gone(moved):
         _refuse_starving(moved)
-    return moved
+    moved = replace(moved, ranks=_allocate(moved))
+    return replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
 
 
 def refuse_unconverged(state: PassState) -> None:
@@ -206,11 +210,11 @@ def refuse_unconverged(state: PassState) -> None:
     lines = [_shortfall(state, group) for group in state.active]
     if not lines:
         return
-    why = "the data ran out" if state.exhausted else f"eva.max_steps={state.max_steps} was reached"
+    why = "the data ran out" if state.exhausted else f"max_steps={state.max_steps} was reached"
     raise NotConvergedError(
         f"{why} and {len(state.plan.layers) - state.layers_converged} of {len(state.plan.layers)} layers have not "
-        f"converged to eva.tau={state.tau}; raise eva.max_steps or data.step_size, lower eva.tau, or take the result "
-        "as it is with eva.on_max_steps=accept\n" + "\n".join(lines)
+        f"converged to tau={state.tau}; raise max_steps or the samples a step (data.step_size), lower tau, or take the "
+        "result as it is with on_max_steps=accept\n" + "\n".join(lines)
     )
 
 
@@ -227,9 +231,14 @@ def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupSt
     )
 
 
+def _last_chance_gone(state: PassState) -> bool:
+    """Tell whether a group without an update so far has to be given up: all data was seen, or no step is left."""
+    return state.epoch > 0 or state.exhausted or state.steps >= state.max_steps
+
+
 def _allocate(state: PassState) -> Mapping[str, int]:
-    ratios = [group.ratios_K for group in state.groups if group.ratios_K is not None]
-    if len(ratios) < len(state.groups):
+    ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
+    if not all(len(ratios_K) for ratios_K in ratios) and not _last_chance_gone(state):
         return state.ranks
     by_name = {name: ratios[group.index] for group in state.plan.groups for name in group.members}
     return allocate_ranks({layer.name: by_name[layer.name] for layer in state.plan.layers}, state.plan.rank_budget)
@@ -237,18 +246,19 @@ def _allocate(state: PassState) -> Mapping[str, int]:
 
 def _refuse_starving(state: PassState) -> None:
     starving = [group for group in state.plan.groups if state.groups[group.index].updates == 0]
-    if not starving:
+    if not starving or (state.accept and len(starving) < len(state.groups)):
         return
     if state.tokens == 0:
         raise EmptyStreamError(
             f"{state.steps} steps, the whole data, held no token that counts: every one is masked or empty; "
-            "check the labels, or set eva.use_label_mask=false"
+            "check the labels, or leave them out of it with use_label_mask=false"
         )
     need = max(group.n_components for group in starving)
     raise TooFewTokensError(
         f"no step of the whole data had the {need} token rows that {need} components need "
         f"({state.steps} steps, {state.tokens} token rows; starving: {_some([g.tap for g in starving])}); "
-        "raise data.step_size or data.max_length, or lower eva.r or eva.rho"
+        "raise the samples a step (data.step_size, or your dataloader's batch size) or their length, lower r or rho, "
+        "or leave layers that see no token out"
     )
 
 

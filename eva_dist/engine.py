@@ -147,6 +147,7 @@ def run_pass(
     max_steps: int,
     step: Callable[[StepDecision], Sequence[StepReport]],
     on_step: Callable[[PassState], None] = lambda state: None,
+    accept: bool = False,
 ) -> tuple[PassState, float]:
     """Drive steps until every layer has converged, `max_steps` is reached or the data is gone.
 
@@ -156,12 +157,13 @@ def run_pass(
         max_steps: most SVD updates.
         step: carries a decision to every worker and brings back their reports.
         on_step: told the state after each step (progress).
+        accept: what did not converge will be taken as it is.
 
     Returns:
         The last state, and the seconds from the first forward to the last allocation.
     """
     started = time.perf_counter()
-    state = first_state(plan, tau, max_steps)
+    state = first_state(plan, tau, max_steps, accept)
     while state.decision.stop is None:
         step_started = time.perf_counter()
         reports = step(state.decision)
@@ -183,9 +185,13 @@ def collect_components(svds: Mapping[int, GroupSvd]) -> dict[int, Components]:
 
 
 def finish(state: PassState, components: Mapping[int, Components], seconds: float) -> PassResult:
-    """Merge what the workers own into the result of the pass."""
-    in_order = {group.index: components[group.index] for group in state.plan.groups if group.index in components}
-    return PassResult(state, in_order, seconds)
+    """Merge what the workers own into the result of the pass; a group that was never updated has no component."""
+    merged = {
+        group.index: components.get(group.index)
+        or Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
+        for group in state.plan.groups
+    }
+    return PassResult(state, merged, seconds)
 
 
 def _forward_step(worker: Worker, decision: StepDecision, data: StepData) -> tuple[dict[int, Tensor], int]:

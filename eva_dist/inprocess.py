@@ -32,6 +32,7 @@ from eva_dist.engine import (
     Worker,
     collect_components,
     find_input_groups,
+    finish,
     make_trackers,
     run_pass,
     run_step,
@@ -149,10 +150,12 @@ def get_eva_state_dict(
     with _evaluating(model), _adapter_off(model):
         plan = _plan(model, targets.layers, forward, stream, ring)
         worker = _worker(model, plan, forward, ring, solver_config)
-        state, svds = _run(worker, eva.tau, max_steps, stream, ring, show_progress_bar and ring.global_rank == 0)
-    if when_short is OnMaxSteps.error:
+        accept = when_short is OnMaxSteps.accept
+        progress = Progress() if show_progress_bar and _is_first_process() else None
+        state, svds = _run(worker, eva.tau, max_steps, accept, stream, ring, progress)
+    if not accept:
         refuse_unconverged(state)
-    return _state_dict(model, state, worker, svds, ring, eva.whiten)
+    return _state_dict(state, worker, svds, ring, eva.whiten)
 
 
 @dataclass(frozen=True)
@@ -277,9 +280,11 @@ class _CallbackForward:
 def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) -> LoraConfig:
     config = given
     if config is None:
-        if not hasattr(model, "peft_config"):
+        if not hasattr(_inner(model), "peft_config"):
             raise ConfigError("peft_config is required if model is not a PeftModel; pass a LoraConfig")
-        adapters: Any = model.peft_config
+        adapters: Any = _inner(model).peft_config
+        if adapter_name not in adapters:
+            raise ConfigError(f"adapter_name={adapter_name!r} must be an adapter of the model: {sorted(adapters)}")
         config = adapters[adapter_name]
     if config.eva_config is None:
         raise ConfigError("peft_config.eva_config=None must be a peft.EvaConfig; e.g. EvaConfig(rho=2.0, tau=0.99)")
@@ -302,13 +307,13 @@ def _options(solver: str | SolverConfig, max_steps: int, on_max_steps: str) -> t
 
 
 def _targets(model: nn.Module, config: LoraConfig) -> Targets:
-    if hasattr(model, "peft_config"):
-        return resolve_peft_model_targets(model, config)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = resolve_targets(model.module, config)
-        renamed = tuple(replace(layer, name=f"module.{layer.name}") for layer in inner.layers)
-        return Targets(renamed, inner.unsupported)
-    return resolve_targets(model, config)
+    """Return the target layers by their names in `model`, which may be wrapped for DDP."""
+    inner = _inner(model)
+    resolve = resolve_peft_model_targets if hasattr(inner, "peft_config") else resolve_targets
+    found = resolve(inner, config)
+    if inner is model:
+        return found
+    return Targets(tuple(replace(layer, name=f"module.{layer.name}") for layer in found.layers), found.unsupported)
 
 
 def _plan(
@@ -334,7 +339,13 @@ def _worker(model: nn.Module, plan: Plan, forward: _CallbackForward, ring: _Ring
 
 
 def _run(
-    worker: Worker, tau: float, max_steps: int, stream: _LoaderStream, ring: _Ring, show: bool
+    worker: Worker,
+    tau: float,
+    max_steps: int,
+    accept: bool,
+    stream: _LoaderStream,
+    ring: _Ring,
+    progress: Progress | None,
 ) -> tuple[PassState, dict[int, GroupSvd]]:
     svds: dict[int, GroupSvd] = {}
 
@@ -344,9 +355,8 @@ def _run(
         report, svds = run_step(worker, decision, stream.step(), svds)
         return ring.everyones(report)
 
-    progress = Progress() if show else None
     try:
-        state, _ = run_pass(worker.plan, tau, max_steps, step, progress or (lambda state: None))
+        state, _ = run_pass(worker.plan, tau, max_steps, step, progress or (lambda state: None), accept)
     finally:
         if progress:
             progress.close()
@@ -354,19 +364,23 @@ def _run(
 
 
 def _state_dict(
-    model: nn.Module, state: PassState, worker: Worker, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
+    state: PassState, worker: Worker, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
 ) -> dict[str, Tensor]:
-    components = {group: c for part in ring.everyones(collect_components(svds)) for group, c in part.items()}
-    by_layer = {name: group for group in state.plan.groups for name in group.members}
-    result = {}
-    for layer in state.plan.layers:
-        group, rank = by_layer[layer.name], state.ranks[layer.name]
-        if group.index in components:
-            rows = adapter_rows(components[group.index], rank, whiten)
-        else:
-            rows = torch.empty(0, layer.in_features)
-        result[layer.name] = rows.to(worker.device)
-    return result
+    owned = {group: found for part in ring.everyones(collect_components(svds)) for group, found in part.items()}
+    components = finish(state, owned, state.elapsed).components
+    group_of = {name: group.index for group in state.plan.groups for name in group.members}
+    return {
+        layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(worker.device)
+        for layer in state.plan.layers
+    }
+
+
+def _is_first_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @contextmanager
@@ -384,10 +398,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _adapter_off(model: nn.Module) -> Iterator[None]:
     """Switch a `PeftModel`'s adapter off; peft makes it trainable when it comes on again, so flags are put back."""
-    disable: Callable[[], AbstractContextManager[Any]] | None = getattr(model, "disable_adapter", None)
+    inner = _inner(model)
+    disable: Callable[[], AbstractContextManager[Any]] | None = getattr(inner, "disable_adapter", None)
     requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        with disable() if hasattr(model, "peft_config") and disable is not None else nullcontext():
+        with disable() if hasattr(inner, "peft_config") and disable is not None else nullcontext():
             yield
     finally:
         for parameter, flag in requires_grad.items():

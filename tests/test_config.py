@@ -101,7 +101,7 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("eva__exclude_modules", "", f"eva.exclude_modules='' {NAMES.format('exclude_modules')}"),
         ("eva__exclude_modules", {"a": 1}, f"eva.exclude_modules={{'a': 1}} {NAMES.format('exclude_modules')}"),
         ("solver__oversampling", -1, "solver.oversampling=-1 must be >= 0; use null for the tracker's default"),
-        ("solver__power_steps", -1, "solver.power_steps=-1 must be >= 0; use null for the tracker's default"),
+        ("solver__power_steps", -1, "solver.power_steps=-1 must be >= 1; use null for the tracker's default"),
         ("cluster__num_workers", 0, "cluster.num_workers=0 must be >= 1; use 1 for a single process"),
         ("cluster__timeout_s", 0, "cluster.timeout_s=0 must be > 0 seconds; 1800 is usual"),
         ("cluster__timeout_s", inf, "cluster.timeout_s=inf must be > 0 seconds; 1800 is usual"),
@@ -164,7 +164,7 @@ def test_all_complaints_come_at_once_in_the_order_of_the_groups():
         {"eva__tau": 1.0, "eva__rho": 1e9, "eva__lora_alpha": 0.5},
         {"data__streaming": True, "data__num_samples": 1, "data__seed": 2**32 - 1},
         {"store__url": "file:///srv/eva", "artifact__repo_id": "team/my-model_1.0", "artifact__revision": "v1"},
-        {"cluster__resources": {"CPU": 0}, "solver__oversampling": 0, "solver__power_steps": 0},
+        {"cluster__resources": {"CPU": 0}, "solver__oversampling": 0, "solver__power_steps": 1},
         {"eva__target_modules": r".*\.(q|v)_proj", "eva__exclude_modules": ["lm_head"]},
     ],
 )

@@ -133,8 +133,22 @@ def test_an_epoch_without_an_update_of_some_group_is_refused():
         advance(state, [report(group(0, EVEN, BAD), group(1, EVEN, BAD), GroupReport(2, 3), tokens=3, epoch=1)])
     assert str(caught.value) == (
         "no step of the whole data had the 4 token rows that 4 components need (2 steps, 6 token rows; starving: up); "
-        "raise data.step_size or data.max_length, or lower eva.r or eva.rho"
+        "raise the samples a step (data.step_size, or your dataloader's batch size) or their length, lower r or rho, "
+        "or leave layers that see no token out"
     )
+
+
+def test_accepting_gives_a_starving_group_rank_0_and_the_others_the_whole_budget():
+    state = dataclasses.replace(start(), accept=True)
+    starving = GroupReport(2, 3)
+    state = advance(state, [report(group(0, EVEN), group(1, EVEN), starving, tokens=3)])
+    assert state.ranks == state.plan.max_ranks()
+    state = advance(state, [report(group(0, EVEN, GOOD), group(1, EVEN, GOOD), starving, tokens=3, epoch=1)])
+    assert sum(state.ranks.values()) == state.plan.rank_budget
+    assert state.group_rank(2) == 0
+    assert state.active == (2,)  # it never counts as converged
+    with pytest.raises(TooFewTokensError):
+        advance(dataclasses.replace(start(), accept=True), [report(starving, tokens=3, epoch=1)])
 
 
 def test_an_epoch_without_a_token_that_counts_is_refused():
@@ -159,8 +173,8 @@ def test_what_has_not_converged_is_listed_with_count_and_lowest_cosine():
     with pytest.raises(NotConvergedError) as caught:
         refuse_unconverged(state)
     assert str(caught.value).splitlines() == [
-        "eva.max_steps=3 was reached and 5 of 6 layers have not converged to eva.tau=0.9; raise eva.max_steps or "
-        "data.step_size, lower eva.tau, or take the result as it is with eva.on_max_steps=accept",
+        "max_steps=3 was reached and 5 of 6 layers have not converged to tau=0.9; raise max_steps or the samples a "
+        "step (data.step_size), lower tau, or take the result as it is with on_max_steps=accept",
         "  a, b, c and 1 more: 2 of 4 components below, lowest cosine 0.2500",
         "  f: only 0 updates, 2 steps too short",
     ]

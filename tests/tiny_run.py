@@ -50,14 +50,14 @@ def write_words(path: Path, samples: int = 240) -> Path:
     return path
 
 
-def tiny_config(model: Path, words: Path, store: Path, **changes: dict[str, Any]) -> Config:
+def tiny_config(model_folder: Path, words: Path, store_folder: Path, **changes: dict[str, Any]) -> Config:
     """Return the settings of a tiny run; groups are changed by keyword, e.g. `eva={"tau": 0.9}`."""
     config = Config(
-        model=ModelConfig(name_or_path=str(model)),
+        model=ModelConfig(name_or_path=str(model_folder)),
         data=DataConfig(path=str(words), max_length=64, step_size=6, batch_size=2),
         eva=EvaConfig(r=4, rho=2.0, tau=0.9, target_modules="all-linear"),
         cluster=ClusterConfig(num_workers=2, timeout_s=60.0, threads_per_worker=1),
-        store=StoreConfig(url=str(store)),
+        store=StoreConfig(url=str(store_folder)),
         artifact=ArtifactConfig(repo_id="tests/tiny"),
     )
     groups = {group: replace(getattr(config, group), **settings) for group, settings in changes.items()}

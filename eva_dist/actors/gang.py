@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from eva_dist.actors.worker import Assignment, GangWorker
-from eva_dist.config import ClusterConfig
+from eva_dist.config import ClusterConfig, OnMaxSteps
 from eva_dist.controller import PassResult, PassState, StepDecision, StepReport
 from eva_dist.engine import finish, run_pass
 from eva_dist.errors import EvaDistError, GangError, GangTimeoutError, WorkerFailedError
@@ -50,7 +50,8 @@ def run_on_gang(assignment: Assignment, on_step: Callable[[PassState], None]) ->
         def step(decision: StepDecision) -> Sequence[StepReport]:
             return gang.call("step", decision)
 
-        state, seconds = run_pass(plan, config.eva.tau, config.eva.max_steps, step, on_step)
+        accept = config.eva.on_max_steps is OnMaxSteps.accept
+        state, seconds = run_pass(plan, config.eva.tau, config.eva.max_steps, step, on_step, accept)
         components = {group: found for part in gang.call("components") for group, found in part.items()}
         gang.call("leave")
     state = replace(state, seconds={"load": load_seconds, **state.seconds})

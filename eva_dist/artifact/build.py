@@ -23,8 +23,6 @@ def build_artifact(folder: Path, result: PassResult, eva: EvaConfig, provenance:
     The same `result` and `eva` give the same bytes in the tensor files and the tables.
 
     Raises:
-        TooFewTokensError: an input group has no components.
-        ConfigError: whitening divides by zero.
         OSError: the folder cannot be written.
     """
     layers = layer_facts(result)

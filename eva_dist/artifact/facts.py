@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from eva_dist.controller import GroupState, PassResult
-from eva_dist.errors import TooFewTokensError
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
 
@@ -84,18 +83,8 @@ class LayerFacts:
 
 
 def layer_facts(result: PassResult) -> tuple[LayerFacts, ...]:
-    """Return the facts of every layer, in model order.
-
-    Raises:
-        TooFewTokensError: an input group was never updated, so that its layers have no components.
-    """
+    """Return the facts of every layer, in model order."""
     state = result.state
-    empty = [group.tap for group in state.plan.groups if group.index not in result.components]
-    if empty:
-        raise TooFewTokensError(
-            f"{len(empty)} input groups were never updated in {state.steps} steps (first: {empty[0]}), so they have no "
-            "components to publish; raise eva.max_steps or data.step_size"
-        )
     group_of = {name: group for group in state.plan.groups for name in group.members}
     active = set(state.active)
     facts = []

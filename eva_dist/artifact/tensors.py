@@ -13,7 +13,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eva_dist.artifact.facts import ADAPTER_FILE, STATE_DICT_FILE, LayerFacts
-from eva_dist.errors import ConfigError
 from eva_dist.numerics.components import adapter_rows
 
 _ADAPTER_PREFIX = "base_model.model."
@@ -23,18 +22,8 @@ def state_dict(layers: Sequence[LayerFacts], whiten: bool) -> dict[str, Tensor]:
     """Return base-model layer names to float32 `[rank, in_features]`; rank-0 layers stay, as `[0, in_features]`.
 
     A dropped rank-0 key would make PEFT give that layer a full-rank Kaiming adapter.
-
-    Raises:
-        ConfigError: whitening divides by a singular value of zero.
     """
-    tensors = {facts.name: adapter_rows(facts.components, facts.rank, whiten) for facts in layers}
-    for name, a_RD in tensors.items():
-        if not torch.isfinite(a_RD).all():
-            raise ConfigError(
-                f"eva.whiten={str(whiten).lower()} gives NaN or infinity for layer {name}, which has a singular value "
-                "of 0 among the components handed out; use eva.whiten=false, or a smaller eva.r or eva.rho"
-            )
-    return tensors
+    return {facts.name: adapter_rows(facts.components, facts.rank, whiten) for facts in layers}
 
 
 def adapter(layers: Sequence[LayerFacts], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Run as little of a model as the taps need: the trunk, without head, loss, cache or labels."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ def select_tokens(x: Tensor, keep_BT: Tensor, name: str) -> Tensor:
 
 def move_to_device(value: Any, device: torch.device) -> Any:
     """Return `value` with every tensor in it on `device`: tensors, mappings, sequences, `BatchEncoding`."""
-    if isinstance(value, Tensor) or hasattr(value, "to"):
+    if isinstance(value, Tensor):
         return value.to(device)
+    if hasattr(value, "to"):
+        return copy.copy(value).to(device)  # BatchEncoding.to changes the caller's own object
     if isinstance(value, Mapping):
         return {key: move_to_device(item, device) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -19,9 +19,10 @@ def tap_inputs(model: nn.Module, names: Iterable[str], take: Callable[[str, Any]
 
     Hooks are gone when the context closes, whatever happens.
     """
+    modules = {name: model.get_submodule(name) for name in names}  # all names are known before any hook is set
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _module, arguments, name=name: take(name, arguments))
-        for name in names
+        module.register_forward_pre_hook(lambda _module, arguments, name=name: take(name, arguments))
+        for name, module in modules.items()
     ]
     try:
         yield
@@ -87,7 +88,8 @@ def concatenate(calls: Sequence[Tensor], in_features: int, dtype: torch.dtype, d
     """Return `[T, in_features]`: the rows of all calls in order, or none."""
     if not calls:
         return torch.empty(0, in_features, dtype=dtype, device=device)
-    return torch.cat(list(calls)) if len(calls) > 1 else calls[0]
+    rows = calls[0] if len(calls) == 1 else torch.cat(list(calls))
+    return rows.to(dtype)
 
 
 def _own(rows: Tensor, arguments: Any) -> Tensor:

@@ -34,10 +34,10 @@ def adapter_rows(components: Components, rank: int, whiten: bool) -> Tensor:
     """Return LoRA's A for one layer: float32 `[rank, in_features]`, contiguous, a copy.
 
     With `whiten`, row i is divided by `sqrt(singular_values_K[i])`, as PEFT intends
-    (`eva.py`, end of `_get_eva_state_dict`). PEFT divides a view that the members of an
-    input group share, so there each member is whitened once more than the one before;
-    here every layer is whitened once, from the tracker's own vectors. A component without
-    any variance keeps unit norm (PEFT: infinity).
+    (`eva.py`, end of `_get_eva_state_dict`). PEFT divides, in place, a view that the
+    members of an input group share, so there q, k and v are whitened three times each; here
+    every layer is whitened once, from the tracker's own vectors. A component without any
+    variance keeps unit norm (PEFT: infinity).
     """
     rows = components.v_KD[:rank].detach().to("cpu", torch.float64)
     if whiten:

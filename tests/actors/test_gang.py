@@ -9,8 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eva_dist.actors.gang import run_on_gang
-from eva_dist.errors import DataError, GangError, GangTimeoutError, NonFiniteActivationsError, WorkerFailedError
-from eva_dist.errors import TooFewTokensError
+from eva_dist.errors import (
+    DataError,
+    GangError,
+    GangTimeoutError,
+    NonFiniteActivationsError,
+    TooFewTokensError,
+    WorkerFailedError,
+)
 from tests.gang_processes import assignment_of, worker_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]

@@ -15,7 +15,8 @@ from transformers import LlamaForCausalLM
 
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.load import load_eva_state_dict
-from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, TooFewTokensError
+from eva_dist.controller import GroupState
+from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.numerics.components import Components
 
 # peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
@@ -129,21 +130,22 @@ def test_whitened_rows_are_divided_once_for_every_member(build):
         torch.testing.assert_close(ours[key].double(), unit[key].double() / sigma_K.sqrt()[:, None])
 
 
-def test_whitening_by_zero_is_refused(built, tmp_path):
-    dead = {
-        index: Components(c.v_KD, torch.zeros_like(c.singular_values_K), c.explained_variance_ratio_K)
-        for index, c in built.result.components.items()
-    }
-    with pytest.raises(ConfigError, match=r"eva\.whiten=true.*q_proj.*use eva\.whiten=false"):
-        build_artifact(
-            tmp_path, replace(built.result, components=dead), replace(built.eva, whiten=True), built.provenance
-        )
-
-
-def test_a_group_without_components_is_refused(built, tmp_path):
-    lame = {index: c for index, c in built.result.components.items() if index != 2}
-    with pytest.raises(TooFewTokensError, match=built.result.state.plan.groups[2].tap):
-        build_artifact(tmp_path, replace(built.result, components=lame), built.eva, built.provenance)
+def test_a_group_that_saw_no_token_gets_rank_0(built, tmp_path):
+    """As `on_max_steps=accept` leaves an expert that nothing was routed to."""
+    state = built.result.state
+    group = state.plan.groups[2]
+    blind = replace(
+        state,
+        ranks={**state.ranks, **dict.fromkeys(group.members, 0)},
+        groups=tuple(GroupState(skipped=9) if g.index == 2 else state.groups[g.index] for g in state.plan.groups),
+    )
+    nothing = Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
+    result = replace(built.result, state=blind, components={**built.result.components, 2: nothing})
+    manifest = build_artifact(tmp_path, result, built.eva, built.provenance)
+    assert manifest["status"] == "not_converged"
+    assert {manifest["layers"][name]["skipped_steps"] for name in group.members} == {9}
+    state_dict = load_eva_state_dict(tmp_path)
+    assert all(state_dict[f"base_model.model.{name}"].shape == (0, group.in_features) for name in group.members)
 
 
 def test_rebuild_gives_the_same_bytes(built, tmp_path):
@@ -188,7 +190,7 @@ def test_convergence_table_is_the_history(unconverged):
     assert len(rows) == len(history)
     last = rows[-1]
     assert (last["step"], last["input_group"]) == (3, "model.layers.0.mlp.gate_proj")
-    assert (last["rows_seen"], last["components_converged"], last["seconds"]) == (160, 7, 0.75)
+    assert (last["rows_seen"], last["components_converged"], last["seconds"]) == (160, 2, 0.75)
     assert last["rank"] == unconverged.result.state.group_rank(history[-1].group)
 
 

@@ -31,7 +31,7 @@ BAD = {
     "eva.tau=1.5": r"eva\.tau=1\.5 must be in 0\.\.1",
     "eva.tau=-0.1": r"eva\.tau=-0\.1 must be in 0\.\.1",
     "eva.r=0": r"eva\.r=0 must be >= 1",
-    "eva.r=33": r"eva\.r=33 must be <= in_features=32 of layer model\.layers\.0\.self_attn\.q_proj; use a smaller eva\.r",
+    "eva.r=33": r"eva\.r=33 must be <= in_features=32 of layer model\.layers\.0\.self_attn\.q_proj; use a smaller",
     "eva.rhoo=2": r"eva\.rhoo=2 is no setting; did you mean eva\.rho\?",
     "evaa.rho=2": r"evaa\.rho=2 is no setting; did you mean eva\.rho\?",
     "+eva.extra=1": r"eva\.extra=1 is no setting",

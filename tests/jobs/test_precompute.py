@@ -63,7 +63,7 @@ class TestOnAGang:
 
     def test_not_converged_is_an_error_that_lists_the_layers(self, prepared, tmp_path):
         run = prepared(eva={"tau": 1.0, "max_steps": 3})
-        with pytest.raises(NotConvergedError, match=r"eva\.max_steps=3 .* 14 of 14 layers") as error:
+        with pytest.raises(NotConvergedError, match=r"max_steps=3 .* 14 of 14 layers") as error:
             compute(run)
         assert "model.layers.1.mlp.down_proj" in str(error.value)
         assert "lowest cosine 0." in str(error.value)
@@ -106,7 +106,7 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
         {"cluster": {"num_workers": 7, "timeout_s": 5.0, "threads_per_worker": 3}},
         {"data": {"batch_size": 1}},
         {"data": {"path": str(copy)}},
-        {"store": {"url": str(tmp_path / "another")}},
+        {"store": {"url": str(tmp_path / "another store")}},
         {"artifact": {"repo_id": "a/b", "revision": "c"}},
         {"eva": {"on_max_steps": OnMaxSteps.accept}},
         {"eva": {"target_modules": r".*\.(q|k|v|o|gate|up|down)_proj"}},

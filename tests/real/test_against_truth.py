@@ -1,5 +1,6 @@
 """Trackers against float64 eigendecompositions of the covariance of the same real token rows."""
 
+import random
 import statistics
 from dataclasses import dataclass
 
@@ -93,9 +94,10 @@ def follow(tracker, rows, exact_all):
 
 
 def check(rows):
+    """Assert and print, over all the given layer inputs, what issue 1 asks of the trackers."""
     deficits = {"peft": [], "subspace": [], "covariance": []}
-    overlaps = {"peft": [], "subspace": []}
-    for stream in rows.values():
+    stops = {"peft": [], "subspace": []}
+    for stream in rows:
         exact_all, exact = Exact.of(stream), Exact.of(stream[:UPDATES])
         stopped = {}
         for name, tracker in (("peft", PeftTracker()), ("subspace", SubspaceTracker(K))):
@@ -106,34 +108,45 @@ def check(rows):
             state = covariance.update(state, x_TD)
         deficits["covariance"].append(exact.deficit(covariance.components(state).v_KD))
         if all(stopped.values()):
-            for name, (_, overlap) in stopped.items():
-                overlaps[name].append(overlap)
-    figures = {name: (statistics.median(values), max(values)) for name, values in deficits.items()}
-    stops = {name: (statistics.median(values), min(values)) for name, values in overlaps.items()}
+            for name, stop in stopped.items():
+                stops[name].append(stop)
+    median_worst = {name: (statistics.median(values), max(values)) for name, values in deficits.items()}
+    overlap = {name: [overlap for _, overlap in values] for name, values in stops.items()}
+    steps = {name: statistics.median(step for step, _ in values) for name, values in stops.items()}
     wins = sum(ours < theirs for ours, theirs in zip(deficits["subspace"], deficits["peft"], strict=True))
-    print(f"{len(rows)} inputs; deficit median, worst: {figures}; subspace better in {wins}")
-    print(f"overlap at the stop, median and worst of {len(overlaps['peft'])} inputs: {stops}")
+    print(f"\n{len(rows)} inputs; deficit median, worst: {median_worst}; subspace better in {wins}")
+    print(f"{len(overlap['peft'])} inputs stop; steps {steps}; overlap median, worst:")
+    print({name: (statistics.median(values), min(values)) for name, values in overlap.items()})
     assert wins >= 0.95 * len(rows)
     assert max(deficits["covariance"]) < 1e-10
-    assert len(overlaps["peft"]) >= 0.5 * len(rows)
-    assert stops["subspace"][0] >= stops["peft"][0]
-    assert stops["subspace"][1] >= stops["peft"][1]
+    assert len(overlap["peft"]) >= 0.8 * len(rows)
+    assert statistics.median(overlap["subspace"]) >= statistics.median(overlap["peft"])
+    assert min(overlap["subspace"]) >= min(overlap["peft"])
 
 
-def test_smollm2(smollm2_folder, texts, make_minibatches):
-    minibatches = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
-    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-    check(layer_inputs(smollm2_folder, minibatches, names, num_hidden_layers=4))
+def shuffled(texts):
+    """Return the texts in random order, as the job streams them: neighbours in a file are alike."""
+    return random.Random(0).sample(texts, len(texts))
 
 
-def test_minilm(minilm_folder, texts, make_minibatches):
-    minibatches = make_minibatches(minilm_folder, texts, STREAM, max_length=256)
-    names = ("query", "attention.output.dense", "intermediate.dense", "output.dense")
-    check(layer_inputs(minilm_folder, minibatches, names, num_hidden_layers=4))
+LLAMA_INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+BERT_INPUTS = ("query", "attention.output.dense", "intermediate.dense", "output.dense")
+
+
+def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches):
+    texts = shuffled(texts)
+    llama = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
+    bert = make_minibatches(minilm_folder, texts, STREAM, max_length=256)
+    check(
+        [
+            *layer_inputs(smollm2_folder, llama, LLAMA_INPUTS, num_hidden_layers=3).values(),
+            *layer_inputs(minilm_folder, bert, BERT_INPUTS, num_hidden_layers=3).values(),
+        ]
+    )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_whole_of_smollm2(smollm2_folder, texts, make_minibatches):
-    minibatches = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
-    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-    check(layer_inputs(smollm2_folder, minibatches, names))
+    minibatches = make_minibatches(smollm2_folder, shuffled(texts), STREAM, max_length=256)
+    check(list(layer_inputs(smollm2_folder, minibatches, LLAMA_INPUTS).values()))
