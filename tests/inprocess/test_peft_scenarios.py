@@ -37,6 +37,12 @@ def lora_layers(model):
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def overlap(a, b):
+    """Mean squared cosine of the principal angles: components that swap places span the same directions."""
+    k = min(len(a), len(b))
+    return (a[:k].double() @ b[:k].double().T).square().sum()[None] / k if k else torch.empty(0)
+
+
 def assert_consistent(results, least, measure):
     """The mean of every layer that has components, over all pairs of results."""
     compared = 0
@@ -67,7 +73,7 @@ def test_order_of_real_text_hardly_matters(settings, real_model, real_minibatche
         order = torch.randperm(len(real_minibatches), generator=generator.manual_seed(seed)).tolist()
         results.append(eva(real_model, [real_minibatches[i] for i in order], config))
     assert_consistent(results, 0.75, peft_measure)
-    assert_consistent(results, 0.5, cosines)
+    assert_consistent(results, 0.6, overlap)
 
 
 def flatten(layer_input, *_):

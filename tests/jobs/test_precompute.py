@@ -145,7 +145,7 @@ def test_two_workers_equal_one_by_the_command(smollm2_folder, docstrings_file, t
             [
                 *(sys.executable, str(JOB), f"model.name_or_path={smollm2_folder.resolve()}"),
                 *("+model.config_overrides.num_hidden_layers=2", f"data.path={docstrings_file.resolve()}"),
-                *("data.max_length=128", "data.step_size=6", "data.batch_size=2", "eva.r=8", "eva.tau=0.95"),
+                *("data.max_length=64", "data.step_size=7", "data.batch_size=2", "eva.r=8", "eva.tau=0.9"),
                 *("eva.target_modules=all-linear", f"cluster.num_workers={workers}"),
                 *(f"store.url={tmp_path / f'store{workers}'}", "artifact.repo_id=team/cut"),
             ],

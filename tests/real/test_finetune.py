@@ -50,7 +50,7 @@ def test_loss_falls(folder, smollm2_folder, texts):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
-    assert losses[0] == pytest.approx(float(before.loss))
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(before.loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert all(later < earlier for earlier, later in zip(losses[:4], losses[1:5], strict=True))

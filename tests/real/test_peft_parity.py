@@ -28,22 +28,22 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def llama(smollm2_folder):
-    return AutoModelForCausalLM.from_pretrained(smollm2_folder, num_hidden_layers=4)
+    return AutoModelForCausalLM.from_pretrained(smollm2_folder, num_hidden_layers=3)
 
 
 @pytest.fixture(scope="module")
 def bert(minilm_folder):
-    return AutoModel.from_pretrained(minilm_folder)
+    return AutoModel.from_pretrained(minilm_folder, num_hidden_layers=3)
 
 
 @pytest.fixture(scope="module")
 def llama_minibatches(smollm2_folder, texts, make_minibatches):
-    return make_minibatches(smollm2_folder, texts, 40, max_length=96)
+    return make_minibatches(smollm2_folder, texts, 40, max_length=64)
 
 
 @pytest.fixture(scope="module")
 def bert_minibatches(minilm_folder, texts, make_minibatches):
-    return make_minibatches(minilm_folder, texts, 40)
+    return make_minibatches(minilm_folder, texts, 40, max_length=64)
 
 
 def with_labels(minibatches):
@@ -108,9 +108,10 @@ def test_smollm2_equals_peft(llama, llama_minibatches, setting):
     check_same(*run_both(llama, llama_minibatches, LLAMA_TARGETS, setting, tau=0.9))
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["rho2", "rank_pattern"])
 def test_minilm_equals_peft(bert, bert_minibatches, setting):
-    check_same(*run_both(bert, bert_minibatches, BERT_TARGETS, setting, tau=0.95))
+    """More settings on this encoder: tests/inprocess/test_parity.py."""
+    check_same(*run_both(bert, bert_minibatches, BERT_TARGETS, setting, tau=0.9))
 
 
 @pytest.mark.slow
@@ -137,6 +138,6 @@ def test_whiten_is_what_peft_intends(bert, bert_minibatches):
             agrees = torch.allclose(peft[name].norm(dim=1)[:k].float(), scale[:k], rtol=1e-3)
             right_in_peft += agrees
             wrong_in_peft += not agrees
-    # in each of the six blocks: query, key and value
-    assert wrong_in_peft == 18
-    assert right_in_peft == len(ours) - 18
+    # in each of the three blocks: query, key and value
+    assert wrong_in_peft == 9
+    assert right_in_peft == len(ours) - 9
