@@ -176,6 +176,8 @@ class SolverConfig:
             SolverName.incremental: {"oversampling", "power_steps"},
             SolverName.covariance: set[str](),
         }[self.name]
+        if not 0 <= self.seed < 2**63:
+            yield f"solver.seed={self.seed} must be in 0..2**63-1; use 42"
         for key in ("oversampling", "power_steps"):
             value = getattr(self, key)
             if value is None:

@@ -4,9 +4,11 @@
 settings, the model's config, the data or the store is said before anything starts.
 """
 
+import glob
+import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -90,6 +92,7 @@ def prepare(config: Config) -> Prepared:
     """
     store = LocalStore(config.store.url)
     store.check_writable()
+    config = _with_absolute_paths(config)
     architecture = read_architecture(config.model)
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
     tokenizer = describe_tokenizer(load_tokenizer(config.model))
@@ -103,7 +106,7 @@ def prepare(config: Config) -> Prepared:
         targets=targets,
         store=store,
         fingerprint=fingerprint(_decisive(config, architecture, targets, model, tokenizer, rows.digest)),
-        model=model | {"id": _model_id(config.model.name_or_path), "revision": config.model.revision},
+        model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
         data=data,
     )
@@ -194,9 +197,14 @@ def _decisive(
     }
 
 
-def _model_id(name_or_path: str) -> str:
-    """Return a hub id as it is, a folder as an absolute path: the artifact is read elsewhere than it was made."""
-    return str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
+def _with_absolute_paths(config: Config) -> Config:
+    """Make paths on this machine absolute: workers, and readers of the artifact, have other working folders."""
+    model, data = config.model.name_or_path, os.path.expanduser(config.data.path)
+    return replace(
+        config,
+        model=replace(config.model, name_or_path=os.path.abspath(model)) if Path(model).is_dir() else config.model,
+        data=replace(config.data, path=os.path.abspath(data)) if glob.glob(data) else config.data,
+    )
 
 
 def _provenance(run: Prepared) -> Provenance:

@@ -55,11 +55,13 @@ def _check(outcome: dict[str, Any], model_folder: Path) -> float:
     import torch
     from peft import PeftModel, get_peft_model, initialize_lora_eva_weights
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     import eva_dist
     from eva_dist.modeling.peft_rules import LoraConfig
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    disable_progress_bar()
     folder = outcome["url"].removeprefix("file://")
     inputs = AutoTokenizer.from_pretrained(model_folder)(_PROMPT, return_tensors="pt")
 
