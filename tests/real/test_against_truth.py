@@ -19,7 +19,8 @@ from eva_dist.numerics.subspace import SubspaceTracker
 pytestmark = pytest.mark.real
 
 K, R, TAU = 32, 16, 0.99
-UPDATES, STREAM = 30, 50
+UPDATES, STREAM = 30, 60
+WIDEST_EXACT = 1024  # a third eigendecomposition of 1536 x 1536 in float64 would only cost seconds
 
 
 class PeftTracker:
@@ -93,6 +94,13 @@ def follow(tracker, rows, exact_all):
     return after, stopped
 
 
+def covariance_components(rows):
+    tracker, state = CovarianceTracker(K), None
+    for x_TD in rows:
+        state = tracker.update(state, x_TD)
+    return tracker.components(state).v_KD
+
+
 def check(rows):
     """Assert and print, over all the given layer inputs, what issue 1 asks of the trackers."""
     deficits = {"peft": [], "subspace": [], "covariance": []}
@@ -103,10 +111,8 @@ def check(rows):
         for name, tracker in (("peft", PeftTracker()), ("subspace", SubspaceTracker(K))):
             v_KD, stopped[name] = follow(tracker, stream, exact_all)
             deficits[name].append(exact.deficit(v_KD))
-        covariance, state = CovarianceTracker(K), None
-        for x_TD in stream[:UPDATES]:
-            state = covariance.update(state, x_TD)
-        deficits["covariance"].append(exact.deficit(covariance.components(state).v_KD))
+        if stream[0].shape[1] <= WIDEST_EXACT:
+            deficits["covariance"].append(exact.deficit(covariance_components(stream[:UPDATES])))
         if all(stopped.values()):
             for name, stop in stopped.items():
                 stops[name].append(stop)
@@ -139,8 +145,8 @@ def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches)
     bert = make_minibatches(minilm_folder, texts, STREAM, max_length=256)
     check(
         [
-            *layer_inputs(smollm2_folder, llama, LLAMA_INPUTS, num_hidden_layers=2).values(),
-            *layer_inputs(minilm_folder, bert, BERT_INPUTS, num_hidden_layers=2).values(),
+            *layer_inputs(smollm2_folder, llama, LLAMA_INPUTS, num_hidden_layers=3).values(),
+            *layer_inputs(minilm_folder, bert, BERT_INPUTS, num_hidden_layers=3).values(),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""`solver=incremental` against PEFT itself, on real weights and real text."""
+"""`solver=incremental` against PEFT itself, on real weights and real text; MiniLM: tests/inprocess/test_parity.py."""
 
 import copy
 from collections import defaultdict
@@ -106,12 +106,6 @@ def check_same(peft, ours):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_smollm2_equals_peft(llama, llama_minibatches, setting):
     check_same(*run_both(llama, llama_minibatches, LLAMA_TARGETS, setting, tau=0.9))
-
-
-@pytest.mark.parametrize("setting", ["rho2", "rank_pattern"])
-def test_minilm_equals_peft(bert, bert_minibatches, setting):
-    """More settings on this encoder: tests/inprocess/test_parity.py."""
-    check_same(*run_both(bert, bert_minibatches, BERT_TARGETS, setting, tau=0.9))
 
 
 @pytest.mark.slow
