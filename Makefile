@@ -55,4 +55,4 @@ bench:
 	@echo "there is no benchmark yet: see CHANGELOG.md" >&2; exit 1
 
 clean:
-	rm -rf $(VENV) $(EVA_DIST_CACHE) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

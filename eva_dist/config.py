@@ -222,6 +222,8 @@ class ClusterConfig:
             yield f"cluster.exchange={self.exchange.value} must be all_gather: this version has no other; use that"
         for key, amount in self.resources.items():
             yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
+            if key == "GPU" and amount != int(amount):
+                yield f"cluster.resources.GPU={amount} must be a whole number: NCCL takes one process a GPU; use 1"
 
 
 @dataclass(frozen=True)

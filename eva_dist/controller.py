@@ -250,13 +250,13 @@ def _refuse_starving(state: PassState) -> None:
         return
     if state.tokens == 0:
         raise EmptyStreamError(
-            f"{state.steps} steps, the whole data, held no token that counts: every one is masked or empty; "
+            f"{state.steps} steps held no token that counts: every one is masked or empty; "
             "check the labels, or leave them out of it with use_label_mask=false"
         )
     need = max(group.n_components for group in starving)
     raise TooFewTokensError(
-        f"no step of the whole data had the {need} token rows that {need} components need "
-        f"({state.steps} steps, {state.tokens} token rows; starving: {_some([g.tap for g in starving])}); "
+        f"none of {state.steps} steps had the {need} token rows that {need} components need "
+        f"({state.tokens} token rows in all; starving: {_some([g.tap for g in starving])}); "
         "raise the samples a step (data.step_size, or your dataloader's batch size) or their length, lower r or rho, "
         "or leave layers that see no token out"
     )

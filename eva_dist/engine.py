@@ -217,7 +217,8 @@ def _update_group(
         return GroupReport(group, x_TD.shape[0]), svd
     if not bool(torch.isfinite(x_TD).all()):
         return GroupReport(group, x_TD.shape[0], finite=False), svd
-    with torch.no_grad():
+    # a caller's autocast must not reach the statistics
+    with torch.no_grad(), torch.autocast(x_TD.device.type, enabled=False):
         state = tracker.update(svd.state if svd else None, x_TD)
         components = tracker.components(state)
         cosines_K = component_cosines(components.v_KD, svd.components.v_KD) if svd else None

@@ -58,7 +58,7 @@ class NotConvergedError(EvaDistError):
 
 
 class GangError(EvaDistError, RuntimeError):
-    """The gang failed; every actor of the run has been killed."""
+    """The gang failed or could not be started; no actor of the run is left."""
 
 
 class WorkerFailedError(GangError):

@@ -14,6 +14,7 @@ Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state
 """
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,13 +38,15 @@ from eva_dist.engine import (
     run_pass,
     run_step,
 )
-from eva_dist.errors import ConfigError, EmptyStreamError, LayerError
+from eva_dist.errors import ConfigError, EmptyStreamError, LayerError, NotConvergedError
 from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.modeling.taps import SelectRows
 from eva_dist.numerics.components import adapter_rows
 from eva_dist.plan import Layer, Plan, make_plan
 from eva_dist.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 _PROBE_MINIBATCHES = 8
 
@@ -80,7 +83,7 @@ def prepare_layer_inputs_fn_language_modeling(layer_input: Any, model_input: Ten
             f"inputs of layer {layer_name} have shape {tuple(x.shape)}: not one row for each token; "
             "leave the layer out with exclude_modules, or pass your own prepare_layer_inputs_fn for it"
         )
-    return x[model_input.T.unbind()]
+    return x[model_input.to(x.device).T.unbind()]
 
 
 @torch.no_grad()
@@ -153,7 +156,9 @@ def get_eva_state_dict(
         accept = when_short is OnMaxSteps.accept
         progress = Progress() if show_progress_bar and _is_first_process() else None
         state, svds = _run(worker, eva.tau, max_steps, accept, stream, ring, progress)
-    if not accept:
+    if accept:
+        _warn_unconverged(state)
+    else:
         refuse_unconverged(state)
     return _state_dict(state, worker, svds, ring, eva.whiten)
 
@@ -373,6 +378,13 @@ def _state_dict(
         layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(worker.device)
         for layer in state.plan.layers
     }
+
+
+def _warn_unconverged(state: PassState) -> None:
+    try:
+        refuse_unconverged(state)
+    except NotConvergedError as error:
+        _log.warning("%s", error)
 
 
 def _is_first_process() -> bool:

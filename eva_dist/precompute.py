@@ -5,6 +5,7 @@ settings, the model's config, the data or the store is said before anything star
 """
 
 import glob
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from typing import Any
 from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.config import Config, OnMaxSteps, Task
 from eva_dist.controller import PassResult, PassState, refuse_unconverged
-from eva_dist.data import open_rows
+from eva_dist.data import TokenStream, open_rows
 from eva_dist.engine import make_tracker
+from eva_dist.errors import LayerError
 from eva_dist.modeling.load import (
     Architecture,
+    check_length,
     describe_model,
     describe_tokenizer,
     load_tokenizer,
@@ -29,6 +32,8 @@ from eva_dist.modeling.load import (
 from eva_dist.modeling.peft_rules import Targets, lora_config, resolve_targets
 from eva_dist.plan import fingerprint
 from eva_dist.store.local import LocalStore, Published
+
+_log = logging.getLogger(__name__)
 
 NUMERICS_VERSION = 1
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
@@ -91,12 +96,15 @@ def prepare(config: Config) -> Prepared:
         ConfigError, DataError, LayerError, StoreError: each with key, value and remedy.
     """
     store = LocalStore(config.store.url)
-    store.check_writable()
     config = _with_absolute_paths(config)
     architecture = read_architecture(config.model)
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
-    tokenizer = describe_tokenizer(load_tokenizer(config.model))
+    _refuse_or_warn_unsupported(targets)
+    check_length(architecture, config.data.max_length)
+    loaded = load_tokenizer(config.model)
+    tokenizer = describe_tokenizer(loaded)
     rows = open_rows(config.data)
+    TokenStream(rows, loaded, config.data, config.eva.label_mask_value)  # refuses what it cannot tokenise
     model = describe_model(config.model, architecture)
     data = {"digest": rows.digest, "samples": len(rows), "blank": rows.blank}
     run = Prepared(
@@ -111,6 +119,7 @@ def prepare(config: Config) -> Prepared:
         data=data,
     )
     store.revision_folder(run.repo_id, run.revision)  # refuses names that the store keeps for itself
+    store.check_writable()
     return run
 
 
@@ -203,8 +212,23 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(
         config,
         model=replace(config.model, name_or_path=os.path.abspath(model)) if Path(model).is_dir() else config.model,
-        data=replace(config.data, path=os.path.abspath(data)) if glob.glob(data) else config.data,
+        data=replace(config.data, path=os.path.abspath(data)) if _is_local(data) else config.data,
     )
+
+
+def _is_local(path: str) -> bool:
+    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
+
+
+def _refuse_or_warn_unsupported(targets: Targets) -> None:
+    """EVA serves linear layers; a target of another kind keeps the start that PEFT gives it."""
+    if not targets.layers:
+        raise LayerError(
+            f"eva.target_modules names no linear layer, only {', '.join(targets.unsupported[:3])}; "
+            "EVA has no start for embeddings and convolutions, name linear layers"
+        )
+    if targets.unsupported:
+        _log.warning("EVA has no start for %s: no linear layers; they are left out", ", ".join(targets.unsupported))
 
 
 def _provenance(run: Prepared) -> Provenance:
@@ -216,7 +240,7 @@ def _provenance(run: Prepared) -> Provenance:
         data=run.data,
         versions={name: version(name) for name in _LIBRARIES},
         world_size=run.config.cluster.num_workers,
-        url=run.store.revision_url(run.repo_id, run.revision),
+        url=run.store.snapshot_url(run.fingerprint),
         repo_id=run.repo_id,
         revision=run.revision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,6 +12,8 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -62,7 +64,7 @@ def _check(outcome: dict[str, Any], model_folder: Path) -> float:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     disable_progress_bar()
-    folder = outcome["url"].removeprefix("file://")
+    folder = _folder(outcome)
     inputs = AutoTokenizer.from_pretrained(model_folder)(_PROMPT, return_tensors="pt")
 
     def base() -> Any:
@@ -80,7 +82,7 @@ def _check(outcome: dict[str, Any], model_folder: Path) -> float:
 
 
 def _how_to_load(outcome: dict[str, Any], model_folder: Path) -> str:
-    folder = outcome["url"].removeprefix("file://")
+    folder = _folder(outcome)
     return f"""the artifact is in {folder} (its README.md is the model card)
 load it anywhere:
     base = AutoModelForCausalLM.from_pretrained("{model_folder}")
@@ -88,6 +90,10 @@ load it anywhere:
 or into a model of your own:
     state_dict = eva_dist.load_eva_state_dict("{outcome["url"]}")
     peft.initialize_lora_eva_weights(peft_model, eva_state_dict=state_dict)"""
+
+
+def _folder(outcome: dict[str, Any]) -> str:
+    return url2pathname(urlsplit(outcome["url"]).path)
 
 
 def _say(text: str) -> None:

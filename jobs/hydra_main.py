@@ -53,7 +53,7 @@ def exit_code(job: Callable[[], None]) -> int:
     except SystemExit as stop:  # --help and its kin
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _say("interrupted; nothing has been published", 1)
+        return _say("interrupted; nothing half-done has been published", 1)
     return _failures[0] if _failures else 0
 
 
@@ -115,6 +115,8 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"(?:override|Key) '([\w.@/]+)'", text)
     if unknown and "not in" in text:
         key = unknown.group(1)
+        if key in _keys():
+            return f"{_given(key)} adds keys to {key}; write '+{_given(key)}'"
         close = difflib.get_close_matches(key, sorted(_keys()), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{_given(key)} is no setting; {hint}see --help for all of them"

@@ -24,8 +24,6 @@ from eva_dist.engine import finish, run_pass
 from eva_dist.errors import EvaDistError, GangError, GangTimeoutError, WorkerFailedError
 from eva_dist.plan import make_plan
 
-_log = logging.getLogger(__name__)
-
 _GRACE_S = 2.0
 """How long to wait, after a first error, for the members that failed because of it or before it."""
 
@@ -181,6 +179,11 @@ def _request(cluster: ClusterConfig) -> dict[str, float]:
     has = ray.cluster_resources()
     request = dict(cluster.resources)
     if not request:
+        if 0 < has.get("GPU", 0.0) < cluster.num_workers:
+            raise GangError(
+                f"cluster.num_workers={cluster.num_workers} is more than the {has['GPU']:g} GPUs of the cluster; "
+                "lower it, or run on CPUs with '+cluster.resources.CPU=1'"
+            )
         request = {"CPU": 1.0, "GPU": 1.0} if has.get("GPU", 0.0) >= cluster.num_workers else {"CPU": 1.0}
     short = {
         k: amount * cluster.num_workers

@@ -61,7 +61,7 @@ class GangWorker:
 
     def address(self) -> str:
         """Return where the gang meets; asked of `global_rank` 0."""
-        return free_address()
+        return free_address(ray.util.get_node_ip_address())
 
     def join(self, address: str) -> None:
         """Join the process group."""

@@ -16,9 +16,7 @@ from torch import Tensor
 
 
 class RowExchange(ABC):
-    """Brings together each input group's rows; `bytes_sent` counts what this worker sent."""
-
-    bytes_sent: int = 0
+    """Brings together each input group's rows."""
 
     @abstractmethod
     def bring(self, rows: Mapping[int, Tensor], owners: Mapping[int, int]) -> dict[int, Tensor]:
@@ -59,7 +57,6 @@ class AllGatherExchange(RowExchange):
         for column, (group, x_TD) in enumerate(rows.items()):
             lengths = lengths_WG[:, column].tolist()
             gathered = _all_gather_rows(x_TD, lengths)
-            self.bytes_sent += max(lengths) * x_TD.shape[1] * x_TD.element_size()
             if owners[group] == dist.get_rank():
                 mine[group] = gathered
         return mine

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 
-def free_address() -> str:
-    """Return `tcp://<this node's address>:<free port>` for a rendezvous; call it where `global_rank` 0 runs."""
+def free_address(host: str) -> str:
+    """Return `tcp://<host>:<free port>` for a rendezvous; call it on `host`, where `global_rank` 0 runs."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as listener:
         listener.bind(("", 0))
         port = listener.getsockname()[1]
-    return f"tcp://{_node_address()}:{port}"
+    return f"tcp://{host}:{port}"
 
 
 def backend_for(device: torch.device) -> str:
@@ -43,13 +43,3 @@ def process_group(
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _node_address() -> str:
-    """Return the address by which other nodes reach this one; no packet is sent."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737: only picks the outgoing interface
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])

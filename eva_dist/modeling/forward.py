@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from eva_dist.errors import LayerError
 from eva_dist.modeling.taps import SelectRows
@@ -46,7 +47,7 @@ def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
     inner = _unwrap(model)
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return Trunk(inner, None, drops=frozenset())
-    trunk = getattr(inner, "base_model", inner)
+    trunk = inner.base_model if isinstance(inner, PreTrainedModel) else inner
     inside = set(trunk.modules())
     if not all(module in inside for module in modules):
         trunk = inner

@@ -29,7 +29,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
@@ -130,16 +132,29 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def check_length(architecture: Architecture, max_length: int) -> None:
+    """Raise `ConfigError` if samples would be longer than a learned position embedding reaches."""
+    positions = getattr(architecture.config, "max_position_embeddings", None)
+    learned = any(
+        isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        for name, module in architecture.skeleton.named_modules()
+    )
+    if learned and positions is not None and max_length > positions:
+        raise ConfigError(
+            f"data.max_length={max_length} must be <= {positions}, the model's max_position_embeddings; "
+            f"use data.max_length={positions}"
+        )
+
+
 def describe_model(model: ModelConfig, architecture: Architecture) -> dict[str, Any]:
     """Return what identifies the weights: for a hub id its commit, for a folder the sha256 of its weight files."""
-    commit = getattr(architecture.config, "_commit_hash", None)
     config = architecture.config.to_diff_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
     dtype = str(architecture.config.dtype) if model.dtype is Dtype.auto else model.dtype.value
     return {
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights": f"commit:{commit}" if commit else _hash_weights(Path(model.name_or_path), model.gguf_file),
+        "weights": _identify_weights(model),
         "dtype": dtype.removeprefix("torch."),
         "task": architecture.task.value,
     }
@@ -198,6 +213,20 @@ def _weight_files(folder: Path, gguf_file: str | None) -> list[Path]:
             "save the model there, or set model.gguf_file"
         )
     return files
+
+
+def _identify_weights(model: ModelConfig) -> str:
+    """Return the hub commit (and file, where a repository holds several), or the sha256 of a folder's weight files."""
+    folder = Path(model.name_or_path)
+    if folder.is_dir():
+        return _hash_weights(folder, model.gguf_file)
+    known = cached_file(model.name_or_path, model.gguf_file or "config.json", revision=model.revision)
+    commit = extract_commit_hash(known, None)
+    if commit is None:
+        raise ConfigError(
+            f"model.name_or_path={model.name_or_path} has no commit in the hub's cache; download it again"
+        )
+    return f"commit:{commit}" + (f":{model.gguf_file}" if model.gguf_file else "")
 
 
 def _hash_weights(folder: Path, gguf_file: str | None) -> str:

@@ -135,7 +135,7 @@ def _split(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
     layers, unsupported = [], []
     for name, module in wrapped.items():
         base = module.get_base_layer()
-        if isinstance(module, UNSUPPORTED_LORA_MODULES) or not isinstance(base, _LINEAR):
+        if isinstance(module, UNSUPPORTED_LORA_MODULES):
             unsupported.append(name)
             continue
         r = patterns.get(get_pattern_key(list(patterns), name), config.r)
@@ -150,11 +150,23 @@ def _shared_copy(model: nn.Module) -> Iterator[nn.Module]:
     tensors = [*model.parameters(), *model.buffers()]
     requires_grad = [tensor.requires_grad for tensor in tensors]
     try:
-        yield copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        yield _copy_tree(model, {})
     finally:
         for tensor, flag in zip(tensors, requires_grad, strict=True):
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
+
+
+def _copy_tree(module: nn.Module, copied: dict[int, nn.Module]) -> nn.Module:
+    """Copy modules alone: each has its own registers, and shares with the first whatever else it holds."""
+    if id(module) not in copied:
+        copied[id(module)] = twin = copy.copy(module)
+        for register in ("_parameters", "_buffers"):
+            twin.__dict__[register] = dict(module.__dict__[register])
+        twin.__dict__["_modules"] = {
+            name: child if child is None else _copy_tree(child, copied) for name, child in module._modules.items()
+        }
+    return copied[id(module)]
 
 
 def _shown(names: Any) -> str:

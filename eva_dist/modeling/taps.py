@@ -89,7 +89,7 @@ def concatenate(calls: Sequence[Tensor], in_features: int, dtype: torch.dtype, d
     if not calls:
         return torch.empty(0, in_features, dtype=dtype, device=device)
     rows = calls[0] if len(calls) == 1 else torch.cat(list(calls))
-    return rows.to(dtype)
+    return rows.to(device)
 
 
 def _own(rows: Tensor, arguments: Any) -> Tensor:

@@ -58,6 +58,10 @@ class LocalStore:
         """Return the `file://` URL of a revision, before it is published too: its card needs it."""
         return self.revision_folder(repo_id, revision).as_uri()
 
+    def snapshot_url(self, fingerprint: str) -> str:
+        """Return the `file://` URL that stays an artifact's own, wherever its revisions move."""
+        return self._snapshot(fingerprint).as_uri()
+
     def check_writable(self) -> None:
         """Do in small what `publish` does, before any work; creates the root and leaves nothing in it.
 

@@ -19,7 +19,7 @@ def run(world_size: int, work: Callable[[int, int], Any], folder: Path, timeout_
     Raises:
         ProcessRaisedException: with the traceback of the first process that failed.
     """
-    arguments = (world_size, free_address(), work, str(folder), timeout_s)
+    arguments = (world_size, free_address("127.0.0.1"), work, str(folder), timeout_s)
     mp.set_forkserver_preload(["torch.distributed", "eva_dist.distributed.exchange"])  # torch is imported once
     context = mp.start_processes(_member, arguments, nprocs=world_size, join=False, start_method="forkserver")
     deadline = time.monotonic() + DEADLINE_S

@@ -49,14 +49,14 @@ SCENARIOS = {
 }
 
 
-def bring_all(kind, global_rank: int, world_size: int) -> dict[str, tuple[dict[int, Tensor], bool, int]]:
-    """Every scenario through one exchange, one after the other: what came, whether inputs stayed, bytes sent."""
+def bring_all(kind, global_rank: int, world_size: int) -> dict[str, tuple[dict[int, Tensor], bool]]:
+    """Every scenario through one exchange, one after the other: what came, whether inputs stayed."""
     exchange, answers = kind(), {}
     for name, scenario in SCENARIOS.items():
-        rows, before = scenario.rows(global_rank), exchange.bytes_sent
+        rows = scenario.rows(global_rank)
         brought = exchange.bring(rows, scenario.owners(world_size))
         untouched = all(torch.equal(x, scenario.rows(global_rank)[group]) for group, x in rows.items())
-        answers[name] = brought, untouched, exchange.bytes_sent - before
+        answers[name] = brought, untouched
     return answers
 
 
@@ -74,7 +74,7 @@ def test_owners_get_the_rows_of_all_workers_in_order_of_global_rank(gang, name):
     scenario = SCENARIOS[name]
     everyones = [scenario.rows(rank) for rank in range(world_size)]
     for rank in range(world_size):
-        brought, untouched, _ = answers[rank][name]
+        brought, untouched = answers[rank][name]
         mine = [group for group, owner in scenario.owners(world_size).items() if owner == rank]
         assert list(brought) == mine and untouched
         for group in mine:
@@ -88,18 +88,6 @@ def test_every_group_arrives_exactly_once(gang):
     for name, scenario in SCENARIOS.items():
         arrived = [group for rank in range(world_size) for group in answers[rank][name][0]]
         assert sorted(arrived) == sorted(scenario.groups)
-
-
-def test_bytes_sent_are_counted(gang):
-    """Local: none. All-gather: the padded rows of every group, owned or not."""
-    kind, world_size, answers = gang
-    for name, scenario in SCENARIOS.items():
-        padded = sum(
-            max(lengths[rank % len(lengths)] for rank in range(world_size)) * columns * dtype.itemsize
-            for lengths, columns, dtype in scenario.groups.values()
-        )
-        for rank in range(world_size):
-            assert answers[rank][name][2] == (0 if kind is LocalExchange else padded)
 
 
 def test_the_same_samples_give_the_same_rows_on_any_number_of_workers(tmp_path):

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_free_address_can_be_listened_on_and_is_another_each_time():
-    addresses = [urlparse(free_address()) for _ in range(5)]
+    addresses = [urlparse(free_address("127.0.0.1")) for _ in range(5)]
     assert all(address.scheme == "tcp" for address in addresses)
     assert len({address.port for address in addresses}) > 1
     for address in addresses:
@@ -30,10 +30,10 @@ def test_the_backend_follows_the_device():
 
 @pytest.mark.distributed
 def test_the_group_is_left_when_the_context_closes_however_it_closes():
-    with process_group(free_address(), 0, 1, CPU, timeout_s=10):
+    with process_group(free_address("127.0.0.1"), 0, 1, CPU, timeout_s=10):
         assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
     assert not dist.is_initialized()
-    with pytest.raises(KeyError), process_group(free_address(), 0, 1, CPU, timeout_s=10):
+    with pytest.raises(KeyError), process_group(free_address("127.0.0.1"), 0, 1, CPU, timeout_s=10):
         raise KeyError("of the user's")
     assert not dist.is_initialized()
 
@@ -43,7 +43,7 @@ def test_the_group_is_left_when_the_context_closes_however_it_closes():
 def test_a_member_that_never_arrives_is_an_error_within_the_timeout(global_rank):
     """`global_rank` 0 waits for the other; the other finds nobody at the address."""
     started = time.monotonic()
-    with pytest.raises(RuntimeError), process_group(free_address(), global_rank, 2, CPU, timeout_s=1.0):
+    with pytest.raises(RuntimeError), process_group(free_address("127.0.0.1"), global_rank, 2, CPU, timeout_s=1.0):
         raise AssertionError("unreachable: the gang is not complete")
     assert time.monotonic() - started < 10
     assert not dist.is_initialized()

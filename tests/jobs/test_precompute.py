@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -133,6 +135,28 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
     assert {fingerprint(**changes) for changes in same} == {base}
     prints = [fingerprint(**changes) for changes in other]
     assert len({base, *prints}) == len(other) + 1
+
+
+def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):
+    """From the hub's own cache, offline; in a process of its own, for the cache is read when transformers is imported."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub/models--org--tiny"
+    shutil.copytree(tiny_model, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(commit)
+    code = (
+        "from pathlib import Path; from eva_dist.precompute import prepare; from tests.tiny_run import tiny_config\n"
+        f"run = prepare(tiny_config('org/tiny', Path({str(words_file)!r}), Path({str(tmp_path / 'store')!r})))\n"
+        "print(run.model['weights'], run.model['id'], len(run.targets.layers))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        cwd=JOB.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [f"commit:{commit}", "org/tiny", "14"], done.stderr
 
 
 @pytest.mark.ray
