@@ -138,7 +138,7 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
 
 
 def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):
-    """From the hub's own cache, offline; in a process of its own, for the cache is read when transformers is imported."""
+    """From the hub's own cache, offline; in a process of its own, for its place is read at the import."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub/models--org--tiny"
     shutil.copytree(tiny_model, repo / "snapshots" / commit)
