@@ -29,7 +29,7 @@ from eva_dist.modeling.load import (
     load_tokenizer,
     read_architecture,
 )
-from eva_dist.modeling.peft_rules import Targets, lora_config, resolve_targets
+from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
 from eva_dist.plan import fingerprint
 from eva_dist.store.local import LocalStore, Published
 
@@ -65,11 +65,17 @@ class Prepared:
 
     @property
     def revision(self) -> str:
-        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`."""
+        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`.
+
+        Where another artifact (other r, targets, data) has that name, the fingerprint is added
+        to it: a name that nobody asked for takes no other artifact's place.
+        """
         if self.config.artifact.revision is not None:
             return self.config.artifact.revision
         eva = self.config.eva
-        return f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
+        name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
+        taken = self.store.fingerprint_of(self.repo_id, name) not in (None, self.fingerprint)
+        return f"{name}-{self.fingerprint[:8]}" if taken else name
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def prepare(config: Config) -> Prepared:
     architecture = read_architecture(config.model)
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
     _refuse_or_warn_unsupported(targets)
+    refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
     loaded = load_tokenizer(config.model)
     tokenizer = describe_tokenizer(loaded)

@@ -90,7 +90,7 @@ def _loading(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenanc
 **As an initialisation**, into a `LoraConfig` of your own (other dropout, `modules_to_save`, ...):
 
 ```python
-{state_dict_code(eva, provenance)}
+{state_dict_code(eva, provenance, all(facts.layer.transposed for facts in layers))}
 ```
 
 - `init_lora_weights="eva"` **without** the call of `initialize_lora_eva_weights` trains plain LoRA, in silence.

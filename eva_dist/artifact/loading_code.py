@@ -23,9 +23,10 @@ base = {_base_model(provenance)}
 model = PeftModel.from_pretrained(base, {str(source_folder(provenance.url))!r}, is_trainable=True)"""
 
 
-def state_dict_code(eva: EvaConfig, provenance: Provenance) -> str:
+def state_dict_code(eva: EvaConfig, provenance: Provenance, fan_in_fan_out: bool) -> str:
     """Return code that binds `model` to a fresh `PeftModel` whose LoRA weights EVA has initialised."""
     pattern = f"    rank_pattern={eva.rank_pattern!r},\n" if eva.rank_pattern else ""
+    transposed = "    fan_in_fan_out=True,\n" if fan_in_fan_out else ""
     task = provenance.model.get("task_type")
     return f"""\
 import eva_dist
@@ -38,7 +39,7 @@ config = LoraConfig(
     r={eva.r},
     lora_alpha={eva.lora_alpha!r},
     target_modules=[name.removeprefix("base_model.model.") for name in eva_state_dict],
-{pattern}    task_type={task!r},
+{pattern}{transposed}    task_type={task!r},
     init_lora_weights="eva",
     eva_config=EvaConfig(
         rho={eva.rho!r},

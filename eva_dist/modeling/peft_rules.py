@@ -5,6 +5,7 @@ parameter (so it costs nothing): what `inject_adapter_in_model` wraps is what is
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 inject_adapter_in_model(probe, skeleton, low_cpu_mem_usage=True)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise LayerError(
                 f"eva.target_modules={_shown(config.target_modules)} "
                 f"(exclude_modules={_shown(config.exclude_modules)}) does not fit {type(model).__name__}: {error}; "
@@ -71,6 +72,16 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
 def resolve_peft_model_targets(model: nn.Module, config: LoraConfig) -> Targets:
     """Return the layers of a `PeftModel` that carry LoRA, by their names in it (`base_model.model.…`)."""
     return _split(_lora_layers(model), config)
+
+
+def refuse_idle_patterns(rank_pattern: Mapping[str, int], targets: Targets) -> None:
+    """Raise `LayerError` for a pattern that names no target layer: PEFT would pass over it in silence."""
+    for pattern in rank_pattern:
+        if not any(get_pattern_key([pattern], layer.name) == pattern for layer in targets.layers):
+            raise LayerError(
+                f"eva.rank_pattern.{pattern} names none of the {len(targets.layers)} target layers; "
+                f"they are like {', '.join(layer.name for layer in targets.layers[:3])}"
+            )
 
 
 def lora_config(eva: EvaConfig, task_type: str | None = None, **changes: Any) -> LoraConfig:

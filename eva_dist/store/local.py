@@ -58,6 +58,11 @@ class LocalStore:
         """Return the `file://` URL of a revision, before it is published too: its card needs it."""
         return self.revision_folder(repo_id, revision).as_uri()
 
+    def fingerprint_of(self, repo_id: str, revision: str) -> str | None:
+        """Return the fingerprint that a revision points to now, None if there is no such revision."""
+        link = self.revision_folder(repo_id, revision)
+        return Path(os.readlink(link)).name if link.is_symlink() else None
+
     def snapshot_url(self, fingerprint: str) -> str:
         """Return the `file://` URL that stays an artifact's own, wherever its revisions move."""
         return self._snapshot(fingerprint).as_uri()
@@ -172,7 +177,7 @@ class LocalStore:
         link = self.revision_folder(repo_id, revision)
         with self._explained(f"cannot point {repo_id}/{revision} to {fingerprint}"):
             self._refuse_foreign(link)
-            before = Path(os.readlink(link)).name if link.is_symlink() else None
+            before = self.fingerprint_of(repo_id, revision)
             replace_link(link, os.path.relpath(self._snapshot(fingerprint), link.parent), self._incoming_path())
         if before not in (None, fingerprint):
             log.info("%s/%s moved from %s to %s in %s", repo_id, revision, before, fingerprint, self.url)

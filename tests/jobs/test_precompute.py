@@ -50,6 +50,9 @@ class TestOnAGang:
             k: v for k, v in vars(again).items() if k not in same
         }
         assert again.seconds < 1
+        smaller = prepared(eva={"r": 3})  # another artifact does not take the default name of this one
+        assert smaller.revision == f"rho2.0-tau0.9-{smaller.fingerprint[:8]}"
+        assert run.revision == first.revision == "rho2.0-tau0.9"
         other = prepare(
             dataclasses.replace(
                 run.config,
