@@ -15,7 +15,6 @@ Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state
 
 import copy
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.controller import PassState, StepDecision, StepReport, refuse_unconverged
+from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange
 from eva_dist.engine import (
     GroupSvd,
@@ -38,7 +38,7 @@ from eva_dist.engine import (
     run_pass,
     run_step,
 )
-from eva_dist.errors import ConfigError, EmptyStreamError, LayerError, NotConvergedError
+from eva_dist.errors import ConfigError, LayerError, NotConvergedError
 from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.modeling.taps import SelectRows
@@ -139,7 +139,7 @@ def get_eva_state_dict(
     targets = _targets(model, config)
     functions = _LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
     device = input_device(model)
-    stream = _LoaderStream(dataloader, device)
+    stream = LoaderStream(dataloader, lambda inputs: inputs if device is None else move_to_device(inputs, device))
     if not targets.layers:
         return {}
     forward = _CallbackForward(
@@ -183,52 +183,6 @@ class _Ring:
         theirs: list[Any] = [None] * self.world_size
         dist.all_gather_object(theirs, mine)
         return theirs
-
-
-@dataclass(frozen=True)
-class _LoaderStep:
-    minibatches: Sequence[Any]
-    epoch: int
-    exhausted: bool
-
-
-class _LoaderStream:
-    """One minibatch of a loader after the other, from the start again when it is used up."""
-
-    def __init__(self, dataloader: Iterable[Any], device: torch.device | None) -> None:
-        self._dataloader = dataloader
-        self._device = device
-        self._iterator = iter(dataloader)
-        self._epoch = 0
-        self._waiting: deque[Any] = deque()
-        if next(self.peek(1), _NOTHING) is _NOTHING:
-            raise EmptyStreamError("dataloader is empty; it must give at least one minibatch")
-
-    def peek(self, most: int) -> Iterator[Any]:
-        """Yield up to `most` minibatches ahead; the steps to come will get them too."""
-        for i in range(most):
-            if i == len(self._waiting):
-                minibatch = next(self._iterator, _NOTHING)
-                if minibatch is _NOTHING:
-                    return
-                self._waiting.append(minibatch)
-            yield self._to_device(self._waiting[i])
-
-    def step(self) -> _LoaderStep:
-        minibatch = self._waiting.popleft() if self._waiting else next(self._iterator, _NOTHING)
-        if minibatch is _NOTHING:
-            self._epoch += 1
-            self._iterator = iter(self._dataloader)
-            minibatch = next(self._iterator, _NOTHING)
-        if minibatch is _NOTHING:
-            return _LoaderStep((), self._epoch, exhausted=True)
-        return _LoaderStep((self._to_device(minibatch),), self._epoch, exhausted=False)
-
-    def _to_device(self, minibatch: Any) -> Any:
-        return minibatch if self._device is None else move_to_device(minibatch, self._device)
-
-
-_NOTHING = object()
 
 
 class _LayerFunctions:
@@ -322,7 +276,7 @@ def _targets(model: nn.Module, config: LoraConfig) -> Targets:
 
 
 def _plan(
-    model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: _LoaderStream, ring: _Ring
+    model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: LoaderStream, ring: _Ring
 ) -> Plan:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     found = find_input_groups(model, [layer.name for layer in layers], forward, stream.peek(_PROBE_MINIBATCHES))
@@ -348,7 +302,7 @@ def _run(
     tau: float,
     max_steps: int,
     accept: bool,
-    stream: _LoaderStream,
+    stream: LoaderStream,
     ring: _Ring,
     progress: Progress | None,
 ) -> tuple[PassState, dict[int, GroupSvd]]:

@@ -65,7 +65,7 @@ def test_a_worker_that_raises_ends_the_run_with_its_traceback(prepared, tiny_mod
         (weights / file.name).write_bytes(file.read_bytes())
     run = prepared(model={"name_or_path": str(weights)})
     (weights / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(WorkerFailedError, match=r"(?s)global_rank \d failed in load.*Traceback|load_model"):
+    with pytest.raises(WorkerFailedError, match=r"(?s)global_rank \d failed in load.*load_model"):
         run_on_gang(assignment_of(run), ignore)
     check_gang_is_gone()
 
@@ -91,14 +91,17 @@ def test_a_killed_worker_ends_the_run(prepared):
 
 
 def test_a_worker_that_hangs_is_a_timeout(prepared):
-    run = prepared(eva={"tau": 1.0, "max_steps": 10_000}, cluster={"timeout_s": 6.0})
+    run = prepared(eva={"tau": 1.0, "max_steps": 10_000}, cluster={"timeout_s": 15.0})
+    stopped = []
 
     def stop_one(state):
         if state.steps == 3:
-            os.kill(worker_pids()[1], signal.SIGSTOP)
+            stopped.append(worker_pids()[1])
+            os.kill(stopped[0], signal.SIGSTOP)
 
-    with pytest.raises(GangError, match="cluster.timeout_s=6|Timed out|timed out|timeout"):
+    with pytest.raises(GangTimeoutError, match=r"did not answer step in cluster\.timeout_s=15"):
         run_on_gang(assignment_of(run), stop_one)
+    assert len(stopped) == 1  # the gang got that far: it is no slow start that timed out
     check_gang_is_gone()
 
 
@@ -137,7 +140,3 @@ def test_a_request_that_the_cluster_cannot_meet(prepared):
     with pytest.raises(GangError, match=r"asks for \{'GPU': 2.0\}, but the cluster has \{'GPU': 0.0\}"):
         run_on_gang(assignment_of(run), ignore)
     assert time.monotonic() - started < 5
-
-
-def test_timeout_error_is_a_gang_error():
-    assert issubclass(GangTimeoutError, GangError)
