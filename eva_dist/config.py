@@ -55,10 +55,10 @@ class SolverName(Enum):
 
 
 class Exchange(Enum):
-    """How token rows reach the owner of their input group."""
+    """How token rows reach the owner of their input group: each once, or by way of every worker (the reference)."""
 
-    all_gather = "all_gather"
     to_owner = "to_owner"
+    all_gather = "all_gather"
 
 
 class OnMaxSteps(Enum):
@@ -88,8 +88,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to stream. A step is `step_size` samples over all workers; `batch_size` only how many are forwarded at once.
+    """What to stream. A step is `step_size` samples over all workers: one SVD update.
 
+    `batch_size` is execution only: how many samples a worker forwards at once, of one step or of
+    several; null lets the device decide.
     `path` is a file, a glob, or a hub id. `text_field` names a column of text or of chat
     messages. With `prompt_field`, prompt and text are one sample and the prompt's tokens carry
     `eva.label_mask_value`.
@@ -103,7 +105,7 @@ class DataConfig:
     prompt_field: str | None = None
     sample_by: SampleBy = SampleBy.paragraph
     max_length: int = 512
-    batch_size: int = 4
+    batch_size: int | None = None
     step_size: int = 16
     num_samples: int | None = None
     streaming: bool = False
@@ -115,7 +117,10 @@ class DataConfig:
         if not self.path:
             yield "data.path='' must be a file, a glob or a hub id; set it, or choose a group: data=..."
         yield from _at_least("data.max_length", self.max_length, 1, "use the length you will train with")
-        yield from _at_least("data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once")
+        if self.batch_size is not None:
+            yield from _at_least(
+                "data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once"
+            )
         yield from _at_least("data.step_size", self.step_size, 1, "it is how many samples make one SVD update")
         if self.num_samples is not None:
             yield from _at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
@@ -194,7 +199,7 @@ class ClusterConfig:
 
     num_workers: int = 1
     shard_size: int = 1
-    exchange: Exchange = Exchange.all_gather
+    exchange: Exchange = Exchange.to_owner
     address: str | None = None
     timeout_s: float = 1800.0
     max_failures: int = 0
@@ -218,8 +223,6 @@ class ClusterConfig:
         ):
             if value != only:
                 yield f"cluster.{key}={value} must be {only}: this version does no more; set cluster.{key}={only}"
-        if self.exchange is not Exchange.all_gather:
-            yield f"cluster.exchange={self.exchange.value} must be all_gather: this version has no other; use that"
         for key, amount in self.resources.items():
             yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
             if key == "GPU" and amount != int(amount):

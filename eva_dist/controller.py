@@ -22,7 +22,7 @@ from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConv
 from eva_dist.numerics.allocation import allocate_ranks
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import is_converged
-from eva_dist.plan import Plan
+from eva_dist.plan import Plan, balance
 
 
 class Stop(Enum):
@@ -35,10 +35,14 @@ class Stop(Enum):
 
 @dataclass(frozen=True)
 class StepDecision:
-    """What every worker does next: run step `step` on the `active` input groups, or stop."""
+    """What every worker does next: run step `step` on the `active` input groups, or stop.
+
+    `owners` maps every input group to the worker that keeps its SVD from this step on.
+    """
 
     step: int
     active: tuple[int, ...]
+    owners: Mapping[int, int]
     stop: Stop | None = None
 
 
@@ -62,7 +66,8 @@ class StepReport:
     """One worker's step: the groups it owns, the token rows it forwarded, seconds by phase.
 
     `epoch` counts how often the data has been used up when the step ends; `exhausted` says
-    that there was no data left for this step and never will be.
+    that there was no data left for this step and never will be. `sent_bytes` counts token
+    rows sent to other workers; `svd_processor_seconds` is time of this worker's processors.
     """
 
     groups: tuple[GroupReport, ...]
@@ -70,6 +75,8 @@ class StepReport:
     epoch: int
     seconds: Mapping[str, float]
     exhausted: bool = False
+    sent_bytes: int = 0
+    svd_processor_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,9 @@ class PassState:
     With `accept`, a group that a whole epoch could not update (an expert that no token
     reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
     `tokens` counts token rows; `elapsed` is the seconds of all steps, `seconds` the slowest
-    worker's by phase.
+    worker's by phase. `owners` follows the work: when groups converge and leave it lopsided,
+    those that stay active are packed again. `sent_bytes` and `svd_processor_seconds` are
+    summed over the workers.
     """
 
     plan: Plan
@@ -123,6 +132,9 @@ class PassState:
     exhausted: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     history: tuple[ConvergenceRow, ...] = ()
+    owners: Mapping[int, int] = field(default_factory=dict)
+    sent_bytes: int = 0
+    svd_processor_seconds: float = 0.0
 
     def group_rank(self, group: int) -> int:
         """Return the largest rank among the group's members."""
@@ -155,7 +167,7 @@ class PassState:
             stop = Stop.exhausted
         elif self.steps >= self.max_steps:
             stop = Stop.max_steps
-        return StepDecision(self.steps, active, stop)
+        return StepDecision(self.steps, active, self.owners, stop)
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,10 @@ class PassResult:
 
 def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PassState:
     """Return the state before the first step: every group is active over all its components."""
-    return PassState(plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
+    owners = {group.index: group.owner for group in plan.groups}
+    return PassState(
+        plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks(), owners=owners
+    )
 
 
 def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PassState:
@@ -197,11 +212,14 @@ def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float
         elapsed=state.elapsed + step_seconds,
         epoch=max(report.epoch for report in reports),
         exhausted=any(report.exhausted for report in reports),
-        seconds=_add_phases(state.seconds, reports),
+        seconds=add_seconds(state.seconds, _slowest([report.seconds for report in reports])),
+        sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
+        svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
     )
     if _last_chance_gone(moved):
         _refuse_starving(moved)
     moved = replace(moved, ranks=_allocate(moved))
+    moved = replace(moved, owners=_balance(moved, world_size=len(reports)))
     return replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
 
 
@@ -282,10 +300,20 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _add_phases(total: Mapping[str, float], reports: Sequence[StepReport]) -> dict[str, float]:
-    """Add the slowest worker's seconds, phase by phase."""
-    phases = {phase for report in reports for phase in report.seconds} | set(total)
-    return {
-        phase: total.get(phase, 0.0) + max(report.seconds.get(phase, 0.0) for report in reports)
-        for phase in sorted(phases)
-    }
+def _balance(state: PassState, world_size: int) -> Mapping[int, int]:
+    """Pack the active groups anew if those that are left burden some worker too much; the others stay."""
+    active = state.active
+    costs = {group: state.plan.groups[group].cost for group in active}
+    moved = balance(costs, {group: state.owners[group] for group in active}, world_size)
+    return {**state.owners, **moved}
+
+
+def add_seconds(total: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Add seconds phase by phase."""
+    return {phase: total.get(phase, 0.0) + more.get(phase, 0.0) for phase in sorted({*total, *more})}
+
+
+def _slowest(workers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the slowest worker's seconds, phase by phase."""
+    phases = {phase for seconds in workers for phase in seconds}
+    return {phase: max(seconds.get(phase, 0.0) for seconds in workers) for phase in phases}

@@ -1,13 +1,15 @@
 """The story of one worker's pass.
 
-A worker holds a model, a stream of minibatches and an exchange. It is told one thing at
-a time, a `StepDecision`, and answers with what it saw, a `StepReport`:
+A worker holds a model, a feed of token rows and an exchange. It is told one thing at a
+time, a `StepDecision`, and answers with what it saw, a `StepReport`:
 
-    1. take this worker's share of the step's samples,
-    2. forward them, with the inputs of the active layers tapped,
-    3. bring the token rows of all workers together,
-    4. update the SVD of each input group that this worker owns,
-    5. report explained variance and cosines.
+    1. forward its share of the step's samples, with the inputs of the active layers tapped,
+    2. bring the token rows of all workers together, each to the owner of its input group,
+    3. update the SVD of each input group that this worker owns,
+    4. report explained variance and cosines.
+
+A lone worker has nothing to bring together: it updates a group's SVD as soon as the
+forward has produced its rows, and keeps none of them.
 
 Who decides, and how the message travels, is not its business: in process it is a plain
 loop (`run_pass` below), on a cluster a driver and Ray. There is no ray in this file.
@@ -17,16 +19,25 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eva_dist.config import SolverConfig, SolverName
-from eva_dist.controller import GroupReport, PassResult, PassState, StepDecision, StepReport, advance, first_state
+from eva_dist.controller import (
+    GroupReport,
+    PassResult,
+    PassState,
+    StepDecision,
+    StepReport,
+    add_seconds,
+    advance,
+    first_state,
+)
 from eva_dist.distributed.exchange import RowExchange
-from eva_dist.modeling.taps import SelectRows, collect_groups, collect_rows, concatenate
+from eva_dist.feed import RowFeed
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import component_cosines
 from eva_dist.numerics.covariance import CovarianceTracker
@@ -35,31 +46,8 @@ from eva_dist.numerics.subspace import SubspaceTracker
 from eva_dist.numerics.tracker import Tracker
 from eva_dist.plan import InputGroup, Plan
 
-
-class StepData(Protocol):
-    """One worker's share of one step: its minibatches, and where the data stands afterwards."""
-
-    @property
-    def minibatches(self) -> Sequence[Any]:
-        """What the worker forwards, one after the other; there may be none."""
-
-    @property
-    def epoch(self) -> int:
-        """How often the data has been used up when this step ends."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether there was nothing left for this step, and never will be."""
-
-
-class Forward(Protocol):
-    """How a model meets its minibatches; the two faces (job, drop-in) differ only here."""
-
-    def run(self, model: nn.Module, minibatch: Any) -> None:
-        """Forward one minibatch, with nothing computed that no tap needs."""
-
-    def select(self, minibatch: Any) -> SelectRows:
-        """Return the function that picks this minibatch's token rows from a layer's input."""
+_ROWS_AT_ONCE = {"cuda": 512 * 2**20}
+"""Bytes of token rows that an accelerator updates together, in batched kernels; a CPU takes group after group."""
 
 
 @dataclass(frozen=True)
@@ -72,33 +60,12 @@ class GroupSvd:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker needs for a pass; `names` maps layer names of the plan to those in `model`."""
+    """What a worker needs for a pass."""
 
-    model: nn.Module
     plan: Plan
-    forward: Forward
+    feed: RowFeed
     exchange: RowExchange
     trackers: Mapping[int, Tracker[Any]]
-    names: Mapping[str, str]
-    dtype: torch.dtype
-    device: torch.device
-
-
-def find_input_groups(
-    model: nn.Module, layers: Sequence[str], forward: Forward, minibatches: Iterable[Any]
-) -> list[list[str]]:
-    """Partition `layers` (names in `model`) by the input they receive.
-
-    Forwards one minibatch, and the next ones only while some layer has seen no token
-    (everything masked, an expert that nothing was routed to).
-    """
-    with torch.no_grad(), collect_groups(model, layers) as groups:
-        for minibatch in minibatches:
-            groups.select = forward.select(minibatch)
-            forward.run(model, minibatch)
-            if groups.complete:
-                break
-    return groups.names()
 
 
 def make_tracker(solver: SolverConfig, n_components: int) -> Tracker[Any]:
@@ -120,25 +87,42 @@ def make_trackers(solver: SolverConfig, groups: Sequence[InputGroup]) -> dict[in
     return {group.index: make_tracker(solver, group.n_components) for group in groups}
 
 
-def run_step(
-    worker: Worker, decision: StepDecision, data: StepData, svds: dict[int, GroupSvd]
-) -> tuple[StepReport, dict[int, GroupSvd]]:
-    """Run one step and return the report, and the SVDs with those that this step updated replaced."""
+def run_step(worker: Worker, decision: StepDecision, svds: dict[int, GroupSvd]) -> StepReport:
+    """Run one step and return the report.
+
+    `svds` is updated in place, group by group: a second generation would double its memory.
+    """
     clock = _Clock()
+    updates = _Updates(worker, svds, clock)
+    mine: dict[int, Tensor] = {}
+    tokens = 0
+
+    def take(group: int, x_TD: Tensor) -> None:
+        nonlocal tokens
+        tokens = max(tokens, len(x_TD))
+        if worker.exchange.is_local:
+            updates.add(group, x_TD)
+        else:
+            mine[group] = x_TD
+
+    sent_before = worker.exchange.sent_bytes
     with clock.phase("forward"):
-        rows, tokens = _forward_step(worker, decision, data)
-    owners = {group.index: group.owner for group in worker.plan.groups}
-    with clock.phase("exchange"):
-        owned = worker.exchange.bring(rows, owners)
-    svds = dict(svds)
-    reports = []
-    with clock.phase("svd"):
-        for group, x_TD in owned.items():
-            report, svd = _update_group(worker.trackers[group], group, x_TD, svds.get(group))
-            reports.append(report)
-            if svd is not None:
-                svds[group] = svd
-    return StepReport(tuple(reports), tokens, data.epoch, clock.seconds, data.exhausted), svds
+        epoch, exhausted = worker.feed.rows(decision.step, decision.active, take)
+    if not worker.exchange.is_local:
+        with clock.phase("exchange"):
+            owned = worker.exchange.bring({group: mine.pop(group) for group in decision.active}, decision.owners)
+        for group in list(owned):
+            updates.add(group, owned.pop(group))
+    updates.flush()
+    return StepReport(
+        groups=tuple(sorted(updates.reports, key=lambda report: report.group)),
+        tokens=tokens,
+        epoch=epoch,
+        seconds=clock.seconds,
+        exhausted=exhausted,
+        sent_bytes=worker.exchange.sent_bytes - sent_before,
+        svd_processor_seconds=clock.processor_seconds.get("svd", 0.0),
+    )
 
 
 def run_pass(
@@ -167,7 +151,9 @@ def run_pass(
     while state.decision.stop is None:
         step_started = time.perf_counter()
         reports = step(state.decision)
-        state = advance(state, reports, time.perf_counter() - step_started)
+        reported = time.perf_counter()
+        state = advance(state, reports, reported - step_started)
+        state = replace(state, seconds=add_seconds(state.seconds, {"decision": time.perf_counter() - reported}))
         on_step(state)
     return state, time.perf_counter() - started
 
@@ -184,6 +170,11 @@ def collect_components(svds: Mapping[int, GroupSvd]) -> dict[int, Components]:
     }
 
 
+def give(svds: dict[int, GroupSvd], groups: Iterable[int]) -> dict[int, GroupSvd]:
+    """Take the SVDs of these groups out of `svds`, those that are there, on their way to a new owner."""
+    return {group: svds.pop(group) for group in groups if group in svds}
+
+
 def finish(state: PassState, components: Mapping[int, Components], seconds: float) -> PassResult:
     """Merge what the workers own into the result of the pass; a group that was never updated has no component."""
     merged = {
@@ -194,48 +185,98 @@ def finish(state: PassState, components: Mapping[int, Components], seconds: floa
     return PassResult(state, merged, seconds)
 
 
-def _forward_step(worker: Worker, decision: StepDecision, data: StepData) -> tuple[dict[int, Tensor], int]:
-    """Forward this worker's minibatches; return its token rows by active group, and how many there were at most."""
-    taps = {group: worker.plan.groups[group] for group in decision.active}
-    names = {group: worker.names[taps[group].tap] for group in taps}
-    calls: dict[int, list[Tensor]] = defaultdict(list)
-    with torch.no_grad():
-        for minibatch in data.minibatches:
-            with collect_rows(worker.model, names.values(), worker.forward.select(minibatch)) as collected:
-                worker.forward.run(worker.model, minibatch)
-            for group, name in names.items():
-                calls[group] += collected[name]
-    rows = {group: concatenate(calls[group], taps[group].in_features, worker.dtype, worker.device) for group in taps}
-    return rows, max((x.shape[0] for x in rows.values()), default=0)
+class _Updates:
+    """Updates the SVDs of groups as their rows arrive: several at a time on an accelerator, else one by one."""
+
+    def __init__(self, worker: Worker, svds: dict[int, GroupSvd], clock: "_Clock") -> None:
+        self.svds = svds
+        self.reports: list[GroupReport] = []
+        self._trackers = worker.trackers
+        self._clock = clock
+        self._waiting: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    def add(self, group: int, x_TD: Tensor) -> None:
+        """Take a group's rows of this step."""
+        self._waiting[group] = x_TD
+        self._bytes += x_TD.nbytes
+        if self._bytes >= rows_at_once(x_TD.device):
+            self.flush()
+
+    def flush(self) -> None:
+        """Update what is waiting."""
+        waiting, self._waiting, self._bytes = self._waiting, {}, 0
+        with self._clock.phase("svd"):
+            ready: dict[Tracker[Any], dict[int, Tensor]] = defaultdict(dict)
+            for group, x_TD in _finite(waiting, self.reports).items():
+                if len(x_TD) < self._trackers[group].n_components:
+                    self.reports.append(GroupReport(group, len(x_TD)))  # too few rows: the SVD stays as it was
+                else:
+                    ready[self._trackers[group]][group] = x_TD
+            for tracker, rows in ready.items():
+                self._update(tracker, rows)
+
+    def _update(self, tracker: Tracker[Any], rows: Mapping[int, Tensor]) -> None:
+        before = {group: self.svds.get(group) for group in rows}
+        device = next(iter(rows.values())).device
+        # a caller's autocast must not reach the statistics
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            states = tracker.update_many([svd.state if svd else None for svd in before.values()], list(rows.values()))
+            after = {g: GroupSvd(s, tracker.components(s)) for g, s in zip(rows, states, strict=True)}
+            found = [
+                (
+                    svd.components.explained_variance_ratio_K.double(),
+                    component_cosines(svd.components.v_KD, known.components.v_KD) if known else None,
+                )
+                for svd, known in zip(after.values(), before.values(), strict=True)
+            ]
+        self.svds |= after
+        on_cpu = iter(_to_cpu([t for pair in found for t in pair if t is not None]))
+        for (group, x_TD), (_, cosines_K) in zip(rows.items(), found, strict=True):
+            ratios_K = next(on_cpu)
+            self.reports.append(
+                GroupReport(group, len(x_TD), ratios_K, next(on_cpu) if cosines_K is not None else None)
+            )
 
 
-def _update_group(
-    tracker: Tracker[Any], group: int, x_TD: Tensor, svd: GroupSvd | None
-) -> tuple[GroupReport, GroupSvd | None]:
-    """Update one SVD; fewer rows than components leave it as it was."""
-    if x_TD.shape[0] < tracker.n_components:
-        return GroupReport(group, x_TD.shape[0]), svd
-    if not bool(torch.isfinite(x_TD).all()):
-        return GroupReport(group, x_TD.shape[0], finite=False), svd
-    # a caller's autocast must not reach the statistics
-    with torch.no_grad(), torch.autocast(x_TD.device.type, enabled=False):
-        state = tracker.update(svd.state if svd else None, x_TD)
-        components = tracker.components(state)
-        cosines_K = component_cosines(components.v_KD, svd.components.v_KD) if svd else None
-    report = GroupReport(group, x_TD.shape[0], components.explained_variance_ratio_K.cpu(), cosines_K)
-    return report, GroupSvd(state, components)
+def rows_at_once(device: torch.device) -> int:
+    """Return how many bytes of rows are updated together; 0: each group as soon as its rows are there."""
+    return _ROWS_AT_ONCE.get(device.type, 0)
+
+
+def _finite(rows: Mapping[int, Tensor], reports: list[GroupReport]) -> dict[int, Tensor]:
+    """Return the rows that hold neither NaN nor infinity, and report the others; one synchronisation for all."""
+    if not rows:
+        return {}
+    finite = torch.stack([x_TD.sum(dtype=torch.float32) for x_TD in rows.values()]).isfinite().tolist()
+    reports += [
+        GroupReport(g, len(x), finite=False) for (g, x), fine in zip(rows.items(), finite, strict=True) if not fine
+    ]
+    return {group: x_TD for (group, x_TD), fine in zip(rows.items(), finite, strict=True) if fine}
+
+
+def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring vectors of one dtype to the CPU in one transfer."""
+    joined = torch.cat(list(tensors)).cpu()
+    return list(joined.split([len(t) for t in tensors]))
 
 
 class _Clock:
-    """Adds up wall-clock seconds by phase."""
+    """Adds up seconds by phase, of the wall and of the processor; a phase inside another one is not the outer one's."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
+        self._inside = (0.0, 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        outer, self._inside = self._inside, (0.0, 0.0)
+        wall, processor = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            spent = time.perf_counter() - wall, time.process_time() - processor
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent[0] - self._inside[0]
+            self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + spent[1] - self._inside[1]
+            self._inside = outer[0] + spent[0], outer[1] + spent[1]

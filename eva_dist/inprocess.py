@@ -27,23 +27,39 @@ from torch import Tensor, nn
 from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.controller import PassState, StepDecision, StepReport, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
-from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange
+from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
 from eva_dist.engine import (
     GroupSvd,
     Worker,
     collect_components,
-    find_input_groups,
     finish,
+    give,
     make_trackers,
+    rows_at_once,
     run_pass,
     run_step,
 )
 from eva_dist.errors import ConfigError, LayerError, NotConvergedError
-from eva_dist.modeling.forward import Trunk, find_trunk, input_device, move_to_device
+from eva_dist.feed import RowFeed, make_taps, probe_inputs
+from eva_dist.modeling.forward import (
+    Placed,
+    TokenForward,
+    Trunk,
+    find_layout,
+    find_trunk,
+    forward_placed,
+    input_device,
+    is_right_padded,
+    move_to_device,
+    place,
+    real_tokens,
+    select_tokens,
+)
+from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.modeling.taps import SelectRows
 from eva_dist.numerics.components import adapter_rows
-from eva_dist.plan import Layer, Plan, make_plan
+from eva_dist.plan import Layer, make_plan
 from eva_dist.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -62,17 +78,20 @@ def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: Lor
             f"minibatches of type {type(model_input).__name__} must be mappings with input_ids; "
             "pass your own prepare_model_inputs_fn and forward_fn for anything else"
         )
-    mask_BT = model_input.get("attention_mask")
-    if mask_BT is None and "input_ids" not in model_input:
+    if model_input.get("attention_mask") is None and "input_ids" not in model_input:
         raise TypeError(
             f"minibatches with the keys {sorted(model_input)} have neither attention_mask nor input_ids; for data that "
             "are no tokens pass prepare_model_inputs_fn=None and prepare_layer_inputs_fn=None: then every row counts"
         )
-    mask_BT = torch.ones_like(model_input["input_ids"]).bool() if mask_BT is None else mask_BT.bool()
+    return _counting_tokens(model_input, peft_config).nonzero()
+
+
+def _counting_tokens(model_input: Mapping[str, Any], peft_config: LoraConfig) -> Tensor:
+    mask_BT = real_tokens(model_input)
     eva = peft_config.eva_config
     if eva is not None and eva.use_label_mask and "labels" in model_input:
         mask_BT = mask_BT & (model_input["labels"] != eva.label_mask_value)
-    return mask_BT.nonzero()
+    return mask_BT
 
 
 def prepare_layer_inputs_fn_language_modeling(layer_input: Any, model_input: Tensor, layer_name: str) -> Tensor:
@@ -143,6 +162,7 @@ def get_eva_state_dict(
     if not targets.layers:
         return {}
     forward = _CallbackForward(
+        model,
         config,
         forward_fn,
         find_trunk(model, [layer.name for layer in targets.layers]),
@@ -151,16 +171,17 @@ def get_eva_state_dict(
     )
     ring = _Ring.join(gather_distributed_inputs)
     with _evaluating(model), _adapter_off(model):
-        plan = _plan(model, targets.layers, forward, stream, ring)
-        worker = _worker(model, plan, forward, ring, solver_config)
-        accept = when_short is OnMaxSteps.accept
-        progress = Progress() if show_progress_bar and _is_first_process() else None
-        state, svds = _run(worker, eva.tau, max_steps, accept, stream, ring, progress)
+        forward = _with_layout(forward, [layer.name for layer in targets.layers], stream)
+        with attention_by_segment(forward.trunk.module, forward.layout is Layout.segments):
+            worker = _worker(targets.layers, forward, stream, ring, solver_config)
+            accept = when_short is OnMaxSteps.accept
+            progress = Progress() if show_progress_bar and _is_first_process() else None
+            state, svds = _run(worker, eva.tau, max_steps, accept, ring, progress)
     if accept:
         _warn_unconverged(state)
     else:
         refuse_unconverged(state)
-    return _state_dict(state, worker, svds, ring, eva.whiten)
+    return _state_dict(state, worker.feed.device, svds, ring, eva.whiten)
 
 
 @dataclass(frozen=True)
@@ -191,7 +212,7 @@ class _LayerFunctions:
     def __init__(
         self, given: PrepareLayerInputsFn | Mapping[str, PrepareLayerInputsFn] | None, layers: Sequence[str]
     ) -> None:
-        self._given = given
+        self.given = given
         unknown = sorted(set(given) - set(layers)) if isinstance(given, Mapping) else []
         if unknown:
             raise LayerError(
@@ -200,7 +221,7 @@ class _LayerFunctions:
             )
 
     def __call__(self, layer_input: Any, model_input: Any, name: str) -> Tensor:
-        function = self._given.get(name) if isinstance(self._given, Mapping) else self._given
+        function = self.given.get(name) if isinstance(self.given, Mapping) else self.given
         rows = _flatten(layer_input, name) if function is None else function(layer_input, model_input, name)
         if rows.dim() != 2:
             raise LayerError(
@@ -212,28 +233,56 @@ class _LayerFunctions:
 
 @dataclass(frozen=True)
 class _CallbackForward:
-    """PEFT's callbacks as the engine's `Forward`."""
+    """PEFT's callbacks as the engine's `Forward`; with the default ones, minibatches of text are packed."""
 
+    model: nn.Module
     config: LoraConfig
     forward_fn: ForwardFn | None
     trunk: Trunk
     prepare_model_inputs_fn: PrepareModelInputsFn | None
     prepare_layer_inputs_fn: _LayerFunctions
+    layout: Layout = Layout.padded
 
-    def run(self, model: nn.Module, minibatch: Any) -> None:
+    @property
+    def may_cut(self) -> bool:
+        return self.forward_fn is None and self.trunk.may_cut
+
+    def packable(self, minibatch: Any) -> bool:
+        """Tell whether nothing but the padding would be lost by laying the samples end to end."""
+        defaults = (
+            self.forward_fn is None
+            and self.prepare_model_inputs_fn is prepare_model_inputs_fn_language_modeling
+            and self.prepare_layer_inputs_fn.given is prepare_layer_inputs_fn_language_modeling
+        )
+        return defaults and isinstance(minibatch, Mapping) and is_right_padded(minibatch)
+
+    def prepare(self, minibatch: Any) -> Any:
+        if self.layout is not Layout.padded and self.packable(minibatch):
+            device = minibatch["input_ids"].device
+            return place(minibatch, _counting_tokens(minibatch, self.config), self.layout, device)
+        if self.prepare_model_inputs_fn is None:
+            return minibatch, copy.copy(minibatch)
+        return minibatch, self.prepare_model_inputs_fn(minibatch, self.config)
+
+    def run(self, prepared: Any) -> None:
+        if isinstance(prepared, Placed):
+            forward_placed(self.trunk, prepared)
+            return
+        minibatch, _ = prepared
         if self.forward_fn is not None:
-            self.forward_fn(model, minibatch)
+            self.forward_fn(self.model, minibatch)
         elif isinstance(minibatch, Mapping):
             self.trunk.run(minibatch)
         else:
             raise TypeError(f"minibatches of type {type(minibatch).__name__} are no mappings: pass a forward_fn")
 
-    def select(self, minibatch: Any) -> SelectRows:
-        if self.prepare_model_inputs_fn is None:
-            prepared = copy.copy(minibatch)
-        else:
-            prepared = self.prepare_model_inputs_fn(minibatch, self.config)
-        return lambda arguments, name: self.prepare_layer_inputs_fn(arguments, prepared, name)
+    def select(self, prepared: Any) -> SelectRows:
+        if isinstance(prepared, Placed):
+            return lambda arguments, name: select_tokens(_first_tensor(arguments, name), prepared, name)
+        return lambda arguments, name: self.prepare_layer_inputs_fn(arguments, prepared[1], name)
+
+    def counts(self, prepared: Any) -> Sequence[int]:
+        raise AssertionError("a minibatch of a dataloader is one step")
 
 
 def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) -> LoraConfig:
@@ -275,44 +324,51 @@ def _targets(model: nn.Module, config: LoraConfig) -> Targets:
     return Targets(tuple(replace(layer, name=f"module.{layer.name}") for layer in found.layers), found.unsupported)
 
 
-def _plan(
-    model: nn.Module, layers: Sequence[Layer], forward: _CallbackForward, stream: LoaderStream, ring: _Ring
-) -> Plan:
+def _with_layout(forward: _CallbackForward, layers: Sequence[str], stream: LoaderStream) -> _CallbackForward:
+    """Find out, by the first minibatch, whether samples can be forwarded without their padding."""
+    first = next(stream.peek(1))
+    if not forward.packable(first):
+        return forward
+    tokens = TokenForward(forward.trunk, first["input_ids"].device, use_label_mask=False, label_mask_value=0)
+    layout = find_layout(forward.model, layers, tokens, first, row_tokens=first["input_ids"].numel())
+    return replace(forward, layout=layout)
+
+
+def _worker(
+    layers: Sequence[Layer], forward: _CallbackForward, stream: LoaderStream, ring: _Ring, solver: SolverConfig
+) -> Worker:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
-    found = find_input_groups(model, [layer.name for layer in layers], forward, stream.peek(_PROBE_MINIBATCHES))
-    return make_plan(layers, ring.everyones(found)[0], ring.world_size)
-
-
-def _worker(model: nn.Module, plan: Plan, forward: _CallbackForward, ring: _Ring, solver: SolverConfig) -> Worker:
-    parameter = next(p for p in model.parameters() if p.is_floating_point() and p.device.type != "meta")
-    return Worker(
-        model=model,
-        plan=plan,
+    names = {layer.name: layer.name for layer in layers}
+    probe = ring.everyones(probe_inputs(forward.model, list(names), forward, stream.peek(_PROBE_MINIBATCHES)))[0]
+    plan = make_plan(layers, probe.groups, ring.world_size)
+    exchange = LocalExchange() if ring.world_size == 1 else ToOwnerExchange()
+    device = next(p.device for p in forward.model.parameters() if p.is_floating_point() and p.device.type != "meta")
+    feed = RowFeed(
+        model=forward.model,
         forward=forward,
-        exchange=LocalExchange() if ring.world_size == 1 else AllGatherExchange(),
-        trackers=make_trackers(solver, plan.groups),
-        names={layer.name: layer.name for layer in plan.layers},
-        dtype=parameter.dtype,
-        device=parameter.device,
+        source=stream,
+        taps=make_taps(plan.groups, probe, names),
+        device=device,
+        consumed_at_once=exchange.is_local and rows_at_once(device) == 0,
     )
+    return Worker(plan, feed, exchange, make_trackers(solver, plan.groups))
 
 
 def _run(
-    worker: Worker,
-    tau: float,
-    max_steps: int,
-    accept: bool,
-    stream: LoaderStream,
-    ring: _Ring,
-    progress: Progress | None,
+    worker: Worker, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
 ) -> tuple[PassState, dict[int, GroupSvd]]:
     svds: dict[int, GroupSvd] = {}
+    owners: Mapping[int, int] = {group.index: group.owner for group in worker.plan.groups}
 
     def step(decision: StepDecision) -> list[StepReport]:
         """Every process folds the same reports by the same pure function, so all come to the same decision."""
-        nonlocal svds
-        report, svds = run_step(worker, decision, stream.step(), svds)
-        return ring.everyones(report)
+        nonlocal owners
+        moved = [group for group, owner in decision.owners.items() if owners[group] != owner]
+        if moved:
+            given = {group: svd for part in ring.everyones(give(svds, moved)) for group, svd in part.items()}
+            svds.update({group: svd for group, svd in given.items() if decision.owners[group] == ring.global_rank})
+        owners = decision.owners
+        return ring.everyones(run_step(worker, decision, svds))
 
     try:
         state, _ = run_pass(worker.plan, tau, max_steps, step, progress or (lambda state: None), accept)
@@ -323,13 +379,13 @@ def _run(
 
 
 def _state_dict(
-    state: PassState, worker: Worker, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
+    state: PassState, device: torch.device, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
 ) -> dict[str, Tensor]:
     owned = {group: found for part in ring.everyones(collect_components(svds)) for group, found in part.items()}
     components = finish(state, owned, state.elapsed).components
     group_of = {name: group.index for group in state.plan.groups for name in group.members}
     return {
-        layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(worker.device)
+        layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(device)
         for layer in state.plan.layers
     }
 

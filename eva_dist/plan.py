@@ -9,7 +9,7 @@ maximum ranks, for one SVD serves them all.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eva_dist.errors import LayerError
@@ -51,6 +51,11 @@ class InputGroup:
     def tap(self) -> str:
         """Name of the layer whose input is tapped."""
         return self.members[0]
+
+    @property
+    def cost(self) -> int:
+        """What the group's SVD update costs, next to that of other groups: owners are balanced by it."""
+        return self.in_features * self.n_components
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,66 @@ def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], worl
     order = {layer.name: i for i, layer in enumerate(layers)}
     members = sorted((tuple(sorted(names, key=order.__getitem__)) for names in same_input), key=lambda m: order[m[0]])
     assert sorted(name for names in members for name in names) == sorted(by_name), "input groups must partition layers"
-    dims = [by_name[names[0]].in_features for names in members]
-    components = [max(by_name[name].max_rank for name in names) for names in members]
-    owners = _pack([dim * k for dim, k in zip(dims, components, strict=True)], world_size)
-    groups = tuple(InputGroup(i, names, dims[i], components[i], owners[i]) for i, names in enumerate(members))
+    unowned = [
+        InputGroup(i, names, by_name[names[0]].in_features, max(by_name[name].max_rank for name in names), owner=0)
+        for i, names in enumerate(members)
+    ]
+    owners = _pack([group.cost for group in unowned], world_size)
+    groups = tuple(replace(group, owner=owner) for group, owner in zip(unowned, owners, strict=True))
     return Plan(tuple(layers), groups, sum(layer.r for layer in layers))
+
+
+def balance(
+    costs: Mapping[int, int], owners: Mapping[int, int], world_size: int, tolerance: float = 1.25
+) -> dict[int, int]:
+    """Return the owners of these groups, moved as little as keeps the load of the workers even.
+
+    Load is even when the most loaded worker carries at most `tolerance` times what it would carry if the
+    groups were packed anew. Until then the group whose move evens them best goes from the most to the least
+    loaded worker; where no move helps, the new packing is returned. The order of `costs` does not matter.
+
+    Args:
+        costs: group index to its cost, of the groups that are still active.
+        owners: group index to the `global_rank` of its present owner, of these groups at least.
+        world_size: number of workers; all of `owners` are in `0..world_size - 1`.
+        tolerance: at least 1.0.
+    """
+    assert tolerance >= 1.0, tolerance
+    groups = sorted(costs)
+    packed = dict(zip(groups, _pack([costs[group] for group in groups], world_size), strict=True))
+    limit = tolerance * max(_loads(costs, packed, world_size))
+    moved = {group: owners[group] for group in groups}
+    while max(loads := _loads(costs, moved, world_size)) > limit:
+        group = _best_move(costs, moved, loads)
+        if group is None:
+            return packed
+        moved[group] = loads.index(min(loads))
+    return moved
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
     """Return the sha256 (hex) of what decides the numbers, given as JSON-like values; key order does not matter."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _loads(costs: Mapping[int, int], owners: Mapping[int, int], world_size: int) -> list[int]:
+    """Return the cost that each worker carries, by `global_rank`."""
+    loads = [0] * world_size
+    for group, cost in costs.items():
+        loads[owners[group]] += cost
+    return loads
+
+
+def _best_move(costs: Mapping[int, int], owners: Mapping[int, int], loads: Sequence[int]) -> int | None:
+    """Return which group of the most loaded worker to give to the least loaded one, so that both carry less than most.
+
+    It is the one that leaves the two most even; ties go to the lowest index. `None` if there is none.
+    """
+    gap = max(loads) - min(loads)
+    most = loads.index(max(loads))
+    movable = [group for group, owner in owners.items() if owner == most and 0 < costs[group] < gap]
+    return min(movable, key=lambda group: (abs(gap - 2 * costs[group]), group), default=None)
 
 
 def _pack(costs: Sequence[int], bins: int) -> list[int]:

@@ -35,7 +35,7 @@ from eva_dist.store.local import LocalStore, Published
 
 _log = logging.getLogger(__name__)
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
 
 _LIBRARIES = ("eva-dist", "torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
@@ -154,7 +154,7 @@ def precompute(run: Prepared, on_step: Callable[[PassState], None], started: flo
         run.fingerprint,
         run.repo_id,
         run.revision,
-        lambda folder: build_artifact(folder, result, run.config.eva, _provenance(run)),
+        lambda folder: build_artifact(folder, result, run.config.eva, provenance(run)),
         overwrite=run.config.artifact.overwrite or found is not None,
     )
     return _outcome(run, published, published.manifest["status"], time.perf_counter() - started)
@@ -162,7 +162,7 @@ def precompute(run: Prepared, on_step: Callable[[PassState], None], started: flo
 
 def _run(run: Prepared, on_step: Callable[[PassState], None]) -> PassResult:
     from eva_dist.actors.gang import run_on_gang  # ray is imported when a gang is really wanted
-    from eva_dist.actors.worker import Assignment
+    from eva_dist.session import Assignment
 
     assignment = Assignment(
         config=run.config,
@@ -238,7 +238,8 @@ def _refuse_or_warn_unsupported(targets: Targets) -> None:
         _log.warning("EVA has no start for %s: no linear layers; they are left out", ", ".join(targets.unsupported))
 
 
-def _provenance(run: Prepared) -> Provenance:
+def provenance(run: Prepared) -> Provenance:
+    """Return the facts of the run that its artifact states."""
     return Provenance(
         fingerprint=run.fingerprint,
         config=run.config.to_dict(),

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eva_dist.actors.worker import Assignment
 from eva_dist.precompute import Prepared
+from eva_dist.session import Assignment
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:

@@ -117,7 +117,6 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
             "cluster.max_failures=1 must be 0: this version does no more; set cluster.max_fai",
         ),
         ("cluster__checkpoint_every", 5, "cluster.checkpoint_every=5 must be 0: this version does no more; set "),
-        ("cluster__exchange", Exchange.to_owner, "cluster.exchange=to_owner must be all_gather: this version has no "),
         ("cluster__resources", {"TPU": -1}, "cluster.resources.TPU=-1 must be >= 0; leave it out to ask for none"),
         ("cluster__resources", {"TPU": nan}, "cluster.resources.TPU=nan must be >= 0; leave it out to ask for none"),
         ("store__url", "", "store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva"),
@@ -166,6 +165,8 @@ def test_all_complaints_come_at_once_in_the_order_of_the_groups():
         {"store__url": "file:///srv/eva", "artifact__repo_id": "team/my-model_1.0", "artifact__revision": "v1"},
         {"cluster__resources": {"CPU": 0}, "solver__oversampling": 0, "solver__power_steps": 1},
         {"eva__target_modules": r".*\.(q|v)_proj", "eva__exclude_modules": ["lm_head"]},
+        {"cluster__exchange": Exchange.to_owner, "cluster__num_workers": 2},
+        {"cluster__exchange": Exchange.all_gather, "cluster__num_workers": 2},
     ],
 )
 def test_the_edges_of_the_allowed_ranges_are_allowed(changes):
@@ -180,6 +181,11 @@ def test_every_key_of_the_command_contract_exists():
 
 def test_defaults_of_the_schema_are_those_of_the_config():
     assert through_hydra() == make()
+
+
+def test_rows_go_to_their_owner_by_default():
+    assert through_hydra().cluster.exchange is Exchange.to_owner
+    assert through_hydra("cluster.exchange=all_gather").cluster.exchange is Exchange.all_gather
 
 
 def test_what_was_typed_arrives_as_frozen_plain_values():

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import random
 import re
 
 import pytest
 
 from eva_dist.errors import LayerError
-from eva_dist.plan import fingerprint, make_layer, make_plan
+from eva_dist.plan import balance, fingerprint, make_layer, make_plan
 
 
 def layer(name: str, in_features: int = 64, r: int = 4, rho: float = 2.0):
@@ -78,7 +79,7 @@ def test_owners_are_balanced_by_cost_and_every_group_has_one(world_size):
     sizes = [64, 64, 256, 64, 64, 128, 64, 64, 256, 192, 64, 32, 320, 64, 64]
     layers = [layer(f"layer{i}", in_features=size) for i, size in enumerate(sizes)]
     plan = make_plan(layers, [[each.name] for each in layers], world_size)
-    cost = [sum(g.in_features * g.n_components for g in plan.owned_by(rank)) for rank in range(world_size)]
+    cost = [sum(g.cost for g in plan.owned_by(rank)) for rank in range(world_size)]
     perfect = max(sum(cost) / world_size, max(sizes) * 8)
     assert max(cost) <= 4 / 3 * perfect
     owned = [g for rank in range(world_size) for g in plan.owned_by(rank)]
@@ -104,6 +105,70 @@ def test_the_number_of_workers_changes_owners_and_nothing_else():
     without = [tuple(dataclasses.replace(g, owner=0) for g in plan.groups) for plan in (one, four)]
     assert without[0] == without[1]
     assert {g.owner for g in four.groups} == {0, 1, 2, 3}
+
+
+def test_the_cost_of_a_group_is_its_features_times_its_components():
+    (group,) = make_plan([layer("q", in_features=64, r=4), layer("k", in_features=64, r=8)], [["q", "k"]]).groups
+    assert group.cost == 64 * 16
+
+
+def heaviest(costs: dict[int, int], owners: dict[int, int]) -> int:
+    return max((sum(costs[g] for g in costs if owners[g] == rank) for rank in set(owners.values())), default=0)
+
+
+def packed_anew(costs: dict[int, int], world_size: int) -> int:
+    """The heaviest load of greedy packing, dearest first."""
+    loads = [0] * world_size
+    for cost in sorted(costs.values(), reverse=True):
+        loads[loads.index(min(loads))] += cost
+    return max(loads)
+
+
+def random_gangs():
+    """Costs of the groups that are still active, present owners of all, world size, tolerance."""
+    for seed in range(200):
+        rng = random.Random(seed)
+        world_size, groups = rng.randint(1, 8), rng.randint(0, 40)
+        owners = {group: rng.randrange(world_size) for group in rng.sample(range(100), groups)}
+        active = rng.sample(sorted(owners), rng.randint(0, groups))
+        costs = {group: rng.choice([1, 4, rng.randint(1, 1000)]) for group in active}
+        yield costs, owners, world_size, rng.choice([1.0, 1.1, 1.25, 2.0])
+
+
+def test_balance_keeps_the_heaviest_load_within_the_tolerance_and_moves_nothing_without_need():
+    stayed = changed = 0
+    for costs, owners, world_size, tolerance in random_gangs():
+        present = {group: owners[group] for group in costs}
+        costs_before, owners_before = dict(costs), dict(owners)
+        balanced = balance(costs, owners, world_size, tolerance)
+        limit = tolerance * packed_anew(costs, world_size)
+        assert balanced.keys() == costs.keys() and set(balanced.values()) <= set(range(world_size))
+        assert heaviest(costs, balanced) <= limit
+        assert (balanced == present) == (heaviest(costs, present) <= limit)
+        assert balance(dict(reversed(costs.items())), owners, world_size, tolerance) == balanced
+        assert balance(costs, balanced, world_size, tolerance) == balanced
+        assert (costs, owners) == (costs_before, owners_before)
+        stayed, changed = stayed + (balanced == present), changed + (balanced != present)
+    assert min(stayed, changed) > 20  # both were tried
+
+
+def test_balance_moves_few_groups():
+    """Worker 1's groups have all converged: what goes over is enough, and nothing comes back."""
+    balanced = balance(dict.fromkeys(range(8), 10), dict.fromkeys(range(8), 0), 2)
+    assert balanced == {group: int(group < 3) for group in range(8)}  # 5 and 3 groups: within 1.25 of 4 and 4
+    assert balance({0: 6, 1: 6, 2: 4, 3: 4}, {0: 0, 1: 0, 2: 1, 3: 0}, 2) == {0: 1, 1: 0, 2: 1, 3: 0}
+
+
+def test_balance_packs_anew_where_no_single_move_helps():
+    costs, owners = {0: 3, 1: 3, 2: 2, 3: 2, 4: 2}, {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
+    assert balance(costs, owners, 2, tolerance=1.0) == owners  # greedy packing has 7 and 5 too
+    costs, owners = {0: 8, 1: 8, 2: 6, 3: 6}, {0: 0, 1: 0, 2: 1, 3: 1}
+    assert balance(costs, owners, 2, tolerance=1.125) == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_one_worker_keeps_everything_and_nothing_stays_nothing():
+    assert balance({3: 7, 5: 1}, {3: 0, 5: 0, 8: 0}, 1) == {3: 0, 5: 0}
+    assert balance({}, {0: 1}, 2) == {}
 
 
 def test_a_plan_cannot_be_changed():

@@ -9,7 +9,7 @@ traceback is raised. Recovery is a later issue; `max_restarts=0` keeps Ray from 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
-from eva_dist.actors.worker import Assignment, GangWorker
+from eva_dist.actors.worker import GangWorker
 from eva_dist.config import ClusterConfig, OnMaxSteps
 from eva_dist.controller import PassResult, PassState, StepDecision, StepReport
 from eva_dist.engine import finish, run_pass
 from eva_dist.errors import EvaDistError, GangError, GangTimeoutError, WorkerFailedError
 from eva_dist.plan import make_plan
+from eva_dist.session import Assignment
 
 _GRACE_S = 2.0
 """How long to wait, after a first error, for the members that failed because of it or before it."""
@@ -40,12 +41,16 @@ def run_on_gang(assignment: Assignment, on_step: Callable[[PassState], None]) ->
         started = time.perf_counter()
         gang.call("join", gang.call_one(0, "address"))
         gang.call("load")
-        groups = gang.call_one(0, "find_input_groups")
-        plan = make_plan(assignment.layers, groups, len(gang.members))
-        gang.call("begin", plan)
+        probe, layout = gang.call_one(0, "probe")
+        plan = make_plan(assignment.layers, probe.groups, len(gang.members))
+        gang.call("begin", plan, probe, layout)
         load_seconds = time.perf_counter() - started
+        owners = {group.index: group.owner for group in plan.groups}
 
         def step(decision: StepDecision) -> Sequence[StepReport]:
+            nonlocal owners
+            gang.move(owners, decision.owners)
+            owners = dict(decision.owners)
             return gang.call("step", decision)
 
         accept = config.eva.on_max_steps is OnMaxSteps.accept
@@ -94,6 +99,15 @@ class Gang:
     def call_one(self, global_rank: int, method: str, *arguments: Any) -> Any:
         """Call a method on one member and return its answer."""
         return self._wait(method, {global_rank: getattr(self.members[global_rank], method).remote(*arguments)})[0]
+
+    def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
+        """Hand the SVDs of groups that change their owner to the new one."""
+        moved = tuple(group for group, owner in new_owners.items() if owners[group] != owner)
+        if not moved:
+            return
+        given = {group: svd for part in self.call("give", moved) for group, svd in part.items()}
+        for owner in sorted({new_owners[group] for group in given}):
+            self.call_one(owner, "receive", {g: svd for g, svd in given.items() if new_owners[g] == owner})
 
     def _wait(self, method: str, pending: dict[int, Any]) -> list[Any]:
         rank_of = {ref: global_rank for global_rank, ref in pending.items()}

@@ -6,9 +6,10 @@
 | sample | a row rendered to one text, with the character spans whose tokens are masked in the labels |
 | step | `data.step_size` samples, whatever the number of workers; the unit of one SVD update |
 | minibatch | what one worker forwards at once: B samples of T tokens, right-padded |
+| window | the minibatches of one step, or of several that are forwarded together |
 | epoch | one use of every row; each epoch has its own order, from `data.seed` and its number |
 
-    open_rows -> Rows -> sample_from_row -> Sample -> TokenStream.step -> StepData
+    open_rows -> Rows -> sample_from_row -> Sample -> TokenStream.window -> Window
 
 Nothing here keeps a position: any worker can ask for any step, twice or out of order,
 and a run resumes by asking for the step it stopped at.
@@ -16,6 +17,6 @@ and a run resumes by asking for the step it stopped at.
 
 from eva_dist.data.rows import Rows, open_rows
 from eva_dist.data.samples import Sample, sample_from_row
-from eva_dist.data.stream import StepData, TokenStream
+from eva_dist.data.stream import Batching, TokenStream, Window, WorkerStream
 
-__all__ = ["Rows", "Sample", "StepData", "TokenStream", "open_rows", "sample_from_row"]
+__all__ = ["Batching", "Rows", "Sample", "TokenStream", "Window", "WorkerStream", "open_rows", "sample_from_row"]

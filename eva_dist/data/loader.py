@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from eva_dist.data.stream import StepData
+from eva_dist.data.stream import Window
 from eva_dist.errors import EmptyStreamError
 
 _NOTHING = object()
@@ -39,13 +39,14 @@ class LoaderStream:
                 self._waiting.append(minibatch)
             yield self._place(self._waiting[i])
 
-    def step(self) -> StepData:
-        """Return the next minibatch, or none and `exhausted`."""
+    def window(self, step: int) -> Window:
+        """Return the next minibatch as step `step`, or none and `exhausted`."""
         minibatch = self._waiting.popleft() if self._waiting else next(self._iterator, _NOTHING)
         if minibatch is _NOTHING:
             self._epoch += 1
             self._iterator = iter(self._dataloader)
             minibatch = next(self._iterator, _NOTHING)
+        steps = range(step, step + 1)
         if minibatch is _NOTHING:
-            return StepData((), self._epoch, exhausted=True)
-        return StepData((self._place(minibatch),), self._epoch)
+            return Window(steps, (), None, (self._epoch,), exhausted=True)
+        return Window(steps, (self._place(minibatch),), None, (self._epoch,))

@@ -5,11 +5,13 @@ Shapes: B samples of a minibatch, T tokens of its longest sample. All tensors ar
 Sample n of the stream belongs to step n // step_size and to epoch n // N (N rows); an epoch's order
 is a permutation seeded by (data.seed, epoch). The workers of a step take contiguous blocks
 of its samples in the order of `global_rank`, so joining their rows gives the order of samples
-whatever the number of workers.
+whatever the number of workers. How many samples are forwarded at once is execution, not
+meaning: a window may hold several steps, and a step several minibatches (of like lengths,
+so that little is padded); `Window.places` leads every row back to its step and place.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,17 +26,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_MOST_TOKENS = {"cuda": 16384}
+_MOST_TOKENS_ON_CPU = 4096
+"""Tokens a forward at most, unless `data.batch_size` says how many samples."""
+_TOKENS_THAT_FILL = {"cuda": 4096}
+"""A forward that may be shorter than this serves several steps; on a CPU longer rows are no faster."""
+
+
 @dataclass(frozen=True)
-class StepData:
-    """One worker's minibatches of one step; none when the worker's block is empty.
+class Batching:
+    """What is forwarded at once: `steps` whole steps, cut at `samples` (None: no limit) and at `tokens`."""
+
+    steps: int = 1
+    samples: int | None = None
+    tokens: int = _MOST_TOKENS_ON_CPU
+
+    @classmethod
+    def choose(cls, config: DataConfig, device_type: str, world_size: int = 1) -> "Batching":
+        """Follow `data.batch_size`, or choose what suits the device."""
+        share = -(-config.step_size // world_size)
+        if config.batch_size is not None:
+            return cls(max(1, config.batch_size // share), config.batch_size, config.batch_size * config.max_length)
+        steps = max(1, _TOKENS_THAT_FILL.get(device_type, 0) // (share * config.max_length))
+        return cls(steps, None, _MOST_TOKENS.get(device_type, _MOST_TOKENS_ON_CPU))
+
+
+@dataclass(frozen=True)
+class Window:
+    """One worker's minibatches of the steps `steps`; none when its blocks are empty.
 
     A minibatch holds `input_ids`, `attention_mask` and, when the data has labels, `labels`.
-    `epoch` counts how often the data has been used up when the step ends. `exhausted` is never
-    True of a `TokenStream`, which goes on for ever; other streams say it at their end.
+    `places` gives for each minibatch and sample its step and its place in it (None: one
+    minibatch, one step, in order). `epochs` counts for each step how often the data has been
+    used up when it ends. `exhausted` is never True of a `TokenStream`, which goes on for ever;
+    other streams say it at their end.
     """
 
-    minibatches: tuple[dict[str, Tensor], ...]
-    epoch: int
+    steps: range
+    minibatches: tuple[Any, ...]
+    places: tuple[tuple[tuple[int, int], ...], ...] | None
+    epochs: tuple[int, ...]
     exhausted: bool = False
 
 
@@ -73,33 +104,47 @@ class TokenStream:
             )
         self._rows = rows
         self._tokenizer = tokenizer
-        self._config = config
+        self.config = config
         self._label_mask_value = label_mask_value
         # Padding is masked away, so any id does for a tokenizer without a pad token.
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._order: tuple[int, np.ndarray] | None = None
 
-    def step(self, step: int, global_rank: int = 0, world_size: int = 1) -> StepData:
-        """Return what worker `global_rank` of `world_size` forwards in step `step`."""
+    def window(self, step: int, batching: Batching, global_rank: int = 0, world_size: int = 1) -> Window:
+        """Return what worker `global_rank` of `world_size` forwards for `step` and the steps that go with it."""
         assert step >= 0 and 0 <= global_rank < world_size
-        size, batch_size = self._config.step_size, self._config.batch_size
+        steps = range(step, step + batching.steps)
+        spoken = [
+            ((at, place), tokens)
+            for at in steps
+            for place, tokens in enumerate(self._samples(at, global_rank, world_size))
+            if tokens.ids
+        ]
+        cuts = _cut(spoken, batching)
+        plain = len(steps) == 1 and len(cuts) <= 1
+        return Window(
+            steps=steps,
+            minibatches=tuple(self._collate([tokens for _, tokens in cut]) for cut in cuts),
+            places=None if plain else tuple(tuple(place for place, _ in cut) for cut in cuts),
+            epochs=tuple((at + 1) * self.config.step_size // len(self._rows) for at in steps),
+        )
+
+    def _samples(self, step: int, global_rank: int, world_size: int) -> list[_Tokens]:
+        """Return this worker's block of a step's samples, tokenised."""
+        size = self.config.step_size
         first, end = (step * size + size * rank // world_size for rank in (global_rank, global_rank + 1))
         samples = [
-            sample_from_row(self._rows[self._row_index(n)], self._config, self._tokenizer) for n in range(first, end)
+            sample_from_row(self._rows[self._row_index(n)], self.config, self._tokenizer) for n in range(first, end)
         ]
-        tokens = self._tokenise(samples) if samples else []
-        cuts = (tokens[at : at + batch_size] for at in range(0, len(tokens), batch_size))
-        spoken = ([one for one in cut if one.ids] for cut in cuts)
-        minibatches = tuple(self._collate(cut) for cut in spoken if cut)
-        return StepData(minibatches, epoch=(step + 1) * size // len(self._rows))
+        return self._tokenise(samples) if samples else []
 
     def _row_index(self, sample: int) -> int:
         epoch, position = divmod(sample, len(self._rows))
-        if not self._config.shuffle:
+        if not self.config.shuffle:
             return position
         if self._order is None or self._order[0] != epoch:
             # RandomState's stream is frozen by NEP 19; a Generator's may change with a numpy release.
-            random = np.random.RandomState([self._config.seed, epoch])
+            random = np.random.RandomState([self.config.seed, epoch])
             self._order = epoch, random.permutation(len(self._rows))
         return int(self._order[1][position])
 
@@ -109,7 +154,7 @@ class TokenStream:
             [sample.text for sample in samples],
             add_special_tokens=samples[0].add_special_tokens,
             truncation=True,
-            max_length=self._config.max_length,
+            max_length=self.config.max_length,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -137,6 +182,25 @@ class TokenStream:
         return minibatch if tokens[0].masked is None else {**minibatch, "labels": labels_BT}
 
 
+_Placed = tuple[tuple[int, int], _Tokens]
+
+
+def _cut(samples: list[_Placed], batching: Batching) -> list[list[_Placed]]:
+    """Cut samples into minibatches; where there are several, each gets samples of like lengths."""
+    tokens = sum(len(one.ids) for _, one in samples)
+    if tokens <= batching.tokens and len(samples) <= (batching.samples or len(samples)):
+        return [samples] if samples else []
+    cuts: list[list[_Placed]] = []
+    room = 0
+    for place, one in sorted(samples, key=lambda sample: -len(sample[1].ids)):
+        if not cuts or len(one.ids) > room or len(cuts[-1]) == batching.samples:
+            cuts.append([])
+            room = batching.tokens
+        cuts[-1].append((place, one))
+        room -= len(one.ids)
+    return cuts
+
+
 def _masked_tokens(sample: Sample, offsets: list[tuple[int, int]]) -> np.ndarray:
     """Tell for each token whether every character of it lies in a masked span; True for special tokens.
 
@@ -150,3 +214,24 @@ def _masked_tokens(sample: Sample, offsets: list[tuple[int, int]]) -> np.ndarray
     # Tokenizers that trim offsets give a token of spaces alone an empty span, at its end. Special tokens have (0, 0).
     starts = np.where((starts == ends) & (ends > 0), ends - 1, starts)
     return unmasked_before[ends] == unmasked_before[starts]
+
+
+@dataclass(frozen=True)
+class WorkerStream:
+    """One worker's side of a stream: windows by their first step."""
+
+    stream: TokenStream
+    batching: Batching
+    global_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens that the samples of one forward can have."""
+        config = self.stream.config
+        share = -(-config.step_size // self.world_size) * self.batching.steps
+        return min(self.batching.tokens, min(share, self.batching.samples or share) * config.max_length)
+
+    def window(self, step: int) -> Window:
+        """Return this worker's window that begins with `step`."""
+        return self.stream.window(step, self.batching, self.global_rank, self.world_size)

@@ -2,16 +2,23 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from eva_dist.errors import LayerError
-from eva_dist.modeling.taps import SelectRows
+from eva_dist.modeling.packing import Layout, agrees, attention_by_segment, can_segment, segments
+from eva_dist.modeling.taps import ForwardCut, SelectRows, own, tap_inputs
+
+_LAYERS_OF_LONG_CHECK = 32
+"""Of the first target layers: enough blocks to meet each kind of attention, few enough to cost little."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,13 @@ class Trunk:
     """The part of a model that is called, and the names of the inputs that it takes (None: any)."""
 
     module: nn.Module
-    parameters: frozenset[str] | None
+    parameters: frozenset[str] | None = None
     drops: frozenset[str] = frozenset({"labels"})
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether a forward may be left in the middle: accelerate's hooks would leave weights where they are."""
+        return not any(hasattr(module, "_hf_hook") for module in self.module.modules())
 
     def run(self, inputs: Mapping[str, Any]) -> None:
         """Forward `inputs`, less what the trunk does not know and what only a loss needs."""
@@ -57,40 +69,170 @@ def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A minibatch as it is forwarded: on the device, in its layout.
+
+    `keep_BT` tells which tokens count (None: all of them), `counts` how many of each sample,
+    in the order of their rows; `lengths` are the samples' when they lie in one row.
+    """
+
+    inputs: dict[str, Tensor]
+    shape: tuple[int, int]
+    keep_BT: Tensor | None
+    counts: tuple[int, ...]
+    lengths: tuple[int, ...] | None = None
+
+
+def place(minibatch: Mapping[str, Tensor], keep_BT: Tensor, layout: Layout, device: torch.device) -> Placed:
+    """Lay out a padded minibatch (`input_ids` and perhaps `attention_mask`, `[B, T]`) and move it to the device.
+
+    Rows come in the same order in every layout: sample by sample.
+    """
+    inputs = {key: value for key, value in minibatch.items() if key != "labels"}
+    shape: tuple[int, int] = tuple(inputs["input_ids"].shape)  # type: ignore[assignment]
+    counts = tuple(keep_BT.sum(1).tolist())
+    lengths = None
+    if layout is not Layout.padded:
+        real_BT = real_tokens(minibatch)
+        lengths = tuple(length for length in real_BT.sum(1).tolist() if length)
+        keep_BT = keep_BT[real_BT][None]
+        position_BT = real_BT.cumsum(1) - 1
+        inputs = {"input_ids": inputs["input_ids"][real_BT][None], "position_ids": position_BT[real_BT][None]}
+        if layout is Layout.segments:
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        shape = (1, sum(lengths))
+    everything = bool(keep_BT.all())
+    return Placed(
+        {key: value.to(device) for key, value in inputs.items()},
+        shape,
+        None if everything else keep_BT.to(device),
+        counts,
+        lengths,
+    )
+
+
+def forward_placed(trunk: "Trunk", placed: Placed) -> None:
+    """Forward a placed minibatch."""
+    with segments(placed.lengths) if placed.lengths is not None else nullcontext():
+        trunk.run(placed.inputs)
+
+
+@dataclass(frozen=True)
 class TokenForward:
     """How a job's minibatches (`input_ids`, `attention_mask`, maybe `labels`, `[B, T]`) meet the model."""
 
+    trunk: Trunk
     device: torch.device
     use_label_mask: bool
     label_mask_value: int
+    layout: Layout = Layout.padded
 
-    def run(self, model: nn.Module, minibatch: Mapping[str, Tensor]) -> None:
-        """Forward one minibatch, without labels."""
-        inputs = {key: value.to(self.device) for key, value in minibatch.items() if key != "labels"}
-        Trunk(model, None).run(inputs)
+    @property
+    def may_cut(self) -> bool:
+        """Whether a forward may be left as soon as every tap has its rows."""
+        return self.trunk.may_cut
 
-    def select(self, minibatch: Mapping[str, Tensor]) -> SelectRows:
-        """Keep the tokens that are neither padding nor, with `use_label_mask`, masked by their label."""
-        keep_BT = minibatch["attention_mask"].bool()
+    def prepare(self, minibatch: Mapping[str, Tensor]) -> Placed:
+        """Lay a minibatch out; padding and, with `use_label_mask`, tokens masked by their label do not count."""
+        keep_BT = real_tokens(minibatch)
         if self.use_label_mask and "labels" in minibatch:
             keep_BT = keep_BT & (minibatch["labels"] != self.label_mask_value)
-        keep_BT = keep_BT.to(self.device)
-        return lambda arguments, name: select_tokens(arguments[0], keep_BT, name)
+        return place(minibatch, keep_BT, self.layout, self.device)
+
+    def run(self, prepared: Placed) -> None:
+        """Forward one minibatch, without labels."""
+        forward_placed(self.trunk, prepared)
+
+    def select(self, prepared: Placed) -> SelectRows:
+        """Return the function that picks the rows that count."""
+        return lambda arguments, name: select_tokens(arguments[0], prepared, name)
+
+    def counts(self, prepared: Placed) -> tuple[int, ...]:
+        """Return how many rows of each sample count."""
+        return prepared.counts
 
 
-def select_tokens(x: Tensor, keep_BT: Tensor, name: str) -> Tensor:
-    """Return the rows of a layer's input `[B, T, D]` (or flattened, `[B * T, D]`) where `keep_BT` is true.
+def find_layout(
+    model: nn.Module, layers: Sequence[str], forward: TokenForward, minibatch: Mapping[str, Tensor], row_tokens: int
+) -> Layout:
+    """Return the best layout in which every layer of `model` receives what it does in the padded one.
+
+    Three short pieces of the minibatch's text, of different lengths, are forwarded in each.
+    As some models look at the length of the whole row, the first layers must also agree on
+    pieces that make up `row_tokens`, the longest row there will be.
+    """
+    short = _pieces(minibatch, 3, (16, 48, 32))
+    long = _pieces(minibatch, -(-row_tokens // 46), (44, 48, 46))
+    first = layers[:_LAYERS_OF_LONG_CHECK]
+
+    def holds(layout: Layout) -> bool:
+        return agrees(layout, lambda laid: _inputs(model, layers, replace(forward, layout=laid), short)) and agrees(
+            layout, lambda laid: _inputs(model, first, replace(forward, layout=laid), long)
+        )
+
+    allowed = [Layout.segments] if can_segment(forward.trunk.module) else []
+    return next((layout for layout in [*allowed, Layout.packed] if holds(layout)), Layout.padded)
+
+
+def _inputs(
+    model: nn.Module, layers: Sequence[str], forward: TokenForward, minibatch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what enters each layer that is reached; the forward is left when all of them are, if it may be."""
+    rows: dict[str, list[Tensor]] = defaultdict(list)
+    prepared = forward.prepare(minibatch)
+    select = forward.select(prepared)
+
+    def take(name: str, arguments: Any) -> None:
+        rows[name].append(own(select(arguments, name), arguments))
+        if forward.may_cut and len(rows) == len(layers):
+            raise ForwardCut
+
+    by_segment = attention_by_segment(forward.trunk.module, forward.layout is Layout.segments)
+    with torch.no_grad(), by_segment, tap_inputs(model, layers, take), suppress(ForwardCut):
+        forward.run(prepared)
+    return {name: torch.cat(calls) for name, calls in rows.items()}
+
+
+def _pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Return `count` pieces of the minibatch's text, `lengths` tokens in turn, padded, without labels."""
+    text = minibatch["input_ids"][real_tokens(minibatch)]
+    wanted = [lengths[i % len(lengths)] for i in range(count)]
+    pieces = text.repeat(-(-sum(wanted) // len(text)))[: sum(wanted)].split(wanted)
+    mask_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in pieces], batch_first=True)
+    return {"input_ids": pad_sequence(pieces, batch_first=True), "attention_mask": mask_BT}
+
+
+def real_tokens(minibatch: Mapping[str, Tensor]) -> Tensor:
+    """Return `[B, T]`: which tokens are not padding; all of them without an attention mask."""
+    mask_BT = minibatch.get("attention_mask")
+    return torch.ones_like(minibatch["input_ids"]).bool() if mask_BT is None else mask_BT.bool()
+
+
+def is_right_padded(minibatch: Mapping[str, Any]) -> bool:
+    """Tell whether this is token ids, a mask and labels and no more, with padding, if any, at the right."""
+    if not {"input_ids"} <= minibatch.keys() <= {"input_ids", "attention_mask", "labels"}:
+        return False
+    ids_BT, mask_BT = minibatch["input_ids"], minibatch.get("attention_mask")
+    if not (isinstance(ids_BT, Tensor) and ids_BT.dim() == 2):
+        return False
+    if mask_BT is None:
+        return True
+    real_BT = mask_BT.bool()
+    return ids_BT.shape == mask_BT.shape and bool((real_BT[:, 1:] <= real_BT[:, :-1]).all() & real_BT.any())
+
+
+def select_tokens(x: Tensor, placed: Placed, name: str) -> Tensor:
+    """Return the rows of a layer's input `[B, T, D]` (or flattened, `[B * T, D]`) that count; a view if all do.
 
     Raises:
         LayerError: the input has no row a token.
     """
-    keep_BT = keep_BT.to(x.device)
-    if x.shape[:-1] == keep_BT.shape:
-        return x[keep_BT]
-    if x.dim() == 2 and x.shape[0] == keep_BT.numel():
-        return x[keep_BT.flatten()]
+    batch, length = placed.shape
+    if x.shape[:-1] == placed.shape or (x.dim() == 2 and x.shape[0] == batch * length):
+        rows_TD = x.reshape(batch * length, x.shape[-1])
+        return rows_TD if placed.keep_BT is None else rows_TD[placed.keep_BT.flatten().to(x.device)]
     raise LayerError(
-        f"inputs of layer {name} have shape {tuple(x.shape)}: not one row for each of the {tuple(keep_BT.shape)} "
+        f"inputs of layer {name} have shape {tuple(x.shape)}: not one row for each of the {placed.shape} "
         "tokens; leave the layer out with eva.exclude_modules, or use eva_dist.get_eva_state_dict with your own "
         "prepare_layer_inputs_fn"
     )

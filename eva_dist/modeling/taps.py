@@ -13,6 +13,13 @@ SelectRows = Callable[[Any, str], Tensor]
 """`(positional arguments of the layer, layer name) -> [T, in_features]`: the token rows that count."""
 
 
+class ForwardCut(BaseException):
+    """Raised by a tap, and caught by whoever forwards, when nothing that runs after it is needed.
+
+    No `Exception`: a model's own handlers must not take it for an error of theirs.
+    """
+
+
 @contextmanager
 def tap_inputs(model: nn.Module, names: Iterable[str], take: Callable[[str, Any], None]) -> Iterator[None]:
     """Call `take(name, positional arguments)` whenever a named module is entered while the context is open.
@@ -39,7 +46,7 @@ def collect_rows(model: nn.Module, names: Iterable[str], select: SelectRows) -> 
     view of what the model goes on to use.
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    with tap_inputs(model, rows, lambda name, args: rows[name].append(_own(select(args, name), args))):
+    with tap_inputs(model, rows, lambda name, args: rows[name].append(own(select(args, name), args))):
         yield rows
 
 
@@ -47,18 +54,23 @@ class InputDigests:
     """Digests of the token rows that each layer received, to tell which layers share an input.
 
     Only digests are kept, so memory stays that of the forward. `select` picks the rows of
-    the minibatch under way.
+    the minibatch under way. `calls` counts how often each layer was entered, `dtypes` says
+    what its rows are made of.
     """
 
     select: SelectRows
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._digests = {name: hashlib.blake2b() for name in names}
+        self.calls = dict.fromkeys(names, 0)
+        self.dtypes = dict.fromkeys(self.calls, torch.float32)
+        self._digests = {name: hashlib.blake2b() for name in self.calls}
         self._seen = dict.fromkeys(self._digests, 0)
 
     def take(self, name: str, arguments: Any) -> None:
         """Add what entered a layer."""
+        self.calls[name] += 1
         rows = self.select(arguments, name).detach()
+        self.dtypes[name] = rows.dtype
         self._seen[name] += rows.shape[0]
         self._digests[name].update(repr((tuple(rows.shape), rows.dtype)).encode())
         self._digests[name].update(rows.contiguous().cpu().view(torch.uint8).numpy().data)
@@ -92,7 +104,7 @@ def concatenate(calls: Sequence[Tensor], in_features: int, dtype: torch.dtype, d
     return rows.to(device)
 
 
-def _own(rows: Tensor, arguments: Any) -> Tensor:
+def own(rows: Tensor, arguments: Any) -> Tensor:
     """Copy rows that are still a view of the layer's input: later in-place operations would change them."""
     inputs = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
     shared = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}

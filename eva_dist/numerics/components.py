@@ -22,12 +22,12 @@ class Components:
 
 
 def fix_signs(v_KD: Tensor) -> Tensor:
-    """Return the rows with the sign that makes each row's largest-magnitude entry positive.
+    """Return the rows (`[..., K, D]`) with the sign that makes each row's largest-magnitude entry positive.
 
     The rule of `IncrementalPCA._svd_flip(u_based_decision=False)` in scikit-learn and PEFT.
     """
-    largest_K1 = v_KD.abs().argmax(dim=1, keepdim=True)
-    return v_KD * torch.where(v_KD.gather(1, largest_K1) < 0, -1.0, 1.0).to(v_KD.dtype)
+    least_K1, most_K1 = torch.aminmax(v_KD, dim=-1, keepdim=True)
+    return torch.where(most_K1 < -least_K1, -v_KD, v_KD)
 
 
 def adapter_rows(components: Components, rank: int, whiten: bool) -> Tensor:

@@ -8,9 +8,9 @@ def component_cosines(v_KD: Tensor, previous_KD: Tensor) -> Tensor:
     """Return `[K]` cosines between each component and itself one update earlier (arXiv 2410.07170, section 3.1).
 
     Rows are compared by position and with their sign, as PEFT does: components that swap
-    places, or turn round, have not converged. Float64 on the CPU.
+    places, or turn round, have not converged. Both have rows of unit norm. Float64, on their device.
     """
-    return torch.nn.functional.cosine_similarity(v_KD.double(), previous_KD.double()).cpu()
+    return torch.linalg.vecdot(v_KD.double(), previous_KD.double())
 
 
 def is_converged(cosines_K: Tensor | None, rank: int, tau: float) -> bool:

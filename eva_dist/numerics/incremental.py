@@ -1,6 +1,6 @@
 """`solver=incremental`: PEFT's `IncrementalPCA` as EVA uses it, step for step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,13 +42,17 @@ class IncrementalTracker(Tracker[IncrementalState]):
     def update(self, state: IncrementalState | None, x_TD: Tensor) -> IncrementalState:
         """Return the state with T more token rows, `n_components <= T`."""
         x_TD = x_TD.to(torch.float32)
-        moments, centred = add_rows(state.moments if state else None, x_TD)
+        moments, _ = add_rows(state.moments if state else None, x_TD)
+        mean_D = x_TD.mean(dim=0, dtype=torch.float64)
         if state is None:
-            stack_RD = centred.x_TD
+            moments = replace(moments, mean_D=mean_D)
+            stack_RD = (x_TD.double() - mean_D).to(torch.float32)
         else:
+            # PEFT's own order of operations, to the last bit of the mean: small components hang on it
+            before, rows = state.moments, x_TD.shape[0]
+            moments = replace(moments, mean_D=(before.mean_D * before.rows + mean_D * rows) / moments.rows)
             batch_mean_D = x_TD.mean(dim=0)
-            weight = state.moments.rows * x_TD.shape[0] / moments.rows
-            correction_D = weight**0.5 * (state.moments.mean_D - batch_mean_D)
+            correction_D = (before.rows * rows / moments.rows) ** 0.5 * (before.mean_D - batch_mean_D)
             kept_KD = (state.singular_values_K[:, None] * state.v_KD).double()
             stack_RD = torch.vstack((kept_KD, (x_TD - batch_mean_D).double(), correction_D[None]))
         v_KD, singular_values_K = self._svd(stack_RD)

@@ -1,16 +1,34 @@
-"""`solver=subspace`: a warm-started block tracker, the default."""
+"""`solver=subspace`: a warm-started block tracker, the default.
 
+Shapes: G input groups at once, T new rows, D features, K components handed out, Q >= K
+components kept, W = Q + probes columns of the block, E = Q + 1 rows that stand for the past.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.tracker import Moments, Tracker, add_rows
+from eva_dist.numerics.tracker import Moments, Tracker, add_rows, add_rows_to_all, own, together
 
 _FIRST_POWER_STEPS = 4
 _PROBES = 4
-"""Random columns beside the block in each power step; see `SubspaceTracker`."""
+"""Random columns beside the block; see `SubspaceTracker`."""
+_LEAST_WIDTH = 32
+"""Of the block, probes included: a few components need company of their own size no less than many do."""
+_CHOLESKY_SHIFT = 1e-15
+"""Of the trace, added to the float64 Gram: a direction without variance must not break its factorisation."""
+_WIDEST_SPAN = 3e4
+"""Largest over smallest singular value kept: beyond, a float64 Gram's vectors are not orthonormal to 1e-6."""
+_WORST_ROUNDING = 1e-2 / torch.finfo(torch.float32).eps
+"""Float32 rounding, amplified by dependence within the block, stays below a hundredth of the weakest vector kept."""
+_LEAST_FRESH = 1e-3
+"""Of a probe's norm must lie outside the block, else float32 has left nothing of it but rounding."""
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -24,37 +42,48 @@ class SubspaceState:
 
 @dataclass(frozen=True)
 class SubspaceTracker(Tracker[SubspaceState]):
-    """Block power iteration on [components kept; new rows; mean correction], from the last basis.
+    """Block power iteration on S = [components kept; mean correction; new rows], from the last basis.
 
     Where `incremental` draws a random block and turns it five times, this one starts from the
-    block that it already has, so one power step does better (Rutishauser 1970 simultaneous
-    iteration with Rayleigh-Ritz; the stacking is Ross et al. 2008). `oversampling` components
-    beyond K are kept (default K): they take in what is about to enter the leading K, so the
-    tracker does not lag its data and pass tau early. Four random probes of the rows join the
-    block for the power step: a new direction that is orthogonal to all that was seen is found
-    at once, where the block alone would wait for rounding to let it in. The first update has
-    no last basis: it starts from a seeded random block in the row space and takes
-    `_FIRST_POWER_STEPS`.
+    block V that it already has, so one power step does better (Rutishauser 1970; the stacking
+    is Ross et al. 2008). `oversampling` components beyond K are kept (default K - 4, or
+    more where K is below 16): they take in what is about to enter the leading K, so the tracker
+    does not lag its data and pass tau early. Four random probes of the rows join the block: a new direction that is
+    orthogonal to all that was seen is found at once, where the block alone would wait for
+    rounding to let it in; with them the block is 2K wide, at least 32.
 
-    Measured on SmolLM2-135M, 28 layer inputs of 7 blocks, 60 steps of about 500 tokens, K = 32,
-    float32; deficit = 1 - captured variance / best possible, against a float64
-    eigendecomposition; the right half when 16 components first pass tau = 0.99, against the exact
-    leading 16 of all tokens of a stream of 100 steps:
+    One update reads the rows twice (Halko, Martinsson, Tropp 2011, algorithm 5.1 after a
+    range finder that is warm): Z = S V and Y = S^T Z in float32; then, in float64, an
+    orthonormal range of Z by Cholesky-QR, L L^T = Z^T Z; B = L^-1 Y^T, the rows of S in
+    that range; and V from the eigenvectors of B B^T. The Gram matrices are Q x Q, of the
+    *projected* rows: a float32 Gram of raw activations is never formed. Where the kept
+    spectrum spans too much for a float64 Gram (or the first block is to be made, or
+    `power_steps` asks for more), a step takes Householder QR and Rayleigh-Ritz instead.
 
-        tracker                              deficit, median   steps   overlap, median / worst
-        incremental (PEFT)                            9.7e-3      41       .929 / .814
-        2K kept, 1 power step, no probes              1.9e-3      40       .942 / .848
-        2K kept, 1 power step, 4 probes (default)     1.4e-3      35.5     .930 / .853
-        2K kept, 2 power steps, no probes             1.2e-3      37       .937 / .849
-        K+16 kept, 1 power step, no probes            4.4e-3      30       .921 / .844
-        K+16 kept, 1 power step, 4 probes             3.4e-3      39       .933 / .850
-        K+48 kept, 1 power step, no probes            9.8e-4      43       .944 / .850
+    Groups whose rows and states agree in shape are updated in one sequence of batched
+    kernels, with one host synchronisation for all of them (`update_many`).
 
-    The sample, not the arithmetic, decides the overlap: other orders of the same text move its
-    median by .01. Without probes the worst layer fell behind PEFT's in one of five streams.
+    Measured (`jobs/benchmark.py`; SmolLM2-135M, 24 layer inputs of 6 blocks, 60 updates of about
+    520 tokens, K = 32, 2 cores): milliseconds an update, deficit = 1 - captured variance / best possible,
+    against float64; then where 16 components first pass tau = 0.99, and the overlap there with the
+    exact leading 16 of all tokens of 100 steps:
 
-    Cost: 2 power_steps + 1 products of (Q + T + 1) x D by Q in float32, one Householder QR of
-    D x Q a power step, one float64 eigendecomposition Q x Q. State: Q x D.
+        tracker                                  ms   deficit   steps   overlap, median / worst
+        incremental (PEFT's own class)         17.4    6.6e-3    32.0      .955 / .863
+        QR + Rayleigh-Ritz, 2K kept             5.3    7.8e-4    31.5      .962 / .878
+        Cholesky-QR, 2K kept                    3.3    7.9e-4    31.0      .954 / .878
+        the same without probes                 3.1    9.7e-4    32.0      .957 / .892
+        the same, K + 16 kept                   3.0    2.0e-3    31.0      .956 / .876
+        row layout, 2K - 4 kept (default)       2.4    9.5e-4    32.0      .960 / .879
+        row layout, K + 12 kept                 2.0    2.5e-3    32.0      .952 / .877
+        4K kept, 3 power steps (near exact)    15.9    4.3e-5    31.5      .960 / .899
+
+    The sample, not the arithmetic, decides the overlap: see the last line. Float32 for the
+    Q x Q matrices loses small components where activations are massive; Cholesky-QR in
+    float32 fails on them; float64 rows double the time.
+
+    Cost: 4 T D W float32 operations, 3 D W^2 + T W^2 + 10 W^3 in float64, and the exact moments in
+    float64 (5 T D). State: Q x D float32 and D float64.
     """
 
     n_components: int
@@ -64,66 +93,153 @@ class SubspaceTracker(Tracker[SubspaceState]):
 
     def update(self, state: SubspaceState | None, x_TD: Tensor) -> SubspaceState:
         """Return the state with T more token rows, `n_components <= T`."""
-        moments, centred = add_rows(state.moments if state else None, x_TD.to(torch.float32))
-        if state is None:
-            stack_RD = centred.x_TD
-            basis_DQ = self._first_basis(stack_RD)
-        else:
-            kept_QD = state.singular_values_Q[:, None] * state.v_QD
-            stack_RD = torch.vstack((kept_QD, centred.x_TD, centred.correction_D[None]))
-            basis_DQ = self._with_probes(state.v_QD.mT, stack_RD)
-            for _ in range(self.power_steps):
-                basis_DQ = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DQ))
-        v_QD, singular_values_Q = _rayleigh_ritz(stack_RD, basis_DQ)
-        width = self._width(x_TD.shape[1])
-        return SubspaceState(moments, v_QD[:width], singular_values_Q[:width])
+        return self.update_many([state], [x_TD])[0]
+
+    def update_many(self, states: Sequence[SubspaceState | None], rows: Sequence[Tensor]) -> list[SubspaceState]:
+        """Return the states of several groups, each with its rows added; equal shapes and row counts go together."""
+        updated: dict[int, SubspaceState] = {}
+        alike: dict[object, dict[int, SubspaceState]] = defaultdict(dict)
+        for i, (state, x_TD) in enumerate(zip(states, rows, strict=True)):
+            if state is None or self.power_steps > 1 or len(state.v_QD) < self._width(x_TD.shape[1]):
+                updated[i] = self._update_carefully(state, x_TD)
+            else:
+                alike[x_TD.shape, x_TD.dtype, x_TD.device, state.moments.rows][i] = state
+        for members in alike.values():
+            updated |= self._update_warm(members, [rows[i] for i in members])
+        return [updated[i] for i in range(len(rows))]
 
     def components(self, state: SubspaceState) -> Components:
         """Return the `n_components` leading components, signs fixed."""
         k = self.n_components
         ratios_K = state.moments.explained_by(state.singular_values_Q[:k].double().square())
-        return Components(fix_signs(state.v_QD[:k]), state.singular_values_Q[:k], ratios_K)
+        return Components(state.v_QD[:k], state.singular_values_Q[:k], ratios_K)
 
     def moments(self, state: SubspaceState) -> Moments:
         """Return the exact moments of all rows seen."""
         return state.moments
 
-    def _width(self, in_features: int) -> int:
-        extra = self.n_components if self.oversampling is None else self.oversampling
-        return min(self.n_components + extra, in_features)
+    def _update_warm(self, states: Mapping[int, SubspaceState], rows: Sequence[Tensor]) -> dict[int, SubspaceState]:
+        """Update groups of equal shapes together; one whose spectrum spans too much is updated again, carefully."""
+        before = [state.moments for state in states.values()]
+        moments, x_GTD, correction_GD = add_rows_to_all(before, together(rows).to(torch.float32))
+        v_GQD = together([state.v_QD for state in states.values()])
+        singular_values_GQ = together([state.singular_values_Q for state in states.values()])
+        probes_GPD, fresh_G = self._probes(x_GTD, v_GQD)
+        found = _range_and_ritz(x_GTD, correction_GD, singular_values_GQ, v_GQD, probes_GPD)
+        v_GQD, singular_values_GQ, well_G = found
+        well_G = well_G & fresh_G
+        fine = [True] * len(rows) if bool(well_G.all()) else well_G.tolist()
+        return {
+            i: SubspaceState(moments[at], own(v_GQD, at), own(singular_values_GQ, at))
+            if fine[at]
+            else self._update_carefully(states[i], rows[at])
+            for at, i in enumerate(states)
+        }
 
-    def _random(self, like_RD: Tensor, width: int) -> Tensor:
-        """Draw `[R, width]` normal numbers on the CPU, so that every device starts from the same ones."""
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(like_RD.shape[0], width, generator=generator, dtype=torch.float32)
-        return drawn.to(like_RD.device)
+    def _probes(self, x_GTD: Tensor, v_GQD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return random mixtures of the rows, orthogonal to the block, and where they are more than rounding."""
+        width = min(_PROBES, x_GTD.shape[2] - v_GQD.shape[1])
+        mixed_GPD = _random(width, x_GTD.shape[1], self.seed, x_GTD.device) @ x_GTD
+        outside_GPD = torch.baddbmm(mixed_GPD, mixed_GPD @ v_GQD.mT, v_GQD, alpha=-1)
+        norms_GP1 = torch.linalg.vector_norm(outside_GPD, dim=2, keepdim=True)
+        enough_GP = norms_GP1[..., 0] > _LEAST_FRESH * torch.linalg.vector_norm(mixed_GPD, dim=2)
+        return outside_GPD / norms_GP1, enough_GP.all(1)
+
+    def _update_carefully(self, state: SubspaceState | None, x_TD: Tensor) -> SubspaceState:
+        """Update one group by Householder QR and Rayleigh-Ritz, from the last basis or from a random one."""
+        moments, centred = add_rows(state.moments if state else None, x_TD.to(torch.float32))
+        if state is None:
+            stack_RD = centred.x_TD
+            basis_DW = self._first_basis(stack_RD)
+        else:
+            kept_QD = state.singular_values_Q[:, None] * state.v_QD
+            stack_RD = torch.vstack((kept_QD, centred.x_TD, centred.correction_D[None]))
+            basis_DW = self._with_probes(state.v_QD.mT, stack_RD)
+            for _ in range(self.power_steps):
+                basis_DW = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DW))
+        v_WD, singular_values_W = _rayleigh_ritz(stack_RD, basis_DW)
+        width = self._width(x_TD.shape[1])
+        return SubspaceState(moments, fix_signs(v_WD[:width]), singular_values_W[:width].clone())
+
+    def _width(self, in_features: int) -> int:
+        usual = max(2 * self.n_components, _LEAST_WIDTH) - _PROBES
+        kept = usual if self.oversampling is None else self.n_components + self.oversampling
+        return min(kept, in_features)
 
     def _first_basis(self, stack_RD: Tensor) -> Tensor:
-        width = min(self._width(stack_RD.shape[1]), stack_RD.shape[0])
-        basis_DQ = _orthonormal(stack_RD.mT @ self._random(stack_RD, width))
+        rows, in_features = stack_RD.shape
+        width = min(self._width(in_features), rows)
+        basis_DW = _orthonormal((_random(width, rows, self.seed, stack_RD.device) @ stack_RD).mT)
         for _ in range(_FIRST_POWER_STEPS):
-            basis_DQ = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DQ))
-        return basis_DQ
+            basis_DW = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DW))
+        return basis_DW
 
     def _with_probes(self, v_DQ: Tensor, stack_RD: Tensor) -> Tensor:
         """Add random mixtures of all rows: a few probes, and more if a short first minibatch left the block narrow."""
         in_features, tracked = v_DQ.shape
         fresh = min(self._width(in_features) + _PROBES, in_features) - tracked
-        return torch.hstack((v_DQ, stack_RD.mT @ self._random(stack_RD, fresh)))
+        return torch.hstack((v_DQ, (_random(fresh, len(stack_RD), self.seed, stack_RD.device) @ stack_RD).mT))
 
 
-def _orthonormal(y_DQ: Tensor) -> Tensor:
-    """Return an orthonormal basis of the columns (Householder QR: stable however small the last columns are)."""
-    return torch.linalg.qr(y_DQ).Q
+@lru_cache(maxsize=16)
+def _random(height: int, width: int, seed: int, device: torch.device) -> Tensor:
+    """Draw `[height, width]` normal numbers on the CPU, so that every device starts from the same ones."""
+    return torch.randn(height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
 
 
-def _rayleigh_ritz(stack_RD: Tensor, basis_DQ: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best `v_QD` and singular values of `stack_RD` within the span of `basis_DQ`.
+def _range_and_ritz(
+    x_GTD: Tensor, correction_GD: Tensor, singular_values_GQ: Tensor, v_GQD: Tensor, probes_GPD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return new `v_GQD` and singular values of S = [singular values * v; correction; x], and where to trust them.
+
+    They are the best within the range of S block^T, block = [v; probes]. S is never stacked:
+    as the block's rows are orthonormal, the part of v is diagonal. `well_G` is False where
+    the kept spectrum spans too much for a float64 Gram matrix, or the block is so near to
+    dependent that rounding of its float32 products would show in the weakest vector kept.
+    """
+    width = v_GQD.shape[1]
+    block_GWD = torch.cat((v_GQD, probes_GPD), 1)
+    squares_GQ = singular_values_GQ.square()
+    new_GTW = x_GTD @ block_GWD.mT
+    correction_GW1 = block_GWD @ correction_GD[..., None]
+    image_GWD = correction_GW1 * correction_GD[:, None]
+    image_GWD[:, :width].addcmul_(v_GQD, squares_GQ[..., None])
+    image_GWD.baddbmm_(new_GTW.mT, x_GTD)
+    projected_GRW = torch.cat((new_GTW, correction_GW1.mT), 1).double()
+    gram_GWW = projected_GRW.mT @ projected_GRW
+    diagonal_GW = gram_GWW.diagonal(dim1=1, dim2=2)
+    diagonal_GW[:, :width] += squares_GQ
+    diagonal_GW += _CHOLESKY_SHIFT * diagonal_GW.sum(1, keepdim=True)
+    factor_GWW, failed_G = torch.linalg.cholesky_ex(gram_GWW)
+    rows_GWD = torch.linalg.solve_triangular(factor_GWW, image_GWD.double(), upper=False)
+    spread_GWW = torch.nan_to_num(rows_GWD @ rows_GWD.mT)  # eigh would refuse what Cholesky could not factor
+    eigenvalues_GW, rotation_GWW = torch.linalg.eigh(spread_GWW)
+    singular_values_GQ = eigenvalues_GW.flip(1)[:, :width].clamp_min(_TINY).sqrt()
+    weights_GQW = rotation_GWW.mT.flip(1)[:, :width] / singular_values_GQ[..., None]
+    v_GQD = fix_signs((weights_GQW @ rows_GWD).to(x_GTD.dtype))
+    dependence_G = (diagonal_GW.sqrt() / factor_GWW.diagonal(dim1=1, dim2=2)).amax(1)
+    span_G = singular_values_GQ[:, 0] / singular_values_GQ[:, -1]
+    well_G = (failed_G == 0) & (span_G < _WIDEST_SPAN) & (span_G * dependence_G < _WORST_ROUNDING)
+    return v_GQD, singular_values_GQ.to(x_GTD.dtype), well_G
+
+
+def _orthonormal(y_DW: Tensor) -> Tensor:
+    """Return an orthonormal basis of the columns (Householder QR: stable however small the last columns are).
+
+    Each column is normed once more in float64: QR's own 1e-7, squared at every update, would
+    let the explained variance creep above 1.
+    """
+    basis_DW = torch.linalg.qr(y_DW).Q
+    return (basis_DW / torch.linalg.vector_norm(basis_DW, dim=0, dtype=torch.float64)).to(y_DW.dtype)
+
+
+def _rayleigh_ritz(stack_RD: Tensor, basis_DW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best `v_WD` and singular values of `stack_RD` within the span of `basis_DW`.
 
     The small Gram is formed in float64 from the projected rows: its products carry
     float32 rounding of the *projection* only, never of the Gram of raw activations.
     """
-    projected_RQ = (stack_RD @ basis_DQ).double()
-    eigenvalues_Q, rotation_QQ = torch.linalg.eigh(projected_RQ.mT @ projected_RQ)
-    v_QD = (basis_DQ.double() @ rotation_QQ.flip(1)).mT
-    return v_QD.to(basis_DQ.dtype).contiguous(), eigenvalues_Q.flip(0).clamp_min(0.0).sqrt().to(basis_DQ.dtype)
+    projected_RW = (stack_RD @ basis_DW).double()
+    eigenvalues_W, rotation_WW = torch.linalg.eigh(projected_RW.mT @ projected_RW)
+    v_WD = (basis_DW.double() @ rotation_WW.flip(1)).mT
+    return v_WD.to(basis_DW.dtype).contiguous(), eigenvalues_W.flip(0).clamp_min(0.0).sqrt().to(basis_DW.dtype)

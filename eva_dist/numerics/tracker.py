@@ -7,7 +7,9 @@ kept, compared, sent or stored without fear that it changes.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +18,10 @@ from torch import Tensor
 from eva_dist.numerics.components import Components
 
 StateT = TypeVar("StateT")
+
+_FLOAT64_EPS = torch.finfo(torch.float64).eps
+_CENTRE_AT_ONCE = 2**17
+"""Elements that are float64 at one time while rows are centred: 1 MiB, which stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Moments:
 
     def explained_by(self, squares_K: Tensor) -> Tensor:
         """Return squared singular values over the total variance, float64; zeros where no row differs from another."""
-        return squares_K.double() / self.total_variance.clamp_min(torch.finfo(torch.float64).tiny)
+        ratios_K = squares_K.double() / self.total_variance
+        return torch.where(self.total_variance > 0, ratios_K, torch.zeros_like(ratios_K))
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,72 @@ class Centred:
 
 def add_rows(moments: Moments | None, x_TD: Tensor) -> tuple[Moments, Centred]:
     """Return the moments with the rows of `x_TD` added, and the rows centred, in `x_TD`'s dtype."""
-    rows = x_TD.shape[0]
-    mean_D = x_TD.mean(dim=0, dtype=torch.float64)
-    exact_TD = x_TD.to(torch.float64) - mean_D  # a float32 mean of massive activations would lose 1e-6 of the variance
-    centred_TD, within = exact_TD.to(x_TD.dtype), exact_TD.square().sum()
     if moments is None:
-        return Moments(rows, mean_D, within), Centred(centred_TD, torch.zeros_like(x_TD[0]))
-    total = moments.rows + rows
-    shift_D = moments.mean_D - mean_D
-    weight = moments.rows * rows / total
-    merged = Moments(
-        rows=total,
-        mean_D=(moments.mean_D * moments.rows + mean_D * rows) / total,
-        total_variance=moments.total_variance + within + weight * shift_D.square().sum(),
-    )
-    return merged, Centred(centred_TD, (math.sqrt(weight) * shift_D).to(x_TD.dtype))
+        zero_D = torch.zeros(x_TD.shape[1], dtype=torch.float64, device=x_TD.device)
+        moments = Moments(0, zero_D, zero_D.new_zeros(()))
+    (merged,), centred_1TD, correction_1D = add_rows_to_all([moments], x_TD[None])
+    return merged, Centred(centred_1TD[0], correction_1D[0])
+
+
+def add_rows_to_all(moments: Sequence[Moments], x_GTD: Tensor) -> tuple[list[Moments], Tensor, Tensor]:
+    """Add T rows to each of G groups, all of which have seen as many rows.
+
+    Returns:
+        The new moments; the rows centred, `[G, T, D]`, and the correction rows `[G, D]`, in `x_GTD`'s dtype.
+    """
+    mean_GD, within_G, centred_GTD = _centre(x_GTD)
+    before, rows = moments[0].rows, x_GTD.shape[1]
+    kept = before / (before + rows)
+    shift_GD = together([known.mean_D for known in moments]) - mean_GD
+    correction_GD = math.sqrt(kept * rows) * shift_GD
+    totals_G = together([known.total_variance for known in moments]) + within_G + _squares(correction_GD)
+    means_GD = torch.add(mean_GD, shift_GD, alpha=kept)
+    merged = [Moments(before + rows, own(means_GD, i), own(totals_G, i)) for i in range(len(moments))]
+    return merged, centred_GTD, correction_GD.to(x_GTD.dtype)
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack along a new first dimension; a single tensor is only viewed."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def own(stacked: Tensor, at: int) -> Tensor:
+    """Return one group's part, in memory of its own: a group that stops must not keep the others' alive."""
+    return stacked[at] if len(stacked) == 1 else stacked[at].clone()
+
+
+def _centre(x_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return means `[G, D]` and summed squared deviations `[G]`, exact in float64, and the rows less their mean.
+
+    Rows are first shifted by a rough mean, which float64 subtracts exactly: so neither a
+    mean far from zero nor massive activations cost digits, and one pass does.
+    """
+    groups, rows, in_features = x_GTD.shape
+    rough_GD = (_ones(rows, x_GTD.dtype, x_GTD.device) @ x_GTD).to(torch.float64) / rows
+    ones_T = _ones(rows, torch.float64, x_GTD.device)
+    centred_GTD = torch.empty_like(x_GTD)
+    left_GD = torch.zeros_like(rough_GD)
+    squares_G = torch.zeros_like(rough_GD[:, 0])
+    for at in range(0, rows, size := max(1, _CENTRE_AT_ONCE // (groups * in_features))):
+        exact_GtD = x_GTD[:, at : at + size].to(torch.float64, copy=True).sub_(rough_GD[:, None])
+        left_GD += ones_T[: exact_GtD.shape[1]] @ exact_GtD
+        squares_G += _squares(exact_GtD)
+        centred_GTD[:, at : at + size] = exact_GtD
+    off_GD = left_GD / rows
+    within_G = squares_G - rows * _squares(off_GD)
+    rounding_G = rows * _FLOAT64_EPS**2 * _squares(rough_GD)
+    return rough_GD + off_GD, torch.where(within_G > rounding_G, within_G, 0.0), centred_GTD
+
+
+def _squares(x_GN: Tensor) -> Tensor:
+    """Return the sum of squares of each group, `[G]`."""
+    flat_G1N = x_GN.flatten(1)[:, None]
+    return (flat_G1N @ flat_G1N.mT).flatten()
+
+
+@lru_cache(maxsize=16)
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(count, dtype=dtype, device=device)
 
 
 class Tracker(ABC, Generic[StateT]):
@@ -83,6 +141,10 @@ class Tracker(ABC, Generic[StateT]):
     @abstractmethod
     def update(self, state: StateT | None, x_TD: Tensor) -> StateT:
         """Return the state with T more token rows, `n_components <= T`."""
+
+    def update_many(self, states: Sequence[StateT | None], rows: Sequence[Tensor]) -> list[StateT]:
+        """Return the states of several groups, each with its own rows added; one after the other unless overridden."""
+        return [self.update(state, x_TD) for state, x_TD in zip(states, rows, strict=True)]
 
     @abstractmethod
     def components(self, state: StateT) -> Components:

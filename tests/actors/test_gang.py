@@ -33,10 +33,21 @@ def check_gang_is_gone():
     assert worker_pids() == []
 
 
-def test_one_worker_equals_two(prepared):
-    """Five samples a step, two at a time: three and two of them on two workers; the same ranks and components."""
+def pass_on(costs, owners, world_size):
+    """Every active group goes to the next worker."""
+    return {group: (owners[group] + 1) % world_size for group in costs}
+
+
+def test_one_worker_equals_two(prepared, monkeypatch):
+    """Five samples a step, two at a time: three and two of them on two workers; the same ranks and components.
+
+    The two hand their SVDs to each other at every step.
+    """
     alone = run_on_gang(assignment_of(prepared(cluster={"num_workers": 1}, data={"step_size": 5})), ignore)
-    shared = run_on_gang(assignment_of(prepared(cluster={"num_workers": 2}, data={"step_size": 5})), ignore)
+    monkeypatch.setattr("eva_dist.controller.balance", pass_on)
+    owners = []
+    run = prepared(cluster={"num_workers": 2}, data={"step_size": 5})
+    shared = run_on_gang(assignment_of(run), lambda state: owners.append(dict(state.owners)))
     assert alone.state.steps == shared.state.steps
     assert alone.state.tokens == shared.state.tokens
     assert alone.state.ranks == shared.state.ranks
@@ -46,6 +57,8 @@ def test_one_worker_equals_two(prepared):
         cosines = torch.cosine_similarity(components.v_KD[:rank], shared.components[group].v_KD[:rank])
         assert (cosines >= 0.9999).all()
     assert {group.owner for group in shared.state.plan.groups} == {0, 1}
+    assert owners[0] == {group.index: 1 - group.owner for group in shared.state.plan.groups} != owners[1]
+    assert shared.state.sent_bytes > 0 == alone.state.sent_bytes
     assert {len(group.members) for group in alone.state.plan.groups} == {1, 2, 3}  # o and down; gate/up; q/k/v
     check_gang_is_gone()
 

@@ -154,16 +154,16 @@ def recorded_calls(module: nn.Module) -> Iterator[list[dict[str, Any]]]:
 @pytest.fixture
 def updates(monkeypatch) -> list[int]:
     """Which input group each SVD update served, in order."""
-    import eva_dist.engine as engine
+    from eva_dist.engine import _Updates
 
     seen: list[int] = []
-    update = engine._update_group
+    update = _Updates._update
 
-    def counting(tracker, group, x_TD, svd):
-        seen.append(group)
-        return update(tracker, group, x_TD, svd)
+    def counting(self, tracker, rows):
+        seen.extend(rows)
+        update(self, tracker, rows)
 
-    monkeypatch.setattr(engine, "_update_group", counting)
+    monkeypatch.setattr(_Updates, "_update", counting)
     return seen
 
 

@@ -5,6 +5,7 @@ All scenarios run in one pair of processes, which leaves its results in a folder
 
 import time
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-import eva_dist.engine as engine
+from eva_dist.engine import _Updates
 
 from .conftest import ATTENTION, assert_same, build, eva, lora, ranks, token_minibatches
 
@@ -46,8 +47,15 @@ def scenarios(rank):
     def from_llama(loader, **options):
         return eva(build("llama"), loader, lora(ALL), **options)
 
+    def restless():
+        """Every active group changes its owner at every step."""
+        swap = lambda costs, owners, world_size: {group: 1 - owners[group] for group in costs}  # noqa: E731
+        with mock.patch("eva_dist.controller.balance", swap):
+            return from_llama(half)
+
     return {
         **{f"halves, {solver}": lambda solver=solver: from_llama(half, solver=solver) for solver in SOLVERS},
+        "restless": restless,
         "uneven shares": lambda: from_llama(part(data, [13, 3], rank)),
         "a process without tokens": lambda: from_llama(hollow(part(data, [8, 8], 1)) if rank else half),
         "not gathered": lambda: from_llama(half, gather_distributed_inputs=False),
@@ -62,8 +70,8 @@ def scenarios(rank):
 def work(rank, folder):
     torch.set_num_threads(1)
     updated: set[int] = set()
-    update = engine._update_group
-    engine._update_group = lambda tracker, group, *rest: (updated.add(group), update(tracker, group, *rest))[1]
+    update = _Updates._update
+    _Updates._update = lambda self, tracker, rows: (updated.update(rows), update(self, tracker, rows))[1]
     limit = timedelta(seconds=LIMIT_S)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=limit)
     try:
@@ -112,6 +120,11 @@ def test_each_svd_runs_on_one_process(outcomes, solver):
     assert mine | theirs == GROUPS
     assert not mine & theirs
     assert min(len(mine), len(theirs)) >= 2
+
+
+def test_svds_that_change_their_owner_at_every_step(outcomes):
+    assert_same(both(outcomes, "restless"), eva(build("llama"), minibatches(), lora(ALL)))
+    assert all(set(outcome["updated"]) == GROUPS for outcome in outcomes["restless"])
 
 
 def test_uneven_shares(outcomes):

@@ -55,7 +55,7 @@ BAD = {
     "model.name_or_path=''": r"model\.name_or_path='' must be a model folder or a hub id",
     "cluster.num_workers=0": r"cluster\.num_workers=0 must be >= 1",
     "cluster.shard_size=2": r"cluster\.shard_size=2 must be 1: this version does no more",
-    "cluster.exchange=to_owner": r"cluster\.exchange=to_owner must be all_gather",
+    "cluster.exchange=telepathy": r"telepathy.*\[to_owner, all_gather\]",
     "store.url=s3://bucket": r"store\.url=s3://bucket must be file:///\.\.\. or a folder",
     "artifact.repo_id=one": r"artifact\.repo_id=one must be namespace/name",
     "artifact.repo_id=snapshots/x": r"snapshots",

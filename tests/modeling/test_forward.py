@@ -9,25 +9,49 @@ from torch import nn
 from transformers import BatchEncoding, T5Config, T5ForConditionalGeneration
 
 from eva_dist.errors import LayerError
-from eva_dist.modeling.forward import TokenForward, find_trunk, input_device, move_to_device, select_tokens
+from eva_dist.modeling.forward import (
+    Placed,
+    TokenForward,
+    Trunk,
+    find_trunk,
+    input_device,
+    is_right_padded,
+    move_to_device,
+    place,
+    real_tokens,
+    select_tokens,
+)
+from eva_dist.modeling.packing import Layout
 from eva_dist.modeling.taps import collect_rows
 
 Pair = namedtuple("Pair", "first second")
 KEEP_BT = torch.tensor([[True, False, True], [False, True, True]])
+CPU = torch.device("cpu")
+
+
+def kept(keep_BT):
+    """A minibatch of which these tokens count."""
+    return Placed({}, tuple(keep_BT.shape), None if keep_BT.all() else keep_BT, tuple(keep_BT.sum(1).tolist()))
 
 
 def test_rows_are_picked_in_sample_order_from_three_and_two_dimensions():
     x_BTD = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
     expected_TD = torch.stack([x_BTD[0, 0], x_BTD[0, 2], x_BTD[1, 1], x_BTD[1, 2]])
-    assert torch.equal(select_tokens(x_BTD, KEEP_BT, "q"), expected_TD)
-    assert torch.equal(select_tokens(x_BTD.view(6, 4), KEEP_BT, "q"), expected_TD)
-    assert select_tokens(x_BTD, torch.zeros_like(KEEP_BT), "q").shape == (0, 4)
+    assert torch.equal(select_tokens(x_BTD, kept(KEEP_BT), "q"), expected_TD)
+    assert torch.equal(select_tokens(x_BTD.view(6, 4), kept(KEEP_BT), "q"), expected_TD)
+    assert select_tokens(x_BTD, kept(torch.zeros_like(KEEP_BT)), "q").shape == (0, 4)
+
+
+def test_rows_that_all_count_are_not_copied():
+    x_BTD = torch.randn(2, 3, 4)
+    rows_TD = select_tokens(x_BTD, kept(torch.ones_like(KEEP_BT)), "q")
+    assert torch.equal(rows_TD, x_BTD.view(6, 4)) and rows_TD.data_ptr() == x_BTD.data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (3, 2, 4), (2, 4), (5, 4), (4,), (1, 2, 3, 4), (2, 1, 4)])
 def test_an_input_without_a_row_a_token_is_refused_by_name_and_shape(shape):
     with pytest.raises(LayerError) as caught:
-        select_tokens(torch.zeros(shape), KEEP_BT, "pooler.dense")
+        select_tokens(torch.zeros(shape), kept(KEEP_BT), "pooler.dense")
     text = str(caught.value)
     assert text.startswith(
         f"inputs of layer pooler.dense have shape {shape}: not one row for each of the (2, 3) tokens; "
@@ -44,33 +68,88 @@ def minibatch(**changes):
     return {key: value for key, value in (inputs | changes).items() if value is not None}
 
 
+@pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize(
-    ("use_label_mask", "labels", "mask_value", "kept"),
+    ("use_label_mask", "labels", "mask_value", "expected"),
     [
         (True, True, -100, [1, 2, 6, 7]),
         (False, True, -100, [0, 1, 2, 4, 5, 6, 7]),
-        (True, False, -100, None),
-        (True, True, 6, None),
+        (True, False, -100, [0, 1, 2, 4, 5, 6, 7]),
+        (True, True, 6, [0, 2, 4, 5, 6, 7]),
     ],
 )
-def test_padding_and_masked_tokens_are_left_out(use_label_mask, labels, mask_value, kept):
-    forward = TokenForward(torch.device("cpu"), use_label_mask, mask_value)
+def test_padding_and_masked_tokens_are_left_out(use_label_mask, labels, mask_value, expected, layout):
+    forward = TokenForward(Trunk(nn.Identity()), CPU, use_label_mask, mask_value, layout)
     batch = minibatch() if labels else minibatch(labels=None)
     x_BTD = torch.arange(2 * 4 * 2.0).view(2, 4, 2)
-    picked_TD = forward.select(batch)((x_BTD,), "q")
-    everything = [0, 1, 2, 4, 5, 6, 7] if mask_value == -100 else [0, 2, 4, 5, 6, 7]
-    assert torch.equal(picked_TD, x_BTD.view(8, 2)[kept or everything])
+    prepared = forward.prepare(batch)
+    real_BT = batch["attention_mask"].bool()
+    seen_BTD = x_BTD if layout is Layout.padded else x_BTD[real_BT][None]
+    assert torch.equal(forward.select(prepared)((seen_BTD,), "q"), x_BTD.view(8, 2)[expected])
+    assert forward.counts(prepared) == (sum(i < 4 for i in expected), sum(i >= 4 for i in expected))
+
+
+def test_a_minibatch_is_laid_out_as_the_layout_says():
+    batch = minibatch()
+    keep_BT = batch["attention_mask"].bool()
+    padded = place(batch, keep_BT, Layout.padded, CPU)
+    assert padded.inputs.keys() == {"input_ids", "attention_mask"} and padded.lengths is None
+    assert (padded.shape, padded.counts) == ((2, 4), (3, 4)) and torch.equal(padded.keep_BT, keep_BT)
+    packed = place(batch, keep_BT, Layout.packed, CPU)
+    assert packed.inputs.keys() == {"input_ids", "position_ids"}
+    assert packed.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert (packed.shape, packed.counts, packed.lengths, packed.keep_BT) == ((1, 7), (3, 4), (3, 4), None)
+    segmented = place(batch, keep_BT, Layout.segments, CPU)
+    assert segmented.inputs["attention_mask"].tolist() == [[1] * 7]
+    assert all(torch.equal(segmented.inputs[key], value) for key, value in packed.inputs.items())
+    assert torch.equal(batch["input_ids"], minibatch()["input_ids"]) and "labels" in batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"labels": None}, True),
+        ({"labels": None, "attention_mask": None}, True),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]])}, True),
+        ({"attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])}, False),
+        ({"attention_mask": torch.tensor([[1, 0, 1, 1], [1, 1, 1, 1]])}, False),
+        ({"attention_mask": torch.zeros(2, 4).long()}, False),
+        ({"attention_mask": torch.ones(2, 1, 4, 4)}, False),
+        ({"token_type_ids": torch.zeros(2, 4).long()}, False),
+        ({"position_ids": torch.arange(4).expand(2, 4)}, False),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(2, 4, 8)}, False),
+        ({"input_ids": [[5, 6, 7, 0], [8, 9, 10, 11]]}, False),
+    ],
+)
+def test_only_token_ids_with_padding_at_the_right_are_right_padded(changes, expected):
+    assert is_right_padded(minibatch(**changes)) is expected
+
+
+def test_without_a_mask_every_token_is_real():
+    assert real_tokens(minibatch(attention_mask=None)).tolist() == [[True] * 4] * 2
+    assert real_tokens(minibatch()).tolist() == [[True, True, True, False], [True] * 4]
 
 
 def test_the_jobs_forward_runs_the_trunk_without_labels_or_cache():
     model, seen = make("llama").model, {}
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    forward = TokenForward(torch.device("cpu"), True, -100)
-    with torch.no_grad(), collect_rows(model, ["layers.1.mlp.up_proj"], forward.select(minibatch())) as rows:
-        forward.run(model, minibatch())
+    forward = TokenForward(Trunk(model), CPU, True, -100)
+    prepared = forward.prepare(minibatch())
+    with torch.no_grad(), collect_rows(model, ["layers.1.mlp.up_proj"], forward.select(prepared)) as rows:
+        forward.run(prepared)
     assert seen.keys() == {"input_ids", "attention_mask", "use_cache"} and seen["use_cache"] is False
     (rows_TD,) = rows["layers.1.mlp.up_proj"]
     assert rows_TD.shape == (4, llama_config().hidden_size) and torch.isfinite(rows_TD).all()
+
+
+def test_a_forward_may_be_cut_unless_accelerate_moves_weights_around_it():
+    model = make("llama")
+    assert find_trunk(model, ["model.layers.0.mlp.up_proj"]).may_cut
+    model.model.layers[1]._hf_hook = object()
+    trunk = find_trunk(model, ["model.layers.0.mlp.up_proj"])
+    assert not trunk.may_cut and not TokenForward(trunk, CPU, True, -100).may_cut
 
 
 def test_the_smallest_module_that_holds_every_tap_runs():

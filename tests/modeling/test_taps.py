@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eva_dist.modeling.taps import collect_groups, collect_rows, concatenate, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, collect_groups, collect_rows, concatenate, own, tap_inputs
 
 
 def first(arguments, name):
@@ -119,6 +119,41 @@ def test_the_tap_sees_every_entry_by_name(model):
     assert seen == [("q", 1), ("k", 1)]
 
 
+def test_a_cut_leaves_the_forward_and_no_hook_and_is_no_error_of_the_models(model):
+    """A model that handles its own exceptions must not catch it."""
+
+    class Careful(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x_TD):
+            try:
+                return self.inner(x_TD)
+            except Exception:
+                return None
+
+    def cut(name, arguments):
+        raise ForwardCut
+
+    careful, entered = Careful(model), []
+    model.o.register_forward_hook(lambda *_: entered.append("o"))
+    with pytest.raises(ForwardCut), tap_inputs(careful, ["inner.q"], cut):
+        careful(torch.randn(4, 3))
+    assert entered == [] and hooks(model) == 1
+    assert not issubclass(ForwardCut, Exception)
+
+
+def test_own_copies_only_what_is_a_view_of_the_input():
+    x_TD = torch.randn(4, 3, requires_grad=True)
+    for view_TD in (x_TD, x_TD[1:], x_TD.view(2, 6), x_TD[:0]):
+        mine = own(view_TD, (None, x_TD))
+        assert torch.equal(mine, view_TD) and not mine.requires_grad
+        assert mine.untyped_storage().data_ptr() != x_TD.untyped_storage().data_ptr() or not len(mine)
+    picked_TD = x_TD[torch.tensor([0, 2])]
+    assert own(picked_TD, x_TD).data_ptr() == picked_TD.data_ptr()
+
+
 def groups_of(model, *minibatches, names=("q", "k", "o", "expert"), select=first):
     with torch.no_grad(), collect_groups(model, names) as groups:
         groups.select = select
@@ -131,6 +166,20 @@ def groups_of(model, *minibatches, names=("q", "k", "o", "expert"), select=first
 def test_layers_that_received_equal_rows_share_a_group(model, dtype):
     groups = groups_of(model.to(dtype), (torch.randn(4, 3, dtype=dtype), 2))
     assert groups.names() == [["q", "k"], ["o"], ["expert"]] and groups.complete
+    assert groups.calls == dict.fromkeys(("q", "k", "o", "expert"), 1)
+    assert groups.dtypes == dict.fromkeys(("q", "k", "o", "expert"), dtype)
+
+
+def test_calls_are_counted_layer_by_layer(model):
+    """Those that are never entered too; their dtype is not known."""
+    with torch.no_grad(), collect_groups(model.double(), ["q", "expert", "o"]) as groups:
+        groups.select = first
+        x_TD = torch.randn(4, 3).double()
+        model.q(x_TD)
+        model.q(x_TD)
+        model.o(x_TD)
+    assert groups.calls == {"q": 2, "expert": 0, "o": 1} and not groups.complete
+    assert groups.dtypes == {"q": torch.float64, "expert": torch.float32, "o": torch.float64}
 
 
 def test_layers_that_saw_no_token_share_their_input_with_nobody(model):

@@ -141,6 +141,67 @@ def test_captured_variance_is_near_the_exact_one(name, stream):
     )
 
 
+def streams_of_groups() -> list[list[torch.Tensor]]:
+    """Minibatches by group, of mixed shapes and dtypes, three ill-conditioned ones among those of one shape.
+
+    Groups come in at their first minibatch that is not None: the sixth one late, beside others that are warm.
+    """
+    like = [decaying(48, 40, 6, drift=0.02, seed=seed) for seed in range(3)]
+    ill = [massive(48, 40, 6), constant_plus_noise(48, 40, 6), [torch.full((40, 48), 2.0)] * 6]
+    late = [None, None, *decaying(48, 40, 4, seed=7)]
+    short_first = [decaying(48, K + 1, 1)[0], *decaying(48, 40, 5)]
+    other = [decaying(24, 40, 6), decaying(48, 31, 6), [x.bfloat16() for x in like[1]], [x.double() for x in like[2]]]
+    return [like[0], ill[0], like[1], ill[1], late, ill[2], like[2], short_first, *other]
+
+
+@every_tracker
+def test_groups_updated_together_are_as_those_updated_one_by_one(name):
+    tracker, streams = TRACKERS[name](K), streams_of_groups()
+    together, alone = [None] * len(streams), [None] * len(streams)
+    for at in range(6):
+        here = [i for i, stream in enumerate(streams) if stream[at] is not None]
+        rows = [streams[i][at] for i in here]
+        before = copy.deepcopy((rows, [together[i] for i in here]))
+        found = tracker.update_many([together[i] for i in here], rows)
+        assert len(found) == len(here)
+        assert all(torch.equal(x, y) for x, y in zip(rows, before[0], strict=True))
+        assert all(known is None or same(together[i], known) for i, known in zip(here, before[1], strict=True))
+        for i, state, x_TD in zip(here, found, rows, strict=True):
+            together[i], alone[i] = state, tracker.update(alone[i], x_TD)
+        for i in here:
+            assert_as_good(tracker, together[i], alone[i])
+    assert tracker.update_many([], []) == []
+
+
+def assert_as_good(tracker, together, alone):
+    """Moments to float64 rounding; components to 1e-6 of the largest, in the directions that carry variance."""
+    a, b = tracker.moments(together), tracker.moments(alone)
+    assert a.rows == b.rows
+    torch.testing.assert_close(a.mean_D, b.mean_D, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(a.total_variance, b.total_variance, rtol=1e-12, atol=0)
+    a, b = tracker.components(together), tracker.components(alone)
+    largest = float(b.singular_values_K[0])
+    torch.testing.assert_close(a.singular_values_K, b.singular_values_K, rtol=1e-5, atol=1e-6 * largest)
+    spread_KD = a.singular_values_K[:, None] * a.v_KD, b.singular_values_K[:, None] * b.v_KD
+    assert all(x.isfinite().all() for x in spread_KD)
+    torch.testing.assert_close(
+        spread_KD[0].mT @ spread_KD[0], spread_KD[1].mT @ spread_KD[1], rtol=0, atol=1e-5 * largest**2
+    )
+
+
+@every_tracker
+def test_states_of_groups_that_are_updated_together_share_no_memory(name):
+    """A group that stops, or moves to another worker, must not keep or carry the others' along."""
+    tracker, streams = TRACKERS[name](K), [decaying(48, 40, 2, seed=seed) for seed in range(3)]
+    states = [None] * 3
+    for rows in zip(*streams, strict=True):
+        states = tracker.update_many(states, list(rows))
+    storages = [{held.untyped_storage().data_ptr() for held in tensors(state)} for state in states]
+    assert sum(map(len, storages)) == len(set().union(*storages))
+    if name == "subspace":
+        assert all(held.untyped_storage().nbytes() == held.nbytes for state in states for held in tensors(state))
+
+
 @every_tracker
 def test_an_input_that_never_varies_explains_nothing_rather_than_nan(name):
     tracker = TRACKERS[name](K)

@@ -1,0 +1,143 @@
+"""One worker's run, from its assignment to the components that it owns: the steps in order, no ray.
+
+A driver calls the methods of all members alike; what it asks of the first member alone
+(`probe`) it hands to all of them (`begin`), so that nothing is found out twice, and nobody
+comes to another conclusion.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from eva_dist.config import Config, Exchange, Task
+from eva_dist.controller import StepDecision, StepReport
+from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
+from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
+from eva_dist.distributed.process_group import process_group
+from eva_dist.engine import GroupSvd, Worker, collect_components, give, make_trackers, rows_at_once, run_step
+from eva_dist.errors import DataError
+from eva_dist.feed import Probe, RowFeed, make_taps, probe_inputs
+from eva_dist.modeling.forward import TokenForward, Trunk, find_layout
+from eva_dist.modeling.load import load_model, load_tokenizer
+from eva_dist.modeling.packing import Layout, attention_by_segment
+from eva_dist.numerics.components import Components
+from eva_dist.plan import Layer, Plan
+
+_PROBE_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every worker of a run is told: all of it plain data.
+
+    `prefix` is what layer names in the base model have before their names in the loaded model.
+    """
+
+    config: Config
+    task: Task
+    prefix: str
+    layers: tuple[Layer, ...]
+    data_digest: str
+    threads: int
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Layer names of the plan to those in the loaded model."""
+        return {layer.name: layer.name.removeprefix(self.prefix) for layer in self.layers}
+
+
+class Session:
+    """Methods are called one at a time, in the order in which they stand here."""
+
+    def __init__(self, assignment: Assignment, global_rank: int, world_size: int, device: torch.device) -> None:
+        self._assignment = assignment
+        self._global_rank = global_rank
+        self._world_size = world_size
+        self._device = device
+        self._open = ExitStack()
+        self.svds: dict[int, GroupSvd] = {}
+
+    def join(self, address: str) -> None:
+        """Join the process group."""
+        timeout_s = self._assignment.config.cluster.timeout_s
+        self._open.enter_context(process_group(address, self._global_rank, self._world_size, self._device, timeout_s))
+
+    def load(self) -> None:
+        """Load model, tokenizer and data.
+
+        Raises:
+            DataError: this node reads other data than the driver.
+        """
+        assignment, config = self._assignment, self._assignment.config
+        rows = open_rows(config.data)
+        if rows.digest != assignment.data_digest:
+            raise DataError(
+                f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} "
+                "than on the driver's; put the same files on every node, or use a shared folder"
+            )
+        tokenizer = load_tokenizer(config.model)
+        stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)
+        batching = Batching.choose(config.data, self._device.type, self._world_size)
+        self.source = WorkerStream(stream, batching, self._global_rank, self._world_size)
+        self.model: nn.Module = load_model(config.model, assignment.task, assignment.prefix, self._device)
+        self.forward = TokenForward(
+            Trunk(self.model), self._device, config.eva.use_label_mask, config.eva.label_mask_value
+        )
+
+    def probe(self) -> tuple[Probe, Layout]:
+        """Find out how minibatches can be laid out and, by a first forward, which layers share their input."""
+        in_base = {name: layer for layer, name in self._assignment.names.items()}
+        alone = replace(self.source, global_rank=0, world_size=1, batching=replace(self.source.batching, steps=1))
+        minibatches = [m for step in range(_PROBE_STEPS) for m in alone.window(step).minibatches]
+        layout = Layout.padded
+        if minibatches:
+            longest = self.source.longest_row
+            layout = find_layout(self.model, list(in_base), self.forward, minibatches[0], longest)
+        forward = replace(self.forward, layout=layout)
+        with attention_by_segment(self.model, layout is Layout.segments):
+            return probe_inputs(self.model, list(in_base), forward, minibatches).renamed(in_base), layout
+
+    def begin(self, plan: Plan, probe: Probe, layout: Layout) -> None:
+        """Take the plan and what the probe found."""
+        self._open.enter_context(attention_by_segment(self.model, layout is Layout.segments))
+        exchange = self._exchange()
+        feed = RowFeed(
+            model=self.model,
+            forward=replace(self.forward, layout=layout),
+            source=self.source,
+            taps=make_taps(plan.groups, probe, self._assignment.names),
+            device=self._device,
+            consumed_at_once=exchange.is_local and rows_at_once(self._device) == 0,
+        )
+        self.worker = Worker(plan, feed, exchange, make_trackers(self._assignment.config.solver, plan.groups))
+
+    def step(self, decision: StepDecision) -> StepReport:
+        """Run one step."""
+        return run_step(self.worker, decision, self.svds)
+
+    def give(self, groups: tuple[int, ...]) -> dict[int, GroupSvd]:
+        """Part with the SVDs of these groups, those that are kept here."""
+        return give(self.svds, groups)
+
+    def receive(self, svds: dict[int, GroupSvd]) -> None:
+        """Keep these SVDs from now on."""
+        self.svds |= svds
+
+    def components(self) -> dict[int, Components]:
+        """Return the components of the groups that this worker owns."""
+        return collect_components(self.svds)
+
+    def leave(self) -> None:
+        """Leave the process group in good order."""
+        self._open.close()
+
+    def _exchange(self) -> RowExchange:
+        if self._world_size == 1:
+            return LocalExchange()
+        return (
+            AllGatherExchange()
+            if self._assignment.config.cluster.exchange is Exchange.all_gather
+            else ToOwnerExchange()
+        )

@@ -1,0 +1,296 @@
+"""What the benchmark compares, each a function to be run in a fresh process: PEFT, the floor, us, and the truth.
+
+All of them take the same samples in the same steps. "Compute" is everything between a
+loaded model and a state dict in memory; loading and writing stand beside it.
+"""
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eva_dist.artifact.build import build_artifact
+from eva_dist.config import Dtype
+from eva_dist.controller import PassResult, StepDecision, StepReport
+from eva_dist.engine import finish, run_pass
+from eva_dist.modeling.taps import ForwardCut, tap_inputs
+from eva_dist.numerics.components import adapter_rows
+from eva_dist.numerics.covariance import CovarianceTracker
+from eva_dist.plan import Plan, make_plan
+from eva_dist.precompute import Prepared, provenance
+from eva_dist.session import Assignment, Session
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One run of one contender.
+
+    Attributes:
+        name: what the report calls it.
+        compute_seconds: from a loaded model to a state dict in memory.
+        seconds: by phase; load and write are not part of compute.
+        steps: SVD updates; `tokens` real ones forwarded.
+        state_dict: layer to `[rank, in_features]`.
+        extra: further figures by name.
+    """
+
+    name: str
+    compute_seconds: float
+    seconds: Mapping[str, float]
+    steps: int
+    tokens: int
+    state_dict: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens a second of compute."""
+        return self.tokens / self.compute_seconds
+
+
+def peer(run: Prepared, threads: int) -> Contender:
+    """PEFT's `get_eva_state_dict` on one replica: same samples, padded to `data.max_length` as its examples do."""
+    from peft import get_eva_state_dict
+    from peft.utils import incremental_pca
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from eva_dist.modeling.peft_rules import lora_config
+
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(
+        run.config.model.name_or_path, dtype=torch.float32, **run.config.model.config_overrides
+    ).eval()
+    loaded = time.perf_counter()
+    data = _PaddedSteps(session(run, threads), run.config.data.max_length)
+    spent = {"forward": 0.0, "svd": 0.0}
+    _time_calls(incremental_pca.IncrementalPCA, "partial_fit", spent, "svd")
+    _time_calls(model, "forward", spent, "forward")
+    config = lora_config(run.config.eva, run.task.value)
+    config.target_modules = [layer.name for layer in run.targets.layers]
+    ready = time.perf_counter()
+    state_dict = get_eva_state_dict(
+        model, torch.utils.data.DataLoader(data, batch_size=None), config, show_progress_bar=False
+    )
+    compute = time.perf_counter() - ready - data.seconds
+    with TemporaryDirectory() as folder:
+        writing = time.perf_counter()
+        save_file({name: rows.contiguous() for name, rows in state_dict.items()}, f"{folder}/eva.safetensors")
+        write = time.perf_counter() - writing
+    forward = spent["forward"] - spent["svd"]  # its hooks run inside the forward
+    seconds = {
+        "load": loaded - started,
+        "forward": forward,
+        "svd": spent["svd"],
+        "decision": compute - spent["forward"],
+        "write": write,
+    }
+    return Contender("PEFT", compute, seconds, data.asked - 1, data.tokens, _float32(state_dict))
+
+
+def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
+    """One worker's session and, step by step in between, the floor: bare forwards of the same tokens."""
+    run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
+    started = time.perf_counter()
+    worker = session(run, threads)
+    loaded = time.perf_counter()
+    plan = begin(worker, run)
+    begin_seconds = time.perf_counter() - loaded
+    floor = Floor(worker, plan)
+    paused = 0.0
+
+    def step(decision: StepDecision) -> list[StepReport]:
+        nonlocal paused
+        reports = [worker.step(decision)]
+        pausing = time.perf_counter()
+        floor.step(decision)
+        paused += time.perf_counter() - pausing
+        return reports
+
+    begun = time.perf_counter()
+    state, _ = run_pass(plan, run.config.eva.tau, run.config.eva.max_steps, step, accept=True)
+    result = finish(state, worker.components(), state.elapsed)
+    state_dict = _state_dict(result, run.config.eva.whiten)
+    pass_seconds = time.perf_counter() - begun - paused
+    writing = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        build_artifact(Path(folder), result, run.config.eva, provenance(run))
+    write = time.perf_counter() - writing
+    extra = {
+        "floor_seconds": floor.seconds,
+        "pass_seconds": pass_seconds,
+        "probe_seconds": begin_seconds,
+        "layers_converged": result.state.layers_converged,
+    }
+    seconds = {"load": loaded - started, "probe": begin_seconds, **result.state.seconds, "write": write}
+    return Contender(
+        f"eva_dist {dtype.value}",
+        begin_seconds + pass_seconds,
+        seconds,
+        result.state.steps,
+        result.state.tokens,
+        state_dict,
+        extra,
+    )
+
+
+def truth(
+    run: Prepared, threads: int, steps: int, found: Mapping[str, dict[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Hold state dicts against the exact leading components of all tokens of `steps` steps (float64).
+
+    Returns:
+        By contender: median and worst overlap (mean squared cosine of the principal angles, over the
+        components that every contender gives the layer) and the median captured-variance deficit.
+    """
+    worker = session(run, threads)
+    plan = begin(worker, run)
+    tracker, states = CovarianceTracker(1), dict[int, Any]()
+
+    def take(group: int, x_TD: Tensor) -> None:
+        states[group] = tracker.update(states.get(group), x_TD)
+
+    for step in range(steps):
+        worker.worker.feed.rows(step, [group.index for group in plan.groups], take)
+    overlaps: dict[str, list[float]] = {name: [] for name in found}
+    deficits: dict[str, list[float]] = {name: [] for name in found}
+    for group in plan.groups:
+        eigenvalues_D, vectors_DD = torch.linalg.eigh(states[group.index].scatter_DD)
+        for layer in group.members:
+            common = min(len(state_dict[layer]) for state_dict in found.values())
+            if common == 0:
+                continue
+            exact_RD = vectors_DD.flip(1)[:, :common].mT
+            best = eigenvalues_D.flip(0)[:common].sum()
+            for name, state_dict in found.items():
+                v_RD = state_dict[layer][:common].double()
+                overlaps[name].append(float((v_RD @ exact_RD.mT).square().sum() / common))
+                captured = ((v_RD @ states[group.index].scatter_DD) * v_RD).sum()
+                deficits[name].append(float(1 - captured / best))
+    return {
+        name: {
+            "overlap_median": median(overlaps[name]),
+            "overlap_mean": sum(overlaps[name]) / len(overlaps[name]),
+            "overlap_worst": min(overlaps[name]),
+            "stop_deficit_median": median(deficits[name]),
+        }
+        for name in found
+    }
+
+
+def session(run: Prepared, threads: int) -> Session:
+    """Return a loaded session of one worker."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    worker = Session(assignment(run, threads), 0, 1, device)
+    worker.load()
+    return worker
+
+
+def assignment(run: Prepared, threads: int) -> Assignment:
+    """Return what a worker of this run is told."""
+    return Assignment(run.config, run.task, run.prefix, run.targets.layers, run.data["digest"], threads)
+
+
+def begin(worker: Session, run: Prepared) -> Plan:
+    """Let a loaded session find its input groups and start a pass."""
+    probe, layout = worker.probe()
+    plan = make_plan(run.targets.layers, probe.groups)
+    worker.begin(plan, probe, layout)
+    return plan
+
+
+class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The samples of each step as one minibatch, padded to the full length; knows how many were asked for."""
+
+    def __init__(self, worker: Session, max_length: int) -> None:
+        self._source = replace(worker.source, batching=replace(worker.source.batching, samples=None, tokens=10**9))
+        self._max_length = max_length
+        self.asked, self.tokens, self.seconds = 0, 0, 0.0
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[step] for step in range(len(self)))
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        started = time.perf_counter()
+        (minibatch,) = self._source.window(step).minibatches
+        short = self._max_length - minibatch["input_ids"].shape[1]
+        padded = {
+            key: torch.nn.functional.pad(value, (0, short)) for key, value in minibatch.items() if key != "labels"
+        }
+        self.asked += 1
+        self.tokens += int(minibatch["attention_mask"].sum()) if self.asked > 1 else 0
+        self.seconds += time.perf_counter() - started
+        return padded
+
+
+class Floor:
+    """Forwards a step's tokens up to the last active tap, laid out as the worker does it, and nothing else."""
+
+    def __init__(self, worker: Session, plan: Plan) -> None:
+        self._worker, self._plan = worker, plan
+        self.seconds = 0.0
+
+    def step(self, decision: StepDecision) -> None:
+        """Forward one step; only the forwards are timed."""
+        feed = self._worker.worker.feed
+        prepared = [feed.forward.prepare(m) for m in self._worker.source.window(decision.step).minibatches]
+        names = [feed.taps[group].name for group in decision.active]
+        started = time.perf_counter()
+        for minibatch in prepared:
+            missing = set(names)
+
+            def reached(name: str, _: Any, missing: set[str] = missing) -> None:
+                missing.discard(name)
+                if not missing:
+                    raise ForwardCut
+
+            with torch.no_grad(), tap_inputs(feed.model, names, reached):
+                try:
+                    feed.forward.run(minibatch)
+                except ForwardCut:
+                    pass
+        self.seconds += time.perf_counter() - started
+
+
+def _time_calls(owner: Any, method: str, spent: dict[str, float], phase: str) -> None:
+    """Add the wall-clock seconds of every call of a method to `spent[phase]`."""
+    plain = getattr(owner, method)
+
+    @functools.wraps(plain)
+    def timed(*args: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return plain(*args, **options)
+        finally:
+            spent[phase] += time.perf_counter() - started
+
+    setattr(owner, method, timed)
+
+
+def _state_dict(result: PassResult, whiten: bool) -> dict[str, Tensor]:
+    group_of = {name: group.index for group in result.state.plan.groups for name in group.members}
+    return {
+        name: adapter_rows(result.components[group_of[name]], rank, whiten) for name, rank in result.state.ranks.items()
+    }
+
+
+def _float32(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows.detach().float().cpu() for name, rows in state_dict.items()}
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median; NaN of nothing."""
+    return statistics.median(values) if values else math.nan

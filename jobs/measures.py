@@ -1,0 +1,248 @@
+"""What the benchmark measures beside whole runs: memory, solvers, scaling over workers, growth with the problem.
+
+Each function is to be run in a fresh process.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from eva_dist.config import Config, Exchange, SolverConfig, SolverName
+from eva_dist.controller import StepDecision
+from eva_dist.engine import make_tracker
+from eva_dist.numerics.covariance import CovarianceTracker
+from eva_dist.precompute import Prepared, prepare
+from jobs.contenders import Floor, assignment, begin, median, session
+
+
+def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
+    """Measure what a worker holds beyond the model and the largest of its minibatches, all groups active.
+
+    Returns:
+        `tracker_bytes`: the trackers' own size; `above_forward_bytes`: the trackers and what peaks above
+        the bare forward of the same tokens, over all steps; `forward_bytes`: that forward's peak.
+    """
+    worker = session(run, threads)
+    plan = begin(worker, run)
+    floor = Floor(worker, plan)
+    active = tuple(group.index for group in plan.groups)
+    worker.step(StepDecision(0, active, dict.fromkeys(active, 0)))
+    decisions = [StepDecision(step, active, dict.fromkeys(active, 0)) for step in range(1, steps)]
+    forward = max(_peak_memory(floor.step, decision) for decision in decisions)
+    whole = max(_peak_memory(worker.step, decision) for decision in decisions)
+    trackers = tensor_bytes(worker.svds)
+    return {
+        "tracker_bytes": trackers,
+        "above_forward_bytes": trackers + whole - forward,
+        "forward_bytes": forward,
+        "memory_above_forward_vs_trackers": (trackers + whole - forward) / trackers,
+    }
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One tracker on real activations: milliseconds an update, and the deficit after the last one."""
+
+    name: str
+    milliseconds: float
+    deficit_median: float
+    deficit_worst: float
+    updates: int
+
+
+def solvers(run: Prepared, threads: int, updates: int, most_groups: int) -> list[SolverRow]:
+    """Time trackers on the same updates: the inputs of up to `most_groups` groups, spread over the model.
+
+    The first row is PEFT's own class. Groups are taken in turn by all trackers, so that a noisy
+    machine disturbs them alike. The deficit is 1 - captured variance / best possible, in float64.
+    """
+    from peft.utils.incremental_pca import IncrementalPCA
+
+    worker = session(run, threads)
+    plan = begin(worker, run)
+    chosen = [plan.groups[i] for i in _spread(len(plan.groups), most_groups)]
+    rows: dict[int, list[Tensor]] = {group.index: [] for group in chosen}
+    for step in range(updates):
+        worker.worker.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.float().clone()))
+    trackers = {
+        "PEFT IncrementalPCA": None,
+        "subspace (default)": SolverConfig(),
+        "subspace, 2 power steps": SolverConfig(power_steps=2),
+        "subspace, oversampling 16": SolverConfig(oversampling=16),
+        "subspace, oversampling 64": SolverConfig(oversampling=64),
+        "incremental": SolverConfig(SolverName.incremental),
+    }
+    seconds, deficits = dict.fromkeys(trackers, 0.0), {name: list[float]() for name in trackers}
+    for group in chosen:
+        stream = rows.pop(group.index)
+        scatter_DD, best = _scatter(stream, group.n_components)
+        for name, config in trackers.items():
+            started = time.perf_counter()
+            if config is None:
+                pca = IncrementalPCA(group.n_components, copy=True, lowrank=True, lowrank_seed=42)
+                for x_TD in stream:
+                    pca.partial_fit(x_TD)
+                v_KD = pca.components_
+            else:
+                tracker, state = make_tracker(config, group.n_components), None
+                for x_TD in stream:
+                    state = tracker.update(state, x_TD)
+                    v_KD = tracker.components(state).v_KD
+            seconds[name] += time.perf_counter() - started
+            v_KD = v_KD.double()
+            deficits[name].append(float(1 - ((v_KD @ scatter_DD) * v_KD).sum() / best))
+    count = len(chosen) * updates
+    return [
+        SolverRow(name, 1e3 * seconds[name] / count, median(deficits[name]), max(deficits[name]), count)
+        for name in trackers
+    ]
+
+
+@dataclass(frozen=True)
+class ScalingRow:
+    """A gang of `workers`, all groups active: SVD seconds summed over workers, and what was sent."""
+
+    workers: int
+    exchange: str
+    steps: int
+    svd_processor_seconds: float
+    sent_bytes_per_token: float
+    pass_seconds: float
+
+
+def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
+    """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
+    from eva_dist.actors.gang import run_on_gang
+
+    config = run.config
+    cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
+    config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
+    result = run_on_gang(assignment(replace(run, config=config), 1), lambda state: None)
+    state = result.state
+    return ScalingRow(
+        workers,
+        exchange.value,
+        state.steps,
+        state.svd_processor_seconds,
+        state.sent_bytes / state.tokens,
+        result.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class GrowthRow:
+    """Seconds a step and bytes of trackers when one setting is changed, all groups active."""
+
+    changed: str
+    value: str
+    tokens: float
+    forward_seconds: float
+    svd_seconds: float
+    tracker_bytes: int
+
+
+def growth(config: Config, threads: int, steps: int) -> list[GrowthRow]:
+    """Change the samples a step, the blocks and r, one at a time."""
+    blocks = config.model.config_overrides.get("num_hidden_layers", 6)
+    cases = [("samples a step", str(n), replace(config, data=replace(config.data, step_size=n))) for n in (2, 4, 8)]
+    for n in (blocks // 2, blocks, 2 * blocks):
+        overrides = {**config.model.config_overrides, "num_hidden_layers": n}
+        cases.append(("blocks", str(n), replace(config, model=replace(config.model, config_overrides=overrides))))
+    cases += [("r", str(r), replace(config, eva=replace(config.eva, r=r))) for r in (8, 16, 32)]
+    return [_grown(changed, value, prepare(case), threads, steps) for changed, value, case in cases]
+
+
+def _grown(changed: str, value: str, run: Prepared, threads: int, steps: int) -> GrowthRow:
+    worker = session(run, threads)
+    active = tuple(group.index for group in begin(worker, run).groups)
+    reports = [worker.step(StepDecision(step, active, dict.fromkeys(active, 0))) for step in range(steps)]
+    timed = reports[2:]  # the first update of a group is another one
+    return GrowthRow(
+        changed,
+        value,
+        sum(report.tokens for report in timed) / len(timed),
+        sum(report.seconds["forward"] for report in timed) / len(timed),
+        sum(report.seconds["svd"] for report in timed) / len(timed),
+        tensor_bytes(worker.svds),
+    )
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """Milliseconds of one tracker update of T rows by D features with K components, synthetic rows."""
+
+    rows: int
+    in_features: int
+    n_components: int
+    milliseconds: float
+
+
+def updates(threads: int, repeats: int) -> list[UpdateRow]:
+    """Time the default tracker over shapes."""
+    torch.set_num_threads(threads)
+    shapes = [(512, 576, 32), (1024, 576, 32), (2048, 576, 32), (512, 1536, 32), (512, 4096, 32), (512, 576, 16)]
+    shapes += [(512, 576, 64), (512, 576, 128)]
+    found = []
+    for rows, in_features, n_components in shapes:
+        tracker, state = make_tracker(SolverConfig(), n_components), None
+        scale_D = torch.arange(1, in_features + 1) ** -0.5
+        stream = [torch.randn(rows, in_features) * scale_D for _ in range(3)]
+        for x_TD in stream:
+            state = tracker.update(state, x_TD)
+        started = time.perf_counter()
+        for i in range(repeats):
+            state = tracker.update(state, stream[i % len(stream)])
+        found.append(UpdateRow(rows, in_features, n_components, 1e3 * (time.perf_counter() - started) / repeats))
+    return found
+
+
+def _peak_memory(work: Callable[[StepDecision], Any], decision: StepDecision) -> int:
+    """Run one step and return the peak of bytes allocated for tensors meanwhile, above what was allocated before."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work(decision)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work(decision)
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    events = profiled.profiler.kineto_results.events()
+    return max(itertools.accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dataclasses and mappings, memory that several share counted once."""
+    storages: dict[int, int] = {}
+
+    def visit(inner: Any) -> None:
+        if isinstance(inner, Tensor):
+            storages[inner.untyped_storage().data_ptr()] = inner.untyped_storage().nbytes()
+        elif is_dataclass(inner):
+            for f in fields(inner):
+                visit(getattr(inner, f.name))
+        elif isinstance(inner, Mapping):
+            for item in inner.values():
+                visit(item)
+
+    visit(value)
+    return sum(storages.values())
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return up to `most` indices below `count`, evenly spread."""
+    return sorted({round(i * (count - 1) / max(1, min(most, count) - 1)) for i in range(min(most, count))})
+
+
+def _scatter(stream: Sequence[Tensor], n_components: int) -> tuple[Tensor, Tensor]:
+    """Return the exact scatter matrix of all rows, float64, and the variance that the best components capture."""
+    tracker, state = CovarianceTracker(n_components), None
+    for x_TD in stream:
+        state = tracker.update(state, x_TD)
+    assert state is not None
+    return state.scatter_DD, torch.linalg.eigvalsh(state.scatter_DD).flip(0)[:n_components].sum()
