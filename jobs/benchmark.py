@@ -48,6 +48,7 @@ class Benchmark:
         scaling_steps: steps of each scaling row.
         solver_updates, solver_groups: updates and layer inputs of the solver table; 0 for none.
         accuracy: hold whole runs against the exact components (a float64 covariance of all tokens).
+        precision_steps: steps after which forwards in bfloat16 and float16 are held against float32; 0 for none.
         growth: measure how time and memory grow.
         threads: of every process; null for all cores.
     """
@@ -59,6 +60,7 @@ class Benchmark:
     solver_updates: int = 40
     solver_groups: int = 24
     accuracy: bool = True
+    precision_steps: int = 20
     growth: bool = False
     threads: int | None = None
 
@@ -122,6 +124,7 @@ def measure(config: Config, wanted: Benchmark) -> Figures:
         accuracy=accuracy,
         memory=memory,
         solvers=solvers,
+        precision=_precision(run, wanted, threads),
         scaling=_scaling(run, wanted),
         growth=apart(measures.growth, config, threads, 10) if wanted.growth else [],
         updates=apart(measures.updates, threads, 20) if wanted.growth else [],
@@ -133,6 +136,13 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def _precision(run: Prepared, wanted: Benchmark, threads: int) -> list[measures.PrecisionRow]:
+    if not wanted.precision_steps:
+        return []
+    _say("precision of the forward")
+    return apart(measures.precision, run, threads, [Dtype.bfloat16, Dtype.float16], wanted.precision_steps)
 
 
 def _scaling(run: Prepared, wanted: Benchmark) -> list[measures.ScalingRow]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contenders import Contender
-from jobs.measures import GrowthRow, ScalingRow, SolverRow, UpdateRow
+from jobs.measures import GrowthRow, PrecisionRow, ScalingRow, SolverRow, UpdateRow
 
 _COLOURS = {"probe": "#999999", "forward": "#0072B2", "svd": "#D55E00", "decision": "#009E73"}
 _PHASES = ("load", "probe", "forward", "exchange", "svd", "decision", "write")
@@ -24,6 +24,7 @@ class Figures:
     accuracy: Sequence[Mapping[str, Mapping[str, float]]]
     memory: Mapping[str, float]
     solvers: Sequence[SolverRow]
+    precision: Sequence[PrecisionRow]
     scaling: Sequence[ScalingRow]
     growth: Sequence[GrowthRow]
     updates: Sequence[UpdateRow]
@@ -117,6 +118,27 @@ def to_markdown(figures: Figures) -> str:
             for s in figures.solvers
         ]
         parts.append(_table(["solver", "ms an update", "times faster", "deficit, median", "worst"], rows))
+    if figures.precision:
+        rows = [
+            [
+                row.dtype,
+                row.ranks_changed,
+                row.largest_change,
+                f"{row.overlap_median:.5f}",
+                f"{row.overlap_worst:.5f}",
+                f"{row.cosine_median:.5f}",
+            ]
+            for row in figures.precision
+        ]
+        head = [
+            "forward in",
+            "layers of other rank",
+            "by at most",
+            "overlap with float32, median",
+            "worst",
+            "|cos|, median",
+        ]
+        parts.append(_table(head, rows))
     if figures.scaling:
         alone = figures.scaling[0].svd_processor_seconds
         rows = [

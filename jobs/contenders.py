@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,14 +74,15 @@ def peer(run: Prepared, threads: int) -> Contender:
     loaded = time.perf_counter()
     data = _PaddedSteps(session(run, threads), run.config.data.max_length)
     spent = {"forward": 0.0, "svd": 0.0}
-    _time_calls(incremental_pca.IncrementalPCA, "partial_fit", spent, "svd")
-    _time_calls(model, "forward", spent, "forward")
     config = lora_config(run.config.eva, run.task.value)
     config.target_modules = [layer.name for layer in run.targets.layers]
+    loader = torch.utils.data.DataLoader(data, batch_size=None)
     ready = time.perf_counter()
-    state_dict = get_eva_state_dict(
-        model, torch.utils.data.DataLoader(data, batch_size=None), config, show_progress_bar=False
-    )
+    with (
+        _timed(incremental_pca.IncrementalPCA, "partial_fit", spent, "svd"),
+        _timed(model, "forward", spent, "forward"),
+    ):
+        state_dict = get_eva_state_dict(model, loader, config, show_progress_bar=False)
     compute = time.perf_counter() - ready - data.seconds
     with TemporaryDirectory() as folder:
         writing = time.perf_counter()
@@ -265,9 +267,10 @@ class Floor:
         self.seconds += time.perf_counter() - started
 
 
-def _time_calls(owner: Any, method: str, spent: dict[str, float], phase: str) -> None:
-    """Add the wall-clock seconds of every call of a method to `spent[phase]`."""
-    plain = getattr(owner, method)
+@contextmanager
+def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iterator[None]:
+    """While open, add the wall-clock seconds of every call of a method to `spent[phase]`."""
+    plain, was_own = getattr(owner, method), method in vars(owner)
 
     @functools.wraps(plain)
     def timed(*args: Any, **options: Any) -> Any:
@@ -278,6 +281,13 @@ def _time_calls(owner: Any, method: str, spent: dict[str, float], phase: str) ->
             spent[phase] += time.perf_counter() - started
 
     setattr(owner, method, timed)
+    try:
+        yield
+    finally:
+        if was_own:
+            setattr(owner, method, plain)
+        else:
+            delattr(owner, method)
 
 
 def _state_dict(result: PassResult, whiten: bool) -> dict[str, Tensor]:

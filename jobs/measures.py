@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from eva_dist.config import Config, Exchange, SolverConfig, SolverName
-from eva_dist.controller import StepDecision
-from eva_dist.engine import make_tracker
+from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
+from eva_dist.controller import PassResult, StepDecision
+from eva_dist.engine import finish, make_tracker, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.precompute import Prepared, prepare
 from jobs.contenders import Floor, assignment, begin, median, session
@@ -136,6 +136,49 @@ def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> Scal
 
 
 @dataclass(frozen=True)
+class PrecisionRow:
+    """A forward in another dtype against one in float32, after the same steps with all groups active.
+
+    `ranks_changed` counts layers; overlap is the mean squared cosine of the principal angles and
+    cosines are |cos| by component, both over the ranks that float32 allocates.
+    """
+
+    dtype: str
+    ranks_changed: int
+    largest_change: int
+    overlap_median: float
+    overlap_worst: float
+    cosine_median: float
+
+
+def precision(run: Prepared, threads: int, dtypes: Sequence[Dtype], steps: int) -> list[PrecisionRow]:
+    """Compare ranks and vectors of forwards in other dtypes with those of float32."""
+    exact = _after(run, threads, Dtype.float32, steps)
+    rows = []
+    for dtype in dtypes:
+        found = _after(run, threads, dtype, steps)
+        overlaps, cosines = [], list[float]()
+        for group in exact.state.plan.groups:
+            rank = exact.state.group_rank(group.index)
+            a_RD, b_RD = (r.components[group.index].v_KD[:rank].double() for r in (exact, found))
+            if rank:
+                overlaps.append(float((a_RD @ b_RD.mT).square().sum() / rank))
+                cosines += (a_RD * b_RD).sum(1).abs().tolist()
+        changes = [abs(found.state.ranks[name] - rank) for name, rank in exact.state.ranks.items()]
+        moved = sum(change > 0 for change in changes)
+        rows.append(PrecisionRow(dtype.value, moved, max(changes), median(overlaps), min(overlaps), median(cosines)))
+    return rows
+
+
+def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PassResult:
+    run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
+    worker = session(run, threads)
+    plan = begin(worker, run)
+    state, _ = run_pass(plan, 1.0, steps, lambda decision: [worker.step(decision)], accept=True)
+    return finish(state, worker.components(), state.elapsed)
+
+
+@dataclass(frozen=True)
 class GrowthRow:
     """Seconds a step and bytes of trackers when one setting is changed, all groups active."""
 
@@ -148,14 +191,18 @@ class GrowthRow:
 
 
 def growth(config: Config, threads: int, steps: int) -> list[GrowthRow]:
-    """Change the samples a step, the blocks and r, one at a time."""
+    """Measure steps of each of `growth_cases`."""
+    return [_grown(changed, value, prepare(case), threads, steps) for changed, value, case in growth_cases(config)]
+
+
+def growth_cases(config: Config) -> list[tuple[str, str, Config]]:
+    """Change the samples a step, the blocks and r, one at a time: what, to what, and the settings."""
     blocks = config.model.config_overrides.get("num_hidden_layers", 6)
     cases = [("samples a step", str(n), replace(config, data=replace(config.data, step_size=n))) for n in (2, 4, 8)]
     for n in (blocks // 2, blocks, 2 * blocks):
         overrides = {**config.model.config_overrides, "num_hidden_layers": n}
         cases.append(("blocks", str(n), replace(config, model=replace(config.model, config_overrides=overrides))))
-    cases += [("r", str(r), replace(config, eva=replace(config.eva, r=r))) for r in (8, 16, 32)]
-    return [_grown(changed, value, prepare(case), threads, steps) for changed, value, case in cases]
+    return cases + [("r", str(r), replace(config, eva=replace(config.eva, r=r))) for r in (8, 16, 32)]
 
 
 def _grown(changed: str, value: str, run: Prepared, threads: int, steps: int) -> GrowthRow:
