@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -171,8 +171,22 @@ def collect_components(svds: Mapping[int, GroupSvd]) -> dict[int, Components]:
 
 
 def give(svds: dict[int, GroupSvd], groups: Iterable[int]) -> dict[int, GroupSvd]:
-    """Take the SVDs of these groups out of `svds`, those that are there, on their way to a new owner."""
-    return {group: svds.pop(group) for group in groups if group in svds}
+    """Take the SVDs of these groups out of `svds`, those that are there, to the CPU, on their way to a new owner."""
+    return {group: _place(svds.pop(group), torch.device("cpu")) for group in groups if group in svds}
+
+
+def receive(svds: dict[int, GroupSvd], given: Mapping[int, GroupSvd], device: torch.device) -> None:
+    """Keep these SVDs in `svds` from now on, on this device."""
+    svds.update({group: _place(svd, device) for group, svd in given.items()})
+
+
+def _place(value: Any, device: torch.device) -> Any:
+    """Return a nested dataclass with every tensor on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{f.name: _place(getattr(value, f.name), device) for f in fields(value)})
 
 
 def finish(state: PassState, components: Mapping[int, Components], seconds: float) -> PassResult:

@@ -35,6 +35,7 @@ from eva_dist.engine import (
     finish,
     give,
     make_trackers,
+    receive,
     rows_at_once,
     run_pass,
     run_step,
@@ -242,6 +243,7 @@ class _CallbackForward:
     prepare_model_inputs_fn: PrepareModelInputsFn | None
     prepare_layer_inputs_fn: _LayerFunctions
     layout: Layout = Layout.padded
+    longest_row: int = 0
 
     @property
     def may_cut(self) -> bool:
@@ -257,7 +259,8 @@ class _CallbackForward:
         return defaults and isinstance(minibatch, Mapping) and is_right_padded(minibatch)
 
     def prepare(self, minibatch: Any) -> Any:
-        if self.layout is not Layout.padded and self.packable(minibatch):
+        fits = self.layout is not Layout.padded and self.packable(minibatch)
+        if fits and minibatch["input_ids"].numel() <= self.longest_row:  # up to there the layout has been checked
             device = minibatch["input_ids"].device
             return place(minibatch, _counting_tokens(minibatch, self.config), self.layout, device)
         if self.prepare_model_inputs_fn is None:
@@ -330,8 +333,11 @@ def _with_layout(forward: _CallbackForward, layers: Sequence[str], stream: Loade
     if not forward.packable(first):
         return forward
     tokens = TokenForward(forward.trunk, first["input_ids"].device, use_label_mask=False, label_mask_value=0)
-    layout = find_layout(forward.model, layers, tokens, first, row_tokens=first["input_ids"].numel())
-    return replace(forward, layout=layout)
+    for longest in (2 * first["input_ids"].numel(), first["input_ids"].numel()):  # later minibatches may be longer
+        layout = find_layout(forward.model, layers, tokens, first, longest)
+        if layout is not Layout.padded:
+            return replace(forward, layout=layout, longest_row=longest)
+    return forward
 
 
 def _worker(
@@ -366,7 +372,8 @@ def _run(
         moved = [group for group, owner in decision.owners.items() if owners[group] != owner]
         if moved:
             given = {group: svd for part in ring.everyones(give(svds, moved)) for group, svd in part.items()}
-            svds.update({group: svd for group, svd in given.items() if decision.owners[group] == ring.global_rank})
+            mine = {group: svd for group, svd in given.items() if decision.owners[group] == ring.global_rank}
+            receive(svds, mine, worker.feed.device)
         owners = decision.owners
         return ring.everyones(run_step(worker, decision, svds))
 

@@ -5,18 +5,20 @@ A driver calls the methods of all members alike; what it asks of the first membe
 comes to another conclusion.
 """
 
+import itertools
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eva_dist.config import Config, Exchange, Task
 from eva_dist.controller import StepDecision, StepReport
 from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
 from eva_dist.distributed.process_group import process_group
-from eva_dist.engine import GroupSvd, Worker, collect_components, give, make_trackers, rows_at_once, run_step
+from eva_dist.engine import GroupSvd, Worker, collect_components, give, make_trackers, receive, rows_at_once, run_step
 from eva_dist.errors import DataError
 from eva_dist.feed import Probe, RowFeed, make_taps, probe_inputs
 from eva_dist.modeling.forward import TokenForward, Trunk, find_layout
@@ -90,11 +92,14 @@ class Session:
         """Find out how minibatches can be laid out and, by a first forward, which layers share their input."""
         in_base = {name: layer for layer, name in self._assignment.names.items()}
         alone = replace(self.source, global_rank=0, world_size=1, batching=replace(self.source.batching, steps=1))
-        minibatches = [m for step in range(_PROBE_STEPS) for m in alone.window(step).minibatches]
+        minibatches: Iterator[dict[str, Tensor]] = (
+            m for step in range(_PROBE_STEPS) for m in alone.window(step).minibatches
+        )
         layout = Layout.padded
-        if minibatches:
+        if first := next(minibatches, None):
             longest = self.source.longest_row
-            layout = find_layout(self.model, list(in_base), self.forward, minibatches[0], longest)
+            layout = find_layout(self.model, list(in_base), self.forward, first, longest)
+            minibatches = itertools.chain([first], minibatches)
         forward = replace(self.forward, layout=layout)
         with attention_by_segment(self.model, layout is Layout.segments):
             return probe_inputs(self.model, list(in_base), forward, minibatches).renamed(in_base), layout
@@ -123,7 +128,7 @@ class Session:
 
     def receive(self, svds: dict[int, GroupSvd]) -> None:
         """Keep these SVDs from now on."""
-        self.svds |= svds
+        receive(self.svds, svds, self._device)
 
     def components(self) -> dict[int, Components]:
         """Return the components of the groups that this worker owns."""

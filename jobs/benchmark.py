@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark.py` from a clone
 
 from eva_dist.config import Config, Dtype, Exchange, freeze, schema  # noqa: E402
+from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.precompute import Prepared, prepare  # noqa: E402
 from jobs import contenders, measures  # noqa: E402
 from jobs.benchmark_report import Figures, draw, headline, to_markdown  # noqa: E402
@@ -64,6 +65,20 @@ class Benchmark:
     growth: bool = False
     threads: int | None = None
 
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with these settings."""
+        for key in ("seeds", "dtypes"):
+            if not getattr(self, key):
+                yield f"benchmark.{key}=[] must name at least one; leave it out for the default"
+        if self.workers and (self.workers[0] != 1 or min(self.workers) < 1):
+            yield f"benchmark.workers={self.workers} must begin with 1, what the others are compared with; or be []"
+        for key in ("solver_updates", "precision_steps"):
+            if getattr(self, key) < 0:
+                yield f"benchmark.{key}={getattr(self, key)} must be >= 0; use 0 to leave it out"
+        for key in ("scaling_steps", "solver_groups"):
+            if getattr(self, key) < 1:
+                yield f"benchmark.{key}={getattr(self, key)} must be >= 1; leave it out for the default"
+
 
 ConfigStore.instance().store(
     name="benchmark_schema",
@@ -82,6 +97,8 @@ def main(settings: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with only_json_on_stdout() as emit:
         with before_actors():
+            if problems := list(wanted.problems()):
+                raise ConfigError("\n".join(problems))
             config = freeze(filled)
             prepare(config)
         figures = measure(config, wanted)

@@ -187,9 +187,7 @@ def draw(figures: Figures, path: Path) -> None:
     bars, points = figure.subplots(1, 2, width_ratios=(3, 2))
     names, totals = _bars(figures)
     left = [0.0] * len(names)
-    for phase, colour in zip(
-        ("probe", "forward", "svd", "decision"), ("#999999", "#0072B2", "#D55E00", "#009E73"), strict=True
-    ):
+    for phase, colour in _COLOURS.items():
         widths = [by_phase.get(phase, 0.0) for by_phase in totals]
         bars.barh(names, widths, left=left, color=colour, label=phase.replace("svd", "SVD"))
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -229,7 +227,8 @@ def _bars(figures: Figures) -> tuple[list[str], list[dict[str, float]]]:
 
 
 def _runs_table(figures: Figures) -> str:
-    head = ["data order", "run", "compute s", "steps", "tokens/s", *_PHASES, "floor s", "overhead", "times faster"]
+    tail = ["floor s", "overhead", "peak MB", "layers converged", "times faster"]
+    head = ["data order", "run", "compute s", "steps", "tokens/s", *_PHASES, *tail]
     rows: list[list[Any]] = []
     for seed, found in zip(figures.seeds, figures.runs, strict=True):
         for one in found:
@@ -238,6 +237,8 @@ def _runs_table(figures: Figures) -> str:
                 [seed, one.name, f"{one.compute_seconds:.1f}", one.steps, f"{one.tokens_per_second:,.0f}"]
                 + [f"{one.seconds[p]:.2f}" if p in one.seconds else "" for p in _PHASES]
                 + ([f"{floor:.1f}", f"{spent / floor:.3f}"] if floor and spent else ["", ""])
+                + [f"{one.extra['peak_bytes'] / 1e6:.0f}"]
+                + [f"{one.extra['layers_converged']:.0f}/{one.extra['layers_total']:.0f}" if floor else "all"]
                 + [f"{found[0].compute_seconds / one.compute_seconds:.2f}"]
             )
     return _table(head, rows)

@@ -6,10 +6,11 @@ loaded model and a state dict in memory; loading and writing stand beside it.
 
 import functools
 import math
+import resource
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from eva_dist.artifact.build import build_artifact
 from eva_dist.config import Dtype
 from eva_dist.controller import PassResult, StepDecision, StepReport
+from eva_dist.data import Batching, TokenStream, open_rows
 from eva_dist.engine import finish, run_pass
+from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.components import adapter_rows
 from eva_dist.numerics.covariance import CovarianceTracker
@@ -60,43 +64,39 @@ class Contender:
 def peer(run: Prepared, threads: int) -> Contender:
     """PEFT's `get_eva_state_dict` on one replica: same samples, padded to `data.max_length` as its examples do."""
     from peft import get_eva_state_dict
-    from peft.utils import incremental_pca
+    from peft.utils.incremental_pca import IncrementalPCA
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
 
     from eva_dist.modeling.peft_rules import lora_config
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(
-        run.config.model.name_or_path, dtype=torch.float32, **run.config.model.config_overrides
-    ).eval()
+    float32 = replace(run.config.model, dtype=Dtype.float32)
+    model = load_model(float32, run.task, prefix="", device=_device())
     loaded = time.perf_counter()
-    data = _PaddedSteps(session(run, threads), run.config.data.max_length)
+    data = _PaddedSteps(run)
     spent = {"forward": 0.0, "svd": 0.0}
     config = lora_config(run.config.eva, run.task.value)
     config.target_modules = [layer.name for layer in run.targets.layers]
-    loader = torch.utils.data.DataLoader(data, batch_size=None)
+    loader = torch.utils.data.DataLoader(data, batch_size=None, collate_fn=data.place)
     ready = time.perf_counter()
-    with (
-        _timed(incremental_pca.IncrementalPCA, "partial_fit", spent, "svd"),
-        _timed(model, "forward", spent, "forward"),
-    ):
+    with _timed(IncrementalPCA, "partial_fit", spent, "svd"), _timed(model, "forward", spent, "forward") as forwards:
         state_dict = get_eva_state_dict(model, loader, config, show_progress_bar=False)
     compute = time.perf_counter() - ready - data.seconds
+    steps = forwards.count - 1  # the first one only finds equal inputs, and its minibatch comes again
     with TemporaryDirectory() as folder:
         writing = time.perf_counter()
         save_file({name: rows.contiguous() for name, rows in state_dict.items()}, f"{folder}/eva.safetensors")
         write = time.perf_counter() - writing
-    forward = spent["forward"] - spent["svd"]  # its hooks run inside the forward
     seconds = {
         "load": loaded - started,
-        "forward": forward,
+        "forward": spent["forward"] - spent["svd"],  # its hooks run inside the forward
         "svd": spent["svd"],
         "decision": compute - spent["forward"],
         "write": write,
     }
-    return Contender("PEFT", compute, seconds, data.asked - 1, data.tokens, _float32(state_dict))
+    tokens = sum(data.tokens[step] for step in range(steps))
+    return Contender("PEFT", compute, seconds, steps, tokens, _float32(state_dict), {"peak_bytes": _peak_bytes()})
 
 
 def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
@@ -123,6 +123,8 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
     result = finish(state, worker.components(), state.elapsed)
     state_dict = _state_dict(result, run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused
+    peak = _peak_bytes()
+    worker.leave()
     writing = time.perf_counter()
     with TemporaryDirectory() as folder:
         build_artifact(Path(folder), result, run.config.eva, provenance(run))
@@ -132,6 +134,8 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
         "pass_seconds": pass_seconds,
         "probe_seconds": begin_seconds,
         "layers_converged": result.state.layers_converged,
+        "layers_total": len(plan.layers),
+        "peak_bytes": peak,
     }
     seconds = {"load": loaded - started, "probe": begin_seconds, **result.state.seconds, "write": write}
     return Contender(
@@ -154,7 +158,7 @@ def truth(
         By contender: median and worst overlap (mean squared cosine of the principal angles, over the
         components that every contender gives the layer) and the median captured-variance deficit.
     """
-    worker = session(run, threads)
+    worker = session(in_float32(run), threads)
     plan = begin(worker, run)
     tracker, states = CovarianceTracker(1), dict[int, Any]()
 
@@ -163,6 +167,7 @@ def truth(
 
     for step in range(steps):
         worker.worker.feed.rows(step, [group.index for group in plan.groups], take)
+    worker.leave()
     overlaps: dict[str, list[float]] = {name: [] for name in found}
     deficits: dict[str, list[float]] = {name: [] for name in found}
     for group in plan.groups:
@@ -174,7 +179,7 @@ def truth(
             exact_RD = vectors_DD.flip(1)[:, :common].mT
             best = eigenvalues_D.flip(0)[:common].sum()
             for name, state_dict in found.items():
-                v_RD = state_dict[layer][:common].double()
+                v_RD = normalize(state_dict[layer][:common].double())  # whitened rows are longer
                 overlaps[name].append(float((v_RD @ exact_RD.mT).square().sum() / common))
                 captured = ((v_RD @ states[group.index].scatter_DD) * v_RD).sum()
                 deficits[name].append(float(1 - captured / best))
@@ -189,11 +194,15 @@ def truth(
     }
 
 
+def in_float32(run: Prepared) -> Prepared:
+    """Return the run with the model in float32."""
+    return replace(run, config=replace(run.config, model=replace(run.config.model, dtype=Dtype.float32)))
+
+
 def session(run: Prepared, threads: int) -> Session:
     """Return a loaded session of one worker."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    worker = Session(assignment(run, threads), 0, 1, device)
+    worker = Session(assignment(run, threads), 0, 1, _device())
     worker.load()
     return worker
 
@@ -212,44 +221,58 @@ def begin(worker: Session, run: Prepared) -> Plan:
 
 
 class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The samples of each step as one minibatch, padded to the full length; knows how many were asked for."""
+    """The samples of each step as one minibatch, padded to the full length; tells how many tokens of each count."""
 
-    def __init__(self, worker: Session, max_length: int) -> None:
-        self._source = replace(worker.source, batching=replace(worker.source.batching, samples=None, tokens=10**9))
-        self._max_length = max_length
-        self.asked, self.tokens, self.seconds = 0, 0, 0.0
+    def __init__(self, run: Prepared) -> None:
+        data, eva = run.config.data, run.config.eva
+        self._stream = TokenStream(open_rows(data), load_tokenizer(run.config.model), data, eva.label_mask_value)
+        self._padding = {"labels": eva.label_mask_value}
+        self._masks = eva.use_label_mask
+        self._max_length = data.max_length
+        self.tokens: dict[int, int] = {}
+        self.seconds = 0.0
 
     def __len__(self) -> int:
         return 10**6
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[step] for step in range(len(self)))
-
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         started = time.perf_counter()
-        (minibatch,) = self._source.window(step).minibatches
+        (minibatch,) = self._stream.window(step, Batching(steps=1, tokens=10**9)).minibatches
         short = self._max_length - minibatch["input_ids"].shape[1]
-        padded = {
-            key: torch.nn.functional.pad(value, (0, short)) for key, value in minibatch.items() if key != "labels"
-        }
-        self.asked += 1
-        self.tokens += int(minibatch["attention_mask"].sum()) if self.asked > 1 else 0
+        padded = {key: pad(value, (0, short), value=self._padding.get(key, 0)) for key, value in minibatch.items()}
+        counting = padded["attention_mask"].bool()
+        if self._masks and "labels" in padded:
+            counting &= padded["labels"] != self._padding["labels"]
+        self.tokens[step] = int(counting.sum())
         self.seconds += time.perf_counter() - started
         return padded
 
+    def place(self, minibatch: Any) -> dict[str, Tensor]:
+        """Move a minibatch to the device."""
+        return {key: value.to(_device()) for key, value in minibatch.items()}
+
 
 class Floor:
-    """Forwards a step's tokens up to the last active tap, laid out as the worker does it, and nothing else."""
+    """Forwards the tokens of steps up to the last active tap, laid out as the worker does it, and nothing else.
+
+    As the worker, it forwards a window once, when its first step comes.
+    """
 
     def __init__(self, worker: Session, plan: Plan) -> None:
         self._worker, self._plan = worker, plan
+        self._steps = range(0)
         self.seconds = 0.0
 
     def step(self, decision: StepDecision) -> None:
         """Forward one step; only the forwards are timed."""
+        if decision.step in self._steps:
+            return
         feed = self._worker.worker.feed
-        prepared = [feed.forward.prepare(m) for m in self._worker.source.window(decision.step).minibatches]
+        window = self._worker.source.window(decision.step)
+        self._steps = window.steps
+        prepared = [feed.forward.prepare(m) for m in window.minibatches]
         names = [feed.taps[group].name for group in decision.active]
+        _synchronise()
         started = time.perf_counter()
         for minibatch in prepared:
             missing = set(names)
@@ -259,30 +282,55 @@ class Floor:
                 if not missing:
                     raise ForwardCut
 
-            with torch.no_grad(), tap_inputs(feed.model, names, reached):
-                try:
-                    feed.forward.run(minibatch)
-                except ForwardCut:
-                    pass
+            with torch.no_grad(), tap_inputs(feed.model, names, reached), suppress(ForwardCut):
+                feed.forward.run(minibatch)
+        _synchronise()
         self.seconds += time.perf_counter() - started
 
 
+def _device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _synchronise() -> None:
+    """Wait for an accelerator, so that its work is timed and not its launches."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _peak_bytes() -> int:
+    """Return this process's peak of memory: of the accelerator, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class _Calls:
+    """How often a timed method has been called."""
+
+    count: int = 0
+
+
 @contextmanager
-def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iterator[None]:
-    """While open, add the wall-clock seconds of every call of a method to `spent[phase]`."""
+def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iterator[_Calls]:
+    """While open, add the wall-clock seconds of every call of a method to `spent[phase]`, and count the calls."""
+    calls = _Calls()
     plain, was_own = getattr(owner, method), method in vars(owner)
 
     @functools.wraps(plain)
     def timed(*args: Any, **options: Any) -> Any:
+        calls.count += 1
         started = time.perf_counter()
         try:
             return plain(*args, **options)
         finally:
+            _synchronise()
             spent[phase] += time.perf_counter() - started
 
     setattr(owner, method, timed)
     try:
-        yield
+        yield calls
     finally:
         if was_own:
             setattr(owner, method, plain)

@@ -18,7 +18,7 @@ from eva_dist.controller import PassResult, StepDecision
 from eva_dist.engine import finish, make_tracker, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.precompute import Prepared, prepare
-from jobs.contenders import Floor, assignment, begin, median, session
+from jobs.contenders import Floor, assignment, begin, in_float32, median, session
 
 
 def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
@@ -37,6 +37,7 @@ def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
     forward = max(_peak_memory(floor.step, decision) for decision in decisions)
     whole = max(_peak_memory(worker.step, decision) for decision in decisions)
     trackers = tensor_bytes(worker.svds)
+    worker.leave()
     return {
         "tracker_bytes": trackers,
         "above_forward_bytes": trackers + whole - forward,
@@ -64,12 +65,13 @@ def solvers(run: Prepared, threads: int, updates: int, most_groups: int) -> list
     """
     from peft.utils.incremental_pca import IncrementalPCA
 
-    worker = session(run, threads)
+    worker = session(in_float32(run), threads)
     plan = begin(worker, run)
     chosen = [plan.groups[i] for i in _spread(len(plan.groups), most_groups)]
     rows: dict[int, list[Tensor]] = {group.index: [] for group in chosen}
     for step in range(updates):
-        worker.worker.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.float().clone()))
+        worker.worker.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.clone()))
+    worker.leave()
     trackers = {
         "PEFT IncrementalPCA": None,
         "subspace (default)": SolverConfig(),
@@ -175,6 +177,7 @@ def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PassResult:
     worker = session(run, threads)
     plan = begin(worker, run)
     state, _ = run_pass(plan, 1.0, steps, lambda decision: [worker.step(decision)], accept=True)
+    worker.leave()
     return finish(state, worker.components(), state.elapsed)
 
 
@@ -209,6 +212,7 @@ def _grown(changed: str, value: str, run: Prepared, threads: int, steps: int) ->
     worker = session(run, threads)
     active = tuple(group.index for group in begin(worker, run).groups)
     reports = [worker.step(StepDecision(step, active, dict.fromkeys(active, 0))) for step in range(steps)]
+    worker.leave()
     timed = reports[2:]  # the first update of a group is another one
     return GrowthRow(
         changed,

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 
 _MOST_TOKENS = {"cuda": 16384}
-_MOST_TOKENS_ON_CPU = 4096
+_MOST_TOKENS_ON_CPU = 8192
 """Tokens a forward at most, unless `data.batch_size` says how many samples."""
+_MOST_PADDED = 2
+"""Times that limit, padding included: what a model that cannot do without padding may get."""
 _TOKENS_THAT_FILL = {"cuda": 4096}
 """A forward that may be shorter than this serves several steps; on a CPU longer rows are no faster."""
 
@@ -187,17 +189,21 @@ _Placed = tuple[tuple[int, int], _Tokens]
 
 def _cut(samples: list[_Placed], batching: Batching) -> list[list[_Placed]]:
     """Cut samples into minibatches; where there are several, each gets samples of like lengths."""
-    tokens = sum(len(one.ids) for _, one in samples)
-    if tokens <= batching.tokens and len(samples) <= (batching.samples or len(samples)):
+
+    def fits(cut: list[_Placed]) -> bool:
+        lengths = [len(one.ids) for _, one in cut]
+        padded = len(cut) * max(lengths)  # some models cannot do without padding
+        few = batching.samples is None or len(cut) <= batching.samples
+        return few and sum(lengths) <= batching.tokens and padded <= _MOST_PADDED * batching.tokens
+
+    if not samples or fits(samples):
         return [samples] if samples else []
     cuts: list[list[_Placed]] = []
-    room = 0
-    for place, one in sorted(samples, key=lambda sample: -len(sample[1].ids)):
-        if not cuts or len(one.ids) > room or len(cuts[-1]) == batching.samples:
-            cuts.append([])
-            room = batching.tokens
-        cuts[-1].append((place, one))
-        room -= len(one.ids)
+    for sample in sorted(samples, key=lambda sample: -len(sample[1].ids)):
+        if cuts and fits([*cuts[-1], sample]):
+            cuts[-1].append(sample)
+        else:
+            cuts.append([sample])
     return cuts
 
 
@@ -230,7 +236,8 @@ class WorkerStream:
         """Most tokens that the samples of one forward can have."""
         config = self.stream.config
         share = -(-config.step_size // self.world_size) * self.batching.steps
-        return min(self.batching.tokens, min(share, self.batching.samples or share) * config.max_length)
+        samples = min(share, self.batching.samples or share)
+        return max(config.max_length, min(self.batching.tokens, samples * config.max_length))
 
     def window(self, step: int) -> Window:
         """Return this worker's window that begins with `step`."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Trunk:
     parameters: frozenset[str] | None = None
     drops: frozenset[str] = frozenset({"labels"})
 
-    @property
+    @cached_property
     def may_cut(self) -> bool:
         """Whether a forward may be left in the middle: accelerate's hooks would leave weights where they are."""
         return not any(hasattr(module, "_hf_hook") for module in self.module.modules())
@@ -72,13 +73,14 @@ def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
 class Placed:
     """A minibatch as it is forwarded: on the device, in its layout.
 
-    `keep_BT` tells which tokens count (None: all of them), `counts` how many of each sample,
-    in the order of their rows; `lengths` are the samples' when they lie in one row.
+    `kept_N` are the places, counted through the rows, of the tokens that count (None: all do),
+    `counts` how many each sample has, in the order of their rows; `lengths` are the samples'
+    when they lie in one row.
     """
 
     inputs: dict[str, Tensor]
     shape: tuple[int, int]
-    keep_BT: Tensor | None
+    kept_N: Tensor | None
     counts: tuple[int, ...]
     lengths: tuple[int, ...] | None = None
 
@@ -105,7 +107,7 @@ def place(minibatch: Mapping[str, Tensor], keep_BT: Tensor, layout: Layout, devi
     return Placed(
         {key: value.to(device) for key, value in inputs.items()},
         shape,
-        None if everything else keep_BT.to(device),
+        None if everything else keep_BT.flatten().nonzero()[:, 0].to(device),  # found here, once, not by every tap
         counts,
         lengths,
     )
@@ -230,7 +232,7 @@ def select_tokens(x: Tensor, placed: Placed, name: str) -> Tensor:
     batch, length = placed.shape
     if x.shape[:-1] == placed.shape or (x.dim() == 2 and x.shape[0] == batch * length):
         rows_TD = x.reshape(batch * length, x.shape[-1])
-        return rows_TD if placed.keep_BT is None else rows_TD[placed.keep_BT.flatten().to(x.device)]
+        return rows_TD if placed.kept_N is None else rows_TD.index_select(0, placed.kept_N.to(x.device))
     raise LayerError(
         f"inputs of layer {name} have shape {tuple(x.shape)}: not one row for each of the {placed.shape} "
         "tokens; leave the layer out with eva.exclude_modules, or use eva_dist.get_eva_state_dict with your own "

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,9 +60,9 @@ class InputDigests:
 
     select: SelectRows
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.calls = dict.fromkeys(names, 0)
-        self.dtypes = dict.fromkeys(self.calls, torch.float32)
+    def __init__(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        self.calls = dict.fromkeys(dtypes, 0)
+        self.dtypes = dict(dtypes)
         self._digests = {name: hashlib.blake2b() for name in self.calls}
         self._seen = dict.fromkeys(self._digests, 0)
 
@@ -91,7 +91,7 @@ class InputDigests:
 @contextmanager
 def collect_groups(model: nn.Module, names: Sequence[str]) -> Iterator[InputDigests]:
     """Yield digests that fill up as forwards run; set their `select` before each forward."""
-    digests = InputDigests(names)
+    digests = InputDigests({name: _weight_dtype(model.get_submodule(name)) for name in names})
     with tap_inputs(model, names, digests.take):
         yield digests
 
@@ -102,6 +102,11 @@ def concatenate(calls: Sequence[Tensor], in_features: int, dtype: torch.dtype, d
         return torch.empty(0, in_features, dtype=dtype, device=device)
     rows = calls[0] if len(calls) == 1 else torch.cat(list(calls))
     return rows.to(device)
+
+
+def _weight_dtype(module: nn.Module) -> torch.dtype:
+    """Return what a layer's inputs are made of as far as its weights tell: for one that no token has reached yet."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 def own(rows: Tensor, arguments: Any) -> Tensor:

@@ -20,8 +20,9 @@ from eva_dist.numerics.components import Components
 StateT = TypeVar("StateT")
 
 _FLOAT64_EPS = torch.finfo(torch.float64).eps
-_CENTRE_AT_ONCE = 2**17
-"""Elements that are float64 at one time while rows are centred: 1 MiB, which stays in a core's cache."""
+_CENTRE_AT_ONCE = {"cpu": 2**17}
+_CENTRE_AT_ONCE_ON_ACCELERATORS = 2**26
+"""Elements that are float64 at one time while rows are centred: 1 MiB stays in a core's cache; a GPU wants more."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _centre(x_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     centred_GTD = torch.empty_like(x_GTD)
     left_GD = torch.zeros_like(rough_GD)
     squares_G = torch.zeros_like(rough_GD[:, 0])
-    for at in range(0, rows, size := max(1, _CENTRE_AT_ONCE // (groups * in_features))):
+    at_once = _CENTRE_AT_ONCE.get(x_GTD.device.type, _CENTRE_AT_ONCE_ON_ACCELERATORS)
+    for at in range(0, rows, size := max(1, at_once // (groups * in_features))):
         exact_GtD = x_GTD[:, at : at + size].to(torch.float64, copy=True).sub_(rough_GD[:, None])
         left_GD += ones_T[: exact_GtD.shape[1]] @ exact_GtD
         squares_G += _squares(exact_GtD)
