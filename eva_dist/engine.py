@@ -8,8 +8,14 @@ time, a `StepDecision`, and answers with what it saw, a `StepReport`:
     3. update the SVD of each input group that this worker owns,
     4. report explained variance and cosines.
 
-A lone worker has nothing to bring together: it updates a group's SVD as soon as the
-forward has produced its rows, and keeps none of them.
+A lone worker has nothing to bring together: it updates a group's SVD as soon as the rows of
+its step are complete, in the middle of the forward (on an accelerator some layers at a time,
+in batched kernels). Forward and SVD are not run at once: the next step's active groups are
+only known when this one's SVDs are; what keeps a device busy is that a forward may serve
+several steps (`feed.py`).
+
+Seconds by phase are the host's: work that an accelerator is still doing shows in the phase
+that waits for it.
 
 Who decides, and how the message travels, is not its business: in process it is a plain
 loop (`run_pass` below), on a cluster a driver and Ray. There is no ray in this file.
@@ -47,7 +53,7 @@ from eva_dist.numerics.tracker import Tracker
 from eva_dist.plan import InputGroup, Plan
 
 _ROWS_AT_ONCE = {"cuda": 512 * 2**20}
-"""Bytes of token rows that an accelerator updates together, in batched kernels; a CPU takes group after group."""
+"""Bytes of token rows, in the model's dtype, that an accelerator updates together; a CPU takes group after group."""
 
 
 @dataclass(frozen=True)
@@ -233,8 +239,8 @@ class _Updates:
     def _update(self, tracker: Tracker[Any], rows: Mapping[int, Tensor]) -> None:
         before = {group: self.svds.get(group) for group in rows}
         device = next(iter(rows.values())).device
-        # a caller's autocast must not reach the statistics
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # neither a caller's autocast nor a TF32 setting may reach the statistics
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_float32():
             states = tracker.update_many([svd.state if svd else None for svd in before.values()], list(rows.values()))
             after = {g: GroupSvd(s, tracker.components(s)) for g, s in zip(rows, states, strict=True)}
             found = [
@@ -251,6 +257,20 @@ class _Updates:
             self.reports.append(
                 GroupReport(group, len(x_TD), ratios_K, next(on_cpu) if cosines_K is not None else None)
             )
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """While open, float32 products are computed in float32."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def rows_at_once(device: torch.device) -> int:

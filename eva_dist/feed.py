@@ -2,9 +2,11 @@
 
 A *window* is what is forwarded together: the minibatches of one step, or of several where
 one forward serves several steps. Rows of later steps are held until they are asked for.
-A group's rows are handed over as soon as they are complete, in the middle of the forward,
-so that a lone worker keeps no more than one layer's; once every group has its rows the
-forward is cut short.
+A group's rows are handed over as soon as they are complete, in the middle of the forward:
+where one forward makes up a step, a lone worker keeps no more than one layer's. Where a step
+takes several forwards, or a forward serves several steps, the rows of all active groups are
+kept until they are complete or asked for. Once every group has its rows the forward is cut
+short.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Compare us with PEFT and with the floor: same model, same samples, same settings, in one run.
 
     python jobs/benchmark.py                                # 6 blocks of SmolLM2-135M, some minutes
-    python jobs/benchmark.py '~model.config_overrides' benchmark.seeds=[0]      # the whole model
+    python jobs/benchmark.py '~model.config_overrides.num_hidden_layers' benchmark.seeds=[0]  # all blocks
     python jobs/benchmark.py model.name_or_path=... data.path=... eva.r=8       # yours
 
 The floor is bare forwards of the same tokens up to the last layer that is still active, and

@@ -163,8 +163,9 @@ def find_layout(
     As some models look at the length of the whole row, the first layers must also agree on
     pieces that make up `row_tokens`, the longest row there will be.
     """
-    short = _pieces(minibatch, 3, (16, 48, 32))
-    long = _pieces(minibatch, -(-row_tokens // 46), (44, 48, 46))
+    most = int(real_tokens(minibatch).sum(1).max())  # no piece is longer than a sample may be
+    short = _pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
+    long = _pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:

@@ -1,7 +1,7 @@
 """`solver=subspace`: a warm-started block tracker, the default.
 
 Shapes: G input groups at once, T new rows, D features, K components handed out, Q >= K
-components kept, W = Q + probes columns of the block, E = Q + 1 rows that stand for the past.
+components kept, P probes, W = Q + P width of the block, R = T + 1 projected rows.
 """
 
 from collections import defaultdict
@@ -46,44 +46,49 @@ class SubspaceTracker(Tracker[SubspaceState]):
 
     Where `incremental` draws a random block and turns it five times, this one starts from the
     block V that it already has, so one power step does better (Rutishauser 1970; the stacking
-    is Ross et al. 2008). `oversampling` components beyond K are kept (default K - 4, or
-    more where K is below 16): they take in what is about to enter the leading K, so the tracker
-    does not lag its data and pass tau early. Four random probes of the rows join the block: a new direction that is
-    orthogonal to all that was seen is found at once, where the block alone would wait for
-    rounding to let it in; with them the block is 2K wide, at least 32.
+    is Ross et al. 2008). `oversampling` components beyond K are kept (default K - 4, or more
+    where K is below 16): they take in what is about to enter the leading K, so the tracker
+    does not lag its data and pass tau early. Four random mixtures of the rows, made orthogonal
+    to V, join the block: a new direction that is orthogonal to all that was seen is found at
+    once, where V alone would wait for rounding to let it in. With them the block is 2K wide,
+    at least 32.
 
-    One update reads the rows twice (Halko, Martinsson, Tropp 2011, algorithm 5.1 after a
-    range finder that is warm): Z = S V and Y = S^T Z in float32; then, in float64, an
+    One update reads the centred rows twice (Halko, Martinsson, Tropp 2011, algorithm 5.1, after
+    a range finder that is warm): Z = S V and Y = S^T Z in float32; then, in float64, an
     orthonormal range of Z by Cholesky-QR, L L^T = Z^T Z; B = L^-1 Y^T, the rows of S in
-    that range; and V from the eigenvectors of B B^T. The Gram matrices are Q x Q, of the
+    that range; and V from the eigenvectors of B B^T. Both Gram matrices are W x W, of
     *projected* rows: a float32 Gram of raw activations is never formed. Where the kept
     spectrum spans too much for a float64 Gram (or the first block is to be made, or
-    `power_steps` asks for more), a step takes Householder QR and Rayleigh-Ritz instead.
+    `power_steps` asks for more), a step takes Householder QR and Rayleigh-Ritz instead. On
+    SmolLM2-135M no input comes near: the largest singular value kept is at most 171 times the
+    smallest, and 30000 are allowed.
 
     Groups whose rows and states agree in shape are updated in one sequence of batched
-    kernels, with one host synchronisation for all of them (`update_many`).
+    kernels, synchronised once for all of them and not once a layer (`update_many`).
 
-    Measured (`jobs/benchmark.py`; SmolLM2-135M, 24 layer inputs of 6 blocks, 60 updates of about
-    520 tokens, K = 32, 2 cores): milliseconds an update, deficit = 1 - captured variance / best possible,
-    against float64; then where 16 components first pass tau = 0.99, and the overlap there with the
-    exact leading 16 of all tokens of 100 steps:
+    What was tried, on SmolLM2-135M, 24 layer inputs of 6 blocks, about 520 tokens an update, K = 32,
+    2 cores: milliseconds an update; deficit after 60 updates = 1 - captured variance / best
+    possible, median, against float64; then where 16 components first pass tau = 0.99, and the
+    overlap there with the exact leading 16 of all tokens of 100 steps:
 
-        tracker                                  ms   deficit   steps   overlap, median / worst
-        incremental (PEFT's own class)         17.4    6.6e-3    32.0      .955 / .863
-        QR + Rayleigh-Ritz, 2K kept             5.3    7.8e-4    31.5      .962 / .878
-        Cholesky-QR, 2K kept                    3.3    7.9e-4    31.0      .954 / .878
-        the same without probes                 3.1    9.7e-4    32.0      .957 / .892
-        the same, K + 16 kept                   3.0    2.0e-3    31.0      .956 / .876
-        row layout, 2K - 4 kept (default)       2.4    9.5e-4    32.0      .960 / .879
-        row layout, K + 12 kept                 2.0    2.5e-3    32.0      .952 / .877
-        4K kept, 3 power steps (near exact)    15.9    4.3e-5    31.5      .960 / .899
+        tracker                                        ms   deficit   steps   overlap, median / worst
+        incremental (PEFT's own class)               17.4    6.6e-3    32.0      .955 / .863
+        Householder QR, Rayleigh-Ritz, 2K kept        5.3    7.8e-4    31.5      .962 / .878
+        Cholesky-QR, 2K kept                          3.3    7.9e-4    31.0      .954 / .878
+        the same without probes                       3.1    9.7e-4    32.0      .957 / .892
+        the same, K + 16 kept                         3.0    2.0e-3    31.0      .956 / .876
+        Cholesky-QR on row-major blocks, K + 28 kept  2.4    9.5e-4    32.0      .960 / .879
+        the same, K + 12 kept                         2.0    2.5e-3    32.0      .952 / .877
+        4K kept, 3 power steps (nearly exact)        15.9    4.3e-5    31.5      .960 / .899
 
-    The sample, not the arithmetic, decides the overlap: see the last line. Float32 for the
-    Q x Q matrices loses small components where activations are massive; Cholesky-QR in
-    float32 fails on them; float64 rows double the time.
+    The last but two is the default here; `jobs/benchmark.py` times it, and what its options
+    reach, against PEFT on any model. The sample, not the arithmetic, decides the overlap: see
+    the last line. Batching several groups on a CPU brought nothing (2.1 to 2.5 ms), a pool of
+    two threads a sixth; the floor of one update is two products of T x D by W, and three passes over the
+    rows for the exact moments.
 
-    Cost: 4 T D W float32 operations, 3 D W^2 + T W^2 + 10 W^3 in float64, and the exact moments in
-    float64 (5 T D). State: Q x D float32 and D float64.
+    Cost: 4 T D W float32 operations; 6 D W^2 + 2 T W^2 + 20 W^3 in float64; the exact moments,
+    5 T D in float64. State: Q x D float32 and D float64.
     """
 
     n_components: int
@@ -192,8 +197,8 @@ def _range_and_ritz(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return new `v_GQD` and singular values of S = [singular values * v; correction; x], and where to trust them.
 
-    They are the best within the range of S block^T, block = [v; probes]. S is never stacked:
-    as the block's rows are orthonormal, the part of v is diagonal. `well_G` is False where
+    They are the best within the range of S block^T, block = [v; probes]. S is never stacked: as v
+    is orthonormal and the probes are orthogonal to it, the part of v is diagonal. `well_G` is False where
     the kept spectrum spans too much for a float64 Gram matrix, or the block is so near to
     dependent that rounding of its float32 products would show in the weakest vector kept.
     """

@@ -116,8 +116,8 @@ def test_minibatches_are_cut_at_samples_and_at_tokens_and_hold_samples_of_like_l
 @pytest.mark.parametrize(
     ("batch_size", "step_size", "world_size", "device", "expected"),
     [
-        (None, 6, 1, "cpu", Batching(1, None, 4096)),
-        (None, 1, 1, "cpu", Batching(1, None, 4096)),
+        (None, 6, 1, "cpu", Batching(1, None, 8192)),
+        (None, 1, 1, "cpu", Batching(1, None, 8192)),
         (None, 6, 1, "cuda", Batching(4096 // (6 * 64), None, 16384)),
         (None, 6, 4, "cuda", Batching(4096 // (2 * 64), None, 16384)),
         (None, 1000, 1, "cuda", Batching(1, None, 16384)),

@@ -31,7 +31,8 @@ CPU = torch.device("cpu")
 
 def kept(keep_BT):
     """A minibatch of which these tokens count."""
-    return Placed({}, tuple(keep_BT.shape), None if keep_BT.all() else keep_BT, tuple(keep_BT.sum(1).tolist()))
+    kept_N = None if keep_BT.all() else keep_BT.flatten().nonzero()[:, 0]
+    return Placed({}, tuple(keep_BT.shape), kept_N, tuple(keep_BT.sum(1).tolist()))
 
 
 def test_rows_are_picked_in_sample_order_from_three_and_two_dimensions():
@@ -94,12 +95,12 @@ def test_a_minibatch_is_laid_out_as_the_layout_says():
     keep_BT = batch["attention_mask"].bool()
     padded = place(batch, keep_BT, Layout.padded, CPU)
     assert padded.inputs.keys() == {"input_ids", "attention_mask"} and padded.lengths is None
-    assert (padded.shape, padded.counts) == ((2, 4), (3, 4)) and torch.equal(padded.keep_BT, keep_BT)
+    assert (padded.shape, padded.counts) == ((2, 4), (3, 4)) and padded.kept_N.tolist() == [0, 1, 2, 4, 5, 6, 7]
     packed = place(batch, keep_BT, Layout.packed, CPU)
     assert packed.inputs.keys() == {"input_ids", "position_ids"}
     assert packed.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert (packed.shape, packed.counts, packed.lengths, packed.keep_BT) == ((1, 7), (3, 4), (3, 4), None)
+    assert (packed.shape, packed.counts, packed.lengths, packed.kept_N) == ((1, 7), (3, 4), (3, 4), None)
     segmented = place(batch, keep_BT, Layout.segments, CPU)
     assert segmented.inputs["attention_mask"].tolist() == [[1] * 7]
     assert all(torch.equal(segmented.inputs[key], value) for key, value in packed.inputs.items())

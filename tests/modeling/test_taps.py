@@ -171,7 +171,7 @@ def test_layers_that_received_equal_rows_share_a_group(model, dtype):
 
 
 def test_calls_are_counted_layer_by_layer(model):
-    """Those that are never entered too; their dtype is not known."""
+    """Those that are never entered too; their dtype is that of their weights."""
     with torch.no_grad(), collect_groups(model.double(), ["q", "expert", "o"]) as groups:
         groups.select = first
         x_TD = torch.randn(4, 3).double()
@@ -179,7 +179,7 @@ def test_calls_are_counted_layer_by_layer(model):
         model.q(x_TD)
         model.o(x_TD)
     assert groups.calls == {"q": 2, "expert": 0, "o": 1} and not groups.complete
-    assert groups.dtypes == {"q": torch.float64, "expert": torch.float32, "o": torch.float64}
+    assert groups.dtypes == {"q": torch.float64, "expert": torch.float64, "o": torch.float64}
 
 
 def test_layers_that_saw_no_token_share_their_input_with_nobody(model):
