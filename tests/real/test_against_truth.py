@@ -9,7 +9,7 @@ import torch
 from peft.utils.incremental_pca import IncrementalPCA
 from transformers import AutoModel
 
-from eva_dist.modeling.forward import TokenForward
+from eva_dist.modeling.forward import TokenForward, Trunk
 from eva_dist.modeling.taps import collect_rows
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import component_cosines, is_converged
@@ -67,12 +67,13 @@ def layer_inputs(folder, minibatches, names, **config):
     """Return, by layer, the token rows of each minibatch."""
     model = AutoModel.from_pretrained(folder, **config).eval()
     names = [name for name, _ in model.named_modules() if name.endswith(names)]
-    forward = TokenForward(torch.device("cpu"), use_label_mask=False, label_mask_value=-100)
+    forward = TokenForward(Trunk(model), torch.device("cpu"), use_label_mask=False, label_mask_value=-100)
     rows = {name: [] for name in names}
     with torch.no_grad():
         for minibatch in minibatches:
-            with collect_rows(model, names, forward.select(minibatch)) as collected:
-                forward.run(model, minibatch)
+            prepared = forward.prepare(minibatch)
+            with collect_rows(model, names, forward.select(prepared)) as collected:
+                forward.run(prepared)
             for name in names:
                 rows[name] += collected[name]
     return rows
