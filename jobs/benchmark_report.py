@@ -95,86 +95,72 @@ _OVERLAPS = ("overlap_median", "overlap_mean", "overlap_worst")
 
 
 def to_markdown(figures: Figures) -> str:
-    """Return every table."""
-    parts = [f"{figures.settings}\n\n{figures.machine}", _runs_table(figures)]
-    if figures.accuracy:
-        rows = [
-            [seed, name, *(f"{a[name][key]:.4f}" for key in _OVERLAPS), f"{a[name]['stop_deficit_median']:.2e}"]
-            for seed, a in zip(figures.seeds, figures.accuracy, strict=True)
-            for name in a
-        ]
-        head = ["data order", "at the stop", "overlap, median", "mean", "worst", "deficit, median"]
-        parts.append(_table(head, rows))
-    if figures.solvers:
-        slowest = figures.solvers[0].milliseconds
-        rows = [
-            [
-                s.name,
-                f"{s.milliseconds:.2f}",
-                f"{slowest / s.milliseconds:.1f}",
-                f"{s.deficit_median:.1e}",
-                f"{s.deficit_worst:.1e}",
-            ]
-            for s in figures.solvers
-        ]
-        parts.append(_table(["solver", "ms an update", "times faster", "deficit, median", "worst"], rows))
-    if figures.precision:
-        rows = [
-            [
-                row.dtype,
-                row.ranks_changed,
-                row.largest_change,
-                f"{row.overlap_median:.5f}",
-                f"{row.overlap_worst:.5f}",
-                f"{row.cosine_median:.5f}",
-            ]
-            for row in figures.precision
-        ]
-        head = [
-            "forward in",
-            "layers of other rank",
-            "by at most",
-            "overlap with float32, median",
-            "worst",
-            "|cos|, median",
-        ]
-        parts.append(_table(head, rows))
-    if figures.scaling:
-        alone = figures.scaling[0].svd_processor_seconds
-        rows = [
-            [
-                r.workers,
-                r.exchange,
-                f"{r.svd_processor_seconds:.2f}",
-                f"{r.svd_processor_seconds / alone:.2f}",
-                f"{r.sent_bytes_per_token:,.0f}",
-            ]
-            for r in figures.scaling
-        ]
-        head = ["workers", "exchange", "SVD processor seconds, summed", "against 1 worker", "bytes sent a token"]
-        parts.append(_table(head, rows))
+    """Return every table that there is something for."""
+    runs = (_runs_table, _accuracy_table, _solvers_table, _precision_table)
+    tables = (*runs, _scaling_table, _growth_table, _updates_table)
+    parts = [f"{figures.settings}\n\n{figures.machine}", *(table(figures) for table in tables), _memory_line(figures)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _accuracy_table(figures: Figures) -> str:
+    head = ["data order", "at the stop", "overlap, median", "mean", "worst", "deficit, median"]
+    rows = [
+        [seed, name, *(f"{a[name][key]:.4f}" for key in _OVERLAPS), f"{a[name]['stop_deficit_median']:.2e}"]
+        for seed, a in zip(figures.seeds, figures.accuracy, strict=False)
+        for name in a
+    ]
+    return _table(head, rows)
+
+
+def _solvers_table(figures: Figures) -> str:
+    head = ["solver", "ms an update", "times faster", "deficit, median", "worst"]
+    rows = []
+    for row in figures.solvers:
+        faster = figures.solvers[0].milliseconds / row.milliseconds
+        deficits = [f"{row.deficit_median:.1e}", f"{row.deficit_worst:.1e}"]
+        rows.append([row.name, f"{row.milliseconds:.2f}", f"{faster:.1f}", *deficits])
+    return _table(head, rows)
+
+
+def _precision_table(figures: Figures) -> str:
+    agreement = ["overlap with float32, median", "worst", "|cos|, median"]
+    rows = []
+    for row in figures.precision:
+        found = (row.overlap_median, row.overlap_worst, row.cosine_median)
+        rows.append([row.dtype, row.ranks_changed, row.largest_change, *(f"{value:.5f}" for value in found)])
+    return _table(["forward in", "layers of other rank", "by at most", *agreement], rows)
+
+
+def _scaling_table(figures: Figures) -> str:
+    head = ["workers", "exchange", "SVD processor seconds, summed", "against 1 worker", "bytes sent a token"]
+    rows = []
+    for row in figures.scaling:
+        ratio = row.svd_processor_seconds / figures.scaling[0].svd_processor_seconds
+        seconds = [f"{row.svd_processor_seconds:.2f}", f"{ratio:.2f}"]
+        rows.append([row.workers, row.exchange, *seconds, f"{row.sent_bytes_per_token:,.0f}"])
+    return _table(head, rows)
+
+
+def _growth_table(figures: Figures) -> str:
+    rows = []
+    for row in figures.growth:
+        seconds = [f"{row.forward_seconds:.3f}", f"{row.svd_seconds:.3f}"]
+        rows.append([row.changed, row.value, f"{row.tokens:.0f}", *seconds, f"{row.tracker_bytes / 1e6:.2f}"])
+    return _table(["changed", "to", "tokens a step", "forward s", "SVD s", "trackers MB"], rows)
+
+
+def _updates_table(figures: Figures) -> str:
+    rows = [[row.rows, row.in_features, row.n_components, f"{row.milliseconds:.2f}"] for row in figures.updates]
+    return _table(["rows", "in_features", "components", "ms an update"], rows)
+
+
+def _memory_line(figures: Figures) -> str:
     m = figures.memory
-    parts.append(
+    return (
         f"Memory: trackers {m['tracker_bytes'] / 1e6:.2f} MB; peak above the model and the largest forward "
         f"({m['forward_bytes'] / 1e6:.1f} MB) {m['above_forward_bytes'] / 1e6:.2f} MB, "
         f"{m['memory_above_forward_vs_trackers']:.3f} of the trackers."
     )
-    if figures.growth:
-        rows = [
-            [
-                g.changed,
-                g.value,
-                f"{g.tokens:.0f}",
-                f"{g.forward_seconds:.3f}",
-                f"{g.svd_seconds:.3f}",
-                f"{g.tracker_bytes / 1e6:.2f}",
-            ]
-            for g in figures.growth
-        ]
-        parts.append(_table(["changed", "to", "tokens a step", "forward s", "SVD s", "trackers MB"], rows))
-        rows = [[u.rows, u.in_features, u.n_components, f"{u.milliseconds:.2f}"] for u in figures.updates]
-        parts.append(_table(["rows", "in_features", "components", "ms an update"], rows))
-    return "\n\n".join(parts) + "\n"
 
 
 def draw(figures: Figures, path: Path) -> None:
@@ -248,5 +234,8 @@ def _runs_table(figures: Figures) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table; nothing without rows."""
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

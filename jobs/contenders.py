@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from eva_dist.artifact.build import build_artifact
+from eva_dist.artifact.facts import layer_facts
+from eva_dist.artifact.tensors import state_dict
 from eva_dist.config import Dtype
-from eva_dist.controller import PassResult, StepDecision, StepReport
+from eva_dist.controller import StepDecision, StepReport
 from eva_dist.data import Batching, TokenStream, open_rows
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
-from eva_dist.numerics.components import adapter_rows
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.plan import Plan, make_plan
 from eva_dist.precompute import Prepared, provenance
@@ -81,12 +82,12 @@ def peer(run: Prepared, threads: int) -> Contender:
     loader = torch.utils.data.DataLoader(data, batch_size=None, collate_fn=data.place)
     ready = time.perf_counter()
     with _timed(IncrementalPCA, "partial_fit", spent, "svd"), _timed(model, "forward", spent, "forward") as forwards:
-        state_dict = get_eva_state_dict(model, loader, config, show_progress_bar=False)
+        found = get_eva_state_dict(model, loader, config, show_progress_bar=False)
     compute = time.perf_counter() - ready - data.seconds
     steps = forwards.count - 1  # the first one only finds equal inputs, and its minibatch comes again
     with TemporaryDirectory() as folder:
         writing = time.perf_counter()
-        save_file({name: rows.contiguous() for name, rows in state_dict.items()}, f"{folder}/eva.safetensors")
+        save_file({name: rows.contiguous() for name, rows in found.items()}, f"{folder}/eva.safetensors")
         write = time.perf_counter() - writing
     seconds = {
         "load": loaded - started,
@@ -96,7 +97,7 @@ def peer(run: Prepared, threads: int) -> Contender:
         "write": write,
     }
     tokens = sum(data.tokens[step] for step in range(steps))
-    return Contender("PEFT", compute, seconds, steps, tokens, _float32(state_dict), {"peak_bytes": _peak_bytes()})
+    return Contender("PEFT", compute, seconds, steps, tokens, _float32(found), {"peak_bytes": _peak_bytes()})
 
 
 def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
@@ -107,7 +108,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
     loaded = time.perf_counter()
     plan = begin(worker, run)
     begin_seconds = time.perf_counter() - loaded
-    floor = Floor(worker, plan)
+    floor = Floor(worker)
     paused = 0.0
 
     def step(decision: StepDecision) -> list[StepReport]:
@@ -121,7 +122,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
     begun = time.perf_counter()
     state, _ = run_pass(plan, run.config.eva.tau, run.config.eva.max_steps, step, accept=True)
     result = finish(state, worker.components(), state.elapsed)
-    state_dict = _state_dict(result, run.config.eva.whiten)
+    tensors = state_dict(layer_facts(result), run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused
     peak = _peak_bytes()
     worker.leave()
@@ -144,7 +145,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
         seconds,
         result.state.steps,
         result.state.tokens,
-        state_dict,
+        tensors,
         extra,
     )
 
@@ -173,13 +174,13 @@ def truth(
     for group in plan.groups:
         eigenvalues_D, vectors_DD = torch.linalg.eigh(states[group.index].scatter_DD)
         for layer in group.members:
-            common = min(len(state_dict[layer]) for state_dict in found.values())
+            common = min(len(rows[layer]) for rows in found.values())
             if common == 0:
                 continue
             exact_RD = vectors_DD.flip(1)[:, :common].mT
             best = eigenvalues_D.flip(0)[:common].sum()
-            for name, state_dict in found.items():
-                v_RD = normalize(state_dict[layer][:common].double())  # whitened rows are longer
+            for name, rows in found.items():
+                v_RD = normalize(rows[layer][:common].double())  # whitened rows are longer
                 overlaps[name].append(float((v_RD @ exact_RD.mT).square().sum() / common))
                 captured = ((v_RD @ states[group.index].scatter_DD) * v_RD).sum()
                 deficits[name].append(float(1 - captured / best))
@@ -258,8 +259,8 @@ class Floor:
     As the worker, it forwards a window once, when its first step comes.
     """
 
-    def __init__(self, worker: Session, plan: Plan) -> None:
-        self._worker, self._plan = worker, plan
+    def __init__(self, worker: Session) -> None:
+        self._worker = worker
         self._steps = range(0)
         self.seconds = 0.0
 
@@ -338,15 +339,8 @@ def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iter
             delattr(owner, method)
 
 
-def _state_dict(result: PassResult, whiten: bool) -> dict[str, Tensor]:
-    group_of = {name: group.index for group in result.state.plan.groups for name in group.members}
-    return {
-        name: adapter_rows(result.components[group_of[name]], rank, whiten) for name, rank in result.state.ranks.items()
-    }
-
-
-def _float32(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: rows.detach().float().cpu() for name, rows in state_dict.items()}
+def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows.detach().float().cpu() for name, rows in tensors.items()}
 
 
 def median(values: Sequence[float]) -> float:

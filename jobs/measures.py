@@ -30,7 +30,7 @@ def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
     """
     worker = session(run, threads)
     plan = begin(worker, run)
-    floor = Floor(worker, plan)
+    floor = Floor(worker)
     active = tuple(group.index for group in plan.groups)
     decisions = [StepDecision(step, active, dict.fromkeys(active, 0)) for step in range(steps)]
     for decision in decisions[:2]:  # the first states are made; the profiler sees only the end of what it saw begin
