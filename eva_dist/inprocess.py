@@ -13,7 +13,6 @@ Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state
 - the result is float32 (PEFT: float64 from the second update on).
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +23,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from eva_dist.callbacks import (
+    CallbackForward,
+    ForwardFn,
+    LayerFunctions,
+    PrepareLayerInputsFn,
+    PrepareModelInputsFn,
+    prepare_layer_inputs_fn_language_modeling,
+    prepare_model_inputs_fn_language_modeling,
+)
 from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.controller import PassState, StepDecision, StepReport, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
@@ -40,25 +48,17 @@ from eva_dist.engine import (
     run_pass,
     run_step,
 )
-from eva_dist.errors import ConfigError, LayerError, NotConvergedError
+from eva_dist.errors import ConfigError, NotConvergedError
 from eva_dist.feed import RowFeed, make_taps, probe_inputs
 from eva_dist.modeling.forward import (
-    Placed,
     TokenForward,
-    Trunk,
     find_layout,
     find_trunk,
-    forward_placed,
     input_device,
-    is_right_padded,
     move_to_device,
-    place,
-    real_tokens,
-    select_tokens,
 )
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
-from eva_dist.modeling.taps import SelectRows
 from eva_dist.numerics.components import adapter_rows
 from eva_dist.plan import Layer, make_plan
 from eva_dist.progress import Progress
@@ -66,44 +66,6 @@ from eva_dist.progress import Progress
 _log = logging.getLogger(__name__)
 
 _PROBE_MINIBATCHES = 8
-
-ForwardFn = Callable[[nn.Module, Any], Any]
-PrepareModelInputsFn = Callable[[Any, LoraConfig], Any]
-PrepareLayerInputsFn = Callable[[Any, Any, str], Tensor]
-
-
-def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: LoraConfig) -> Tensor:
-    """Return `[T, 2]` indices (sample, position) of the tokens that count: neither padding nor masked by label."""
-    if not isinstance(model_input, Mapping):
-        raise TypeError(
-            f"minibatches of type {type(model_input).__name__} must be mappings with input_ids; "
-            "pass your own prepare_model_inputs_fn and forward_fn for anything else"
-        )
-    if model_input.get("attention_mask") is None and "input_ids" not in model_input:
-        raise TypeError(
-            f"minibatches with the keys {sorted(model_input)} have neither attention_mask nor input_ids; for data that "
-            "are no tokens pass prepare_model_inputs_fn=None and prepare_layer_inputs_fn=None: then every row counts"
-        )
-    return _counting_tokens(model_input, peft_config).nonzero()
-
-
-def _counting_tokens(model_input: Mapping[str, Any], peft_config: LoraConfig) -> Tensor:
-    mask_BT = real_tokens(model_input)
-    eva = peft_config.eva_config
-    if eva is not None and eva.use_label_mask and "labels" in model_input:
-        mask_BT = mask_BT & (model_input["labels"] != eva.label_mask_value)
-    return mask_BT
-
-
-def prepare_layer_inputs_fn_language_modeling(layer_input: Any, model_input: Tensor, layer_name: str) -> Tensor:
-    """Return `[T, in_features]`: the rows of a layer's input at the indices that count."""
-    x = _first_tensor(layer_input, layer_name)
-    if x.dim() != 1 + model_input.shape[1]:
-        raise LayerError(
-            f"inputs of layer {layer_name} have shape {tuple(x.shape)}: not one row for each token; "
-            "leave the layer out with exclude_modules, or pass your own prepare_layer_inputs_fn for it"
-        )
-    return x[model_input.to(x.device).T.unbind()]
 
 
 @torch.no_grad()
@@ -157,12 +119,12 @@ def get_eva_state_dict(
     assert eva is not None  # _peft_config refuses it
     solver_config, when_short = _options(solver, max_steps, on_max_steps)
     targets = _targets(model, config)
-    functions = _LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
+    functions = LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
     device = input_device(model)
     stream = LoaderStream(dataloader, lambda inputs: inputs if device is None else move_to_device(inputs, device))
     if not targets.layers:
         return {}
-    forward = _CallbackForward(
+    forward = CallbackForward(
         model,
         config,
         forward_fn,
@@ -207,87 +169,6 @@ class _Ring:
         return theirs
 
 
-class _LayerFunctions:
-    """`prepare_layer_inputs_fn` as given: one function, a mapping by layer name, or None."""
-
-    def __init__(
-        self, given: PrepareLayerInputsFn | Mapping[str, PrepareLayerInputsFn] | None, layers: Sequence[str]
-    ) -> None:
-        self.given = given
-        unknown = sorted(set(given) - set(layers)) if isinstance(given, Mapping) else []
-        if unknown:
-            raise LayerError(
-                "prepare_layer_inputs_fn is a mapping but the following module names were not found in the model: "
-                f"{unknown}; the target layers are {list(layers[:3])} and so on"
-            )
-
-    def __call__(self, layer_input: Any, model_input: Any, name: str) -> Tensor:
-        function = self.given.get(name) if isinstance(self.given, Mapping) else self.given
-        rows = _flatten(layer_input, name) if function is None else function(layer_input, model_input, name)
-        if rows.dim() != 2:
-            raise LayerError(
-                f"prepare_layer_inputs_fn returned shape {tuple(rows.shape)} for layer {name}; "
-                "it must be 2-d, [tokens, in_features]"
-            )
-        return rows
-
-
-@dataclass(frozen=True)
-class _CallbackForward:
-    """PEFT's callbacks as the engine's `Forward`; with the default ones, minibatches of text are packed."""
-
-    model: nn.Module
-    config: LoraConfig
-    forward_fn: ForwardFn | None
-    trunk: Trunk
-    prepare_model_inputs_fn: PrepareModelInputsFn | None
-    prepare_layer_inputs_fn: _LayerFunctions
-    layout: Layout = Layout.padded
-    longest_row: int = 0
-
-    @property
-    def may_cut(self) -> bool:
-        return self.forward_fn is None and self.trunk.may_cut
-
-    def packable(self, minibatch: Any) -> bool:
-        """Tell whether nothing but the padding would be lost by laying the samples end to end."""
-        defaults = (
-            self.forward_fn is None
-            and self.prepare_model_inputs_fn is prepare_model_inputs_fn_language_modeling
-            and self.prepare_layer_inputs_fn.given is prepare_layer_inputs_fn_language_modeling
-        )
-        return defaults and isinstance(minibatch, Mapping) and is_right_padded(minibatch)
-
-    def prepare(self, minibatch: Any) -> Any:
-        fits = self.layout is not Layout.padded and self.packable(minibatch)
-        if fits and minibatch["input_ids"].numel() <= self.longest_row:  # up to there the layout has been checked
-            device = minibatch["input_ids"].device
-            return place(minibatch, _counting_tokens(minibatch, self.config), self.layout, device)
-        if self.prepare_model_inputs_fn is None:
-            return minibatch, copy.copy(minibatch)
-        return minibatch, self.prepare_model_inputs_fn(minibatch, self.config)
-
-    def run(self, prepared: Any) -> None:
-        if isinstance(prepared, Placed):
-            forward_placed(self.trunk, prepared)
-            return
-        minibatch, _ = prepared
-        if self.forward_fn is not None:
-            self.forward_fn(self.model, minibatch)
-        elif isinstance(minibatch, Mapping):
-            self.trunk.run(minibatch)
-        else:
-            raise TypeError(f"minibatches of type {type(minibatch).__name__} are no mappings: pass a forward_fn")
-
-    def select(self, prepared: Any) -> SelectRows:
-        if isinstance(prepared, Placed):
-            return lambda arguments, name: select_tokens(_first_tensor(arguments, name), prepared, name)
-        return lambda arguments, name: self.prepare_layer_inputs_fn(arguments, prepared[1], name)
-
-    def counts(self, prepared: Any) -> Sequence[int]:
-        raise AssertionError("a minibatch of a dataloader is one step")
-
-
 def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) -> LoraConfig:
     config = given
     if config is None:
@@ -327,7 +208,7 @@ def _targets(model: nn.Module, config: LoraConfig) -> Targets:
     return Targets(tuple(replace(layer, name=f"module.{layer.name}") for layer in found.layers), found.unsupported)
 
 
-def _with_layout(forward: _CallbackForward, layers: Sequence[str], stream: LoaderStream) -> _CallbackForward:
+def _with_layout(forward: CallbackForward, layers: Sequence[str], stream: LoaderStream) -> CallbackForward:
     """Find out, by the first minibatch, whether samples can be forwarded without their padding."""
     first = next(stream.peek(1))
     if not forward.packable(first):
@@ -341,7 +222,7 @@ def _with_layout(forward: _CallbackForward, layers: Sequence[str], stream: Loade
 
 
 def _worker(
-    layers: Sequence[Layer], forward: _CallbackForward, stream: LoaderStream, ring: _Ring, solver: SolverConfig
+    layers: Sequence[Layer], forward: CallbackForward, stream: LoaderStream, ring: _Ring, solver: SolverConfig
 ) -> Worker:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     names = {layer.name: layer.name for layer in layers}
@@ -437,15 +318,3 @@ def _adapter_off(model: nn.Module) -> Iterator[None]:
         for parameter, flag in requires_grad.items():
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
-
-
-def _first_tensor(layer_input: Any, name: str) -> Tensor:
-    x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
-    if not isinstance(x, Tensor):
-        raise TypeError(f"unsupported input type {type(x)} in layer {name}; pass your own prepare_layer_inputs_fn")
-    return x
-
-
-def _flatten(layer_input: Any, name: str) -> Tensor:
-    x = _first_tensor(layer_input, name)
-    return x.reshape(-1, x.shape[-1])

@@ -190,3 +190,24 @@ def test_a_pass_that_may_not_go_on_stops_where_it_was_told():
 
     state, _ = run_pass(worker.plan, 1.0, 3, step)
     assert state.decision.stop is Stop.max_steps and state.steps == 3
+
+
+def test_a_lower_precision_of_products_does_not_reach_the_statistics(monkeypatch):
+    """Training scripts allow TF32 for the whole process."""
+    seen = []
+    update_many = SubspaceTracker.update_many
+
+    def watched(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return update_many(*arguments)
+
+    monkeypatch.setattr(SubspaceTracker, "update_many", watched)
+    worker = make_worker({0: [minibatch(0)]}, SolverName.subspace)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        run_step(worker, decide(0, 0, 1, 2), {})
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen and set(seen) == {"highest"}

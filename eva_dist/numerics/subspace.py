@@ -81,11 +81,11 @@ class SubspaceTracker(Tracker[SubspaceState]):
         the same, K + 12 kept                         2.0    2.5e-3    32.0      .952 / .877
         4K kept, 3 power steps (nearly exact)        15.9    4.3e-5    31.5      .960 / .899
 
-    The last but two is the default here; `jobs/benchmark.py` times it, and what its options
-    reach, against PEFT on any model. The sample, not the arithmetic, decides the overlap: see
-    the last line. Batching several groups on a CPU brought nothing (2.1 to 2.5 ms), a pool of
-    two threads a sixth; the floor of one update is two products of T x D by W, and three passes over the
-    rows for the exact moments.
+    The last but two is the default here (2.6 ms as it now stands, checks included);
+    `jobs/benchmark.py` times it, and what its options reach, against PEFT on any model. The
+    sample, not the arithmetic, decides the overlap: see the last line. Batching several groups
+    on a CPU brought nothing (2.1 to 2.5 ms), a pool of two threads a sixth; the floor of one
+    update is two products of T x D by W, and three passes over the rows for the exact moments.
 
     Cost: 4 T D W float32 operations; 6 D W^2 + 2 T W^2 + 20 W^3 in float64; the exact moments,
     5 T D in float64. State: Q x D float32 and D float64.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eva_dist.inprocess import prepare_layer_inputs_fn_language_modeling, prepare_model_inputs_fn_language_modeling
+from eva_dist.callbacks import prepare_layer_inputs_fn_language_modeling, prepare_model_inputs_fn_language_modeling
 
 from .conftest import assert_same, build, eva, lora, recorded_calls, token_minibatches
 
