@@ -68,6 +68,13 @@ class OnMaxSteps(Enum):
     accept = "accept"
 
 
+class Resume(Enum):
+    """What a run does with checkpoints of the same fingerprint: go on from the last good one, or begin anew."""
+
+    auto = "auto"
+    never = "never"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What to load. `config_overrides` goes to the model's config, e.g. `num_hidden_layers`."""
@@ -195,34 +202,56 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """The gang. `address` null starts Ray on this machine; `resources` is what one worker asks of Ray."""
+    """The gang: `num_workers` actors, in groups of `shard_size` that hold the model together.
+
+    `address` null starts Ray on this machine; `resources` is what one worker asks of Ray, `offload`
+    keeps the shards in the memory of the CPU. `network_interface` names the interface of the workers'
+    own traffic (gloo, NCCL), null lets them choose.
+
+    A worker that does not answer a call within `timeout_s`, or shows no sign of life for `heartbeat_s`,
+    counts as lost. After each of at most `max_failures` failures the gang is built again: with as many
+    workers if the cluster has room for them within `wait_s`, else with fewer. It goes on from the last
+    checkpoint, one every `checkpoint_every` steps (0: none), of which the last `keep_checkpoints` are kept.
+    """
 
     num_workers: int = 1
     shard_size: int = 1
+    offload: bool = False
     exchange: Exchange = Exchange.to_owner
     address: str | None = None
+    network_interface: str | None = None
     timeout_s: float = 1800.0
-    max_failures: int = 0
-    checkpoint_every: int = 0
+    heartbeat_s: float = 60.0
+    max_failures: int = 3
+    wait_s: float = 60.0
+    checkpoint_every: int = 25
+    keep_checkpoints: int = 2
     threads_per_worker: int | None = None
     resources: dict[str, float] = field(default_factory=dict)
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
         yield from _at_least("cluster.num_workers", self.num_workers, 1, "use 1 for a single process")
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
-            yield f"cluster.timeout_s={self.timeout_s} must be > 0 seconds; 1800 is usual"
+        yield from _at_least("cluster.shard_size", self.shard_size, 1, "use 1 to keep the whole model on each worker")
+        if self.shard_size >= 1 and self.num_workers % self.shard_size:
+            whole = -(-self.num_workers // self.shard_size) * self.shard_size
+            yield (
+                f"cluster.num_workers={self.num_workers} must be a multiple of cluster.shard_size={self.shard_size}: "
+                f"that many workers hold the model together; e.g. cluster.num_workers={whole}"
+            )
+        if self.offload and self.shard_size == 1:
+            yield "cluster.offload=true must come with cluster.shard_size >= 2: it is shards that are offloaded"
+        for key, value, usual in (("timeout_s", self.timeout_s, 1800), ("heartbeat_s", self.heartbeat_s, 60)):
+            if not (math.isfinite(value) and value > 0):
+                yield f"cluster.{key}={value} must be > 0 seconds; {usual} is usual"
+        yield from _at_least("cluster.max_failures", self.max_failures, 0, "use 0 to stop at the first failure")
+        yield from _at_least("cluster.wait_s", self.wait_s, 0.0, "use 0 to go on at once with what is left")
+        yield from _at_least("cluster.checkpoint_every", self.checkpoint_every, 0, "use 0 for no checkpoints")
+        yield from _at_least("cluster.keep_checkpoints", self.keep_checkpoints, 1, "2 is usual")
         if self.threads_per_worker is not None:
             yield from _at_least(
                 "cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores"
             )
-        for key, only, value in (
-            ("shard_size", 1, self.shard_size),
-            ("max_failures", 0, self.max_failures),
-            ("checkpoint_every", 0, self.checkpoint_every),
-        ):
-            if value != only:
-                yield f"cluster.{key}={value} must be {only}: this version does no more; set cluster.{key}={only}"
         for key, amount in self.resources.items():
             yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
             if key == "GPU" and amount != int(amount):
@@ -266,7 +295,7 @@ class ArtifactConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of one run, by group."""
+    """All settings of one run, by group; `resume` stands alone."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -275,10 +304,11 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
+    resume: Resume = Resume.auto
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` with every complaint of every group."""
-        groups = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        groups = [getattr(self, name) for name in config_groups()]
         problems = [problem for group in groups for problem in group.problems()]
         if problems:
             raise ConfigError("\n".join(problems))
@@ -288,12 +318,19 @@ class Config:
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+def config_groups() -> dict[str, type]:
+    """Return the groups of settings by name, in order."""
+    return {name: group for name, group in get_type_hints(Config).items() if not issubclass(group, Enum)}
+
+
 def schema() -> type:
     """Return the unfrozen twin of `Config`, for Hydra's ConfigStore."""
-    groups = {name: _unfrozen(group) for name, group in get_type_hints(Config).items()}
-    return dataclasses.make_dataclass(
-        "ConfigSchema", [(name, twin, field(default_factory=twin)) for name, twin in groups.items()]
-    )
+    columns: list[tuple[str, type, Any]] = []
+    for f in dataclasses.fields(Config):
+        hint = get_type_hints(Config)[f.name]
+        twin = _unfrozen(hint) if f.name in config_groups() else hint
+        columns.append((f.name, twin, field(default_factory=twin) if twin is not hint else field(default=f.default)))
+    return dataclasses.make_dataclass("ConfigSchema", columns)
 
 
 def freeze(filled: Any) -> Config:
@@ -302,16 +339,17 @@ def freeze(filled: Any) -> Config:
     Raises:
         ConfigError: one line for each setting that is unknown or out of range.
     """
-    groups = get_type_hints(Config).items()
+    groups = config_groups()
     unknown = [
         f"{name}.{key}={value} is no setting; take it out"
-        for name, group in groups
+        for name, group in groups.items()
         for key, value in vars(getattr(filled, name)).items()
         if key not in get_type_hints(group)
     ]
     if unknown:
         raise ConfigError("\n".join(unknown))
-    return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups})
+    alone = {f.name: getattr(filled, f.name) for f in dataclasses.fields(Config) if f.name not in groups}
+    return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups.items()}, **alone)
 
 
 def _unfrozen(frozen: type) -> type:

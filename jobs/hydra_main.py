@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eva_dist.config import Config, freeze, schema
+from eva_dist.config import Config, config_groups, freeze, schema
 from eva_dist.errors import ConfigError, EvaDistError
 
 
@@ -140,11 +140,8 @@ def _given(key: str) -> str:
 
 
 def _keys() -> set[str]:
-    return {f"{group.name}.{f.name}" for group in dataclasses.fields(Config) for f in dataclasses.fields(_type(group))}
-
-
-def _type(group: Any) -> Any:
-    return group.default_factory
+    alone = {f.name for f in dataclasses.fields(Config)} - config_groups().keys()
+    return alone | {f"{name}.{f.name}" for name, group in config_groups().items() for f in dataclasses.fields(group)}
 
 
 def _say(message: str, code: int) -> int:

@@ -106,17 +106,14 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("cluster__timeout_s", 0, "cluster.timeout_s=0 must be > 0 seconds; 1800 is usual"),
         ("cluster__timeout_s", inf, "cluster.timeout_s=inf must be > 0 seconds; 1800 is usual"),
         ("cluster__threads_per_worker", 0, "cluster.threads_per_worker=0 must be >= 1; use null to share the cores"),
-        (
-            "cluster__shard_size",
-            2,
-            "cluster.shard_size=2 must be 1: this version does no more; set cluster.shard_size=1",
-        ),
-        (
-            "cluster__max_failures",
-            1,
-            "cluster.max_failures=1 must be 0: this version does no more; set cluster.max_fai",
-        ),
-        ("cluster__checkpoint_every", 5, "cluster.checkpoint_every=5 must be 0: this version does no more; set "),
+        ("cluster__shard_size", 0, "cluster.shard_size=0 must be >= 1; use 1 to keep the whole model on each worker"),
+        ("cluster__shard_size", 2, "cluster.num_workers=1 must be a multiple of cluster.shard_size=2: that many work"),
+        ("cluster__offload", True, "cluster.offload=true must come with cluster.shard_size >= 2: it is shards that"),
+        ("cluster__heartbeat_s", 0, "cluster.heartbeat_s=0 must be > 0 seconds; 60 is usual"),
+        ("cluster__max_failures", -1, "cluster.max_failures=-1 must be >= 0; use 0 to stop at the first failure"),
+        ("cluster__wait_s", -1, "cluster.wait_s=-1 must be >= 0.0; use 0 to go on at once with what is left"),
+        ("cluster__checkpoint_every", -1, "cluster.checkpoint_every=-1 must be >= 0; use 0 for no checkpoints"),
+        ("cluster__keep_checkpoints", 0, "cluster.keep_checkpoints=0 must be >= 1; 2 is usual"),
         ("cluster__resources", {"TPU": -1}, "cluster.resources.TPU=-1 must be >= 0; leave it out to ask for none"),
         ("cluster__resources", {"TPU": nan}, "cluster.resources.TPU=nan must be >= 0; leave it out to ask for none"),
         ("store__url", "", "store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva"),
@@ -248,6 +245,7 @@ def test_to_dict_is_json_and_holds_every_setting():
     plain = config.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["model"]["dtype"] == "float16" and plain["eva"]["on_max_steps"] == "error"
+    assert plain.pop("resume") == "auto"
     assert {f"{g}.{k}" for g, keys in plain.items() for k in keys} == {
         f"{name}.{f.name}" for name, group in GROUPS.items() for f in dataclasses.fields(group)
     }
