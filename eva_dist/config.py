@@ -240,7 +240,7 @@ class ClusterConfig:
                 f"that many workers hold the model together; e.g. cluster.num_workers={whole}"
             )
         if self.offload and self.shard_size == 1:
-            yield "cluster.offload=true must come with cluster.shard_size >= 2: it is shards that are offloaded"
+            yield "cluster.offload=true must come with cluster.shard_size >= 2; it is shards that are offloaded"
         for key, value, usual in (("timeout_s", self.timeout_s, 1800), ("heartbeat_s", self.heartbeat_s, 60)):
             if not (math.isfinite(value) and value > 0):
                 yield f"cluster.{key}={value} must be > 0 seconds; {usual} is usual"

@@ -108,7 +108,7 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("cluster__threads_per_worker", 0, "cluster.threads_per_worker=0 must be >= 1; use null to share the cores"),
         ("cluster__shard_size", 0, "cluster.shard_size=0 must be >= 1; use 1 to keep the whole model on each worker"),
         ("cluster__shard_size", 2, "cluster.num_workers=1 must be a multiple of cluster.shard_size=2: that many work"),
-        ("cluster__offload", True, "cluster.offload=true must come with cluster.shard_size >= 2: it is shards that"),
+        ("cluster__offload", True, "cluster.offload=true must come with cluster.shard_size >= 2; it is shards that"),
         ("cluster__heartbeat_s", 0, "cluster.heartbeat_s=0 must be > 0 seconds; 60 is usual"),
         ("cluster__max_failures", -1, "cluster.max_failures=-1 must be >= 0; use 0 to stop at the first failure"),
         ("cluster__wait_s", -1, "cluster.wait_s=-1 must be >= 0.0; use 0 to go on at once with what is left"),
