@@ -113,10 +113,10 @@ class PassState:
     `ranks` holds the maximum ranks until every group has components, then the allocation.
     With `accept`, a group that a whole epoch could not update (an expert that no token
     reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
-    `tokens` counts token rows; `elapsed` is the seconds of all steps, `seconds` the slowest
-    worker's by phase. `owners` follows the work: when groups converge and leave it lopsided,
-    those that stay active are packed again. `sent_bytes` and `svd_processor_seconds` are
-    summed over the workers.
+    `tokens` counts token rows; `elapsed` is the seconds of all steps, `pass_seconds` with the
+    decisions between them, `seconds` the slowest worker's by phase. `owners` follows the work:
+    when groups converge and leave it lopsided, those that stay active are packed again.
+    `sent_bytes` and `svd_processor_seconds` are summed over the workers.
     """
 
     plan: Plan
@@ -135,6 +135,7 @@ class PassState:
     owners: Mapping[int, int] = field(default_factory=dict)
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
+    pass_seconds: float = 0.0
 
     def group_rank(self, group: int) -> int:
         """Return the largest rank among the group's members."""
@@ -172,11 +173,10 @@ class PassState:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass hands to the artifact: the last state, the components by group, and seconds of the whole pass."""
+    """What a pass hands to the artifact: the last state, and the components by group."""
 
     state: PassState
     components: Mapping[int, Components]
-    seconds: float
 
 
 def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PassState:

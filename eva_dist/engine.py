@@ -25,7 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,6 @@ from eva_dist.controller import (
     StepReport,
     add_seconds,
     advance,
-    first_state,
 )
 from eva_dist.distributed.exchange import RowExchange
 from eva_dist.feed import RowFeed
@@ -48,6 +47,7 @@ from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import component_cosines
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
+from eva_dist.numerics.records import from_tensors, map_tensors
 from eva_dist.numerics.subspace import SubspaceTracker
 from eva_dist.numerics.tracker import Tracker
 from eva_dist.plan import InputGroup, Plan
@@ -66,12 +66,13 @@ class GroupSvd:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker needs for a pass."""
+    """What a worker needs for a pass; `on_phase` is told what it is about to do: forward, exchange, svd."""
 
     plan: Plan
     feed: RowFeed
     exchange: RowExchange
     trackers: Mapping[int, Tracker[Any]]
+    on_phase: Callable[[str], None] = lambda phase: None
 
 
 def make_tracker(solver: SolverConfig, n_components: int) -> Tracker[Any]:
@@ -98,7 +99,7 @@ def run_step(worker: Worker, decision: StepDecision, svds: dict[int, GroupSvd]) 
 
     `svds` is updated in place, group by group: a second generation would double its memory.
     """
-    clock = _Clock()
+    clock = _Clock(worker.on_phase)
     updates = _Updates(worker, svds, clock)
     mine: dict[int, Tensor] = {}
     tokens = 0
@@ -132,36 +133,31 @@ def run_step(worker: Worker, decision: StepDecision, svds: dict[int, GroupSvd]) 
 
 
 def run_pass(
-    plan: Plan,
-    tau: float,
-    max_steps: int,
+    state: PassState,
     step: Callable[[StepDecision], Sequence[StepReport]],
     on_step: Callable[[PassState], None] = lambda state: None,
-    accept: bool = False,
-) -> tuple[PassState, float]:
+) -> PassState:
     """Drive steps until every layer has converged, `max_steps` is reached or the data is gone.
 
     Args:
-        plan: what to compute.
-        tau: cosine at which a component counts as converged.
-        max_steps: most SVD updates.
+        state: where to begin: `controller.first_state`, or what a checkpoint holds.
         step: carries a decision to every worker and brings back their reports.
         on_step: told the state after each step (progress).
-        accept: what did not converge will be taken as it is.
 
     Returns:
-        The last state, and the seconds from the first forward to the last allocation.
+        The last state; its `pass_seconds` count from the first forward to the last allocation.
     """
-    started = time.perf_counter()
-    state = first_state(plan, tau, max_steps, accept)
+    before, started = state.pass_seconds, time.perf_counter()
     while state.decision.stop is None:
         step_started = time.perf_counter()
         reports = step(state.decision)
         reported = time.perf_counter()
         state = advance(state, reports, reported - step_started)
-        state = replace(state, seconds=add_seconds(state.seconds, {"decision": time.perf_counter() - reported}))
+        decided = time.perf_counter()
+        seconds = add_seconds(state.seconds, {"decision": decided - reported})
+        state = replace(state, seconds=seconds, pass_seconds=before + decided - started)
         on_step(state)
-    return state, time.perf_counter() - started
+    return state
 
 
 def collect_components(svds: Mapping[int, GroupSvd]) -> dict[int, Components]:
@@ -178,31 +174,29 @@ def collect_components(svds: Mapping[int, GroupSvd]) -> dict[int, Components]:
 
 def give(svds: dict[int, GroupSvd], groups: Iterable[int]) -> dict[int, GroupSvd]:
     """Take the SVDs of these groups out of `svds`, those that are there, to the CPU, on their way to a new owner."""
-    return {group: _place(svds.pop(group), torch.device("cpu")) for group in groups if group in svds}
+    return {group: map_tensors(svds.pop(group), Tensor.cpu) for group in groups if group in svds}
 
 
 def receive(svds: dict[int, GroupSvd], given: Mapping[int, GroupSvd], device: torch.device) -> None:
     """Keep these SVDs in `svds` from now on, on this device."""
-    svds.update({group: _place(svd, device) for group, svd in given.items()})
+    svds.update({group: map_tensors(svd, lambda tensor: tensor.to(device)) for group, svd in given.items()})
 
 
-def _place(value: Any, device: torch.device) -> Any:
-    """Return a nested dataclass with every tensor on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    return replace(value, **{f.name: _place(getattr(value, f.name), device) for f in fields(value)})
+def restore(worker: Worker, group: int, tensors: Mapping[str, Tensor]) -> GroupSvd:
+    """Return the SVD of a group whose tracker state a checkpoint holds, on the worker's device."""
+    tracker, device = worker.trackers[group], worker.feed.device
+    state: Any = from_tensors(tracker.state_type, {name: tensor.to(device) for name, tensor in tensors.items()})
+    return GroupSvd(state, tracker.components(state))
 
 
-def finish(state: PassState, components: Mapping[int, Components], seconds: float) -> PassResult:
+def finish(state: PassState, components: Mapping[int, Components]) -> PassResult:
     """Merge what the workers own into the result of the pass; a group that was never updated has no component."""
     merged = {
         group.index: components.get(group.index)
         or Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
         for group in state.plan.groups
     }
-    return PassResult(state, merged, seconds)
+    return PassResult(state, merged)
 
 
 class _Updates:
@@ -298,7 +292,9 @@ def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 class _Clock:
     """Adds up seconds by phase, of the wall and of the processor; a phase inside another one is not the outer one's."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_phase: Callable[[str], None]) -> None:
+        self._on_phase = on_phase
+        self._phases: list[str] = []
         self.seconds: dict[str, float] = {}
         self.processor_seconds: dict[str, float] = {}
         self._inside = (0.0, 0.0)
@@ -306,6 +302,7 @@ class _Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         outer, self._inside = self._inside, (0.0, 0.0)
+        self._enter(name)
         wall, processor = time.perf_counter(), time.process_time()
         try:
             yield
@@ -314,3 +311,13 @@ class _Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent[0] - self._inside[0]
             self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + spent[1] - self._inside[1]
             self._inside = outer[0] + spent[0], outer[1] + spent[1]
+            self._leave()
+
+    def _enter(self, name: str) -> None:
+        self._phases.append(name)
+        self._on_phase(name)
+
+    def _leave(self) -> None:
+        self._phases.pop()
+        if self._phases:
+            self._on_phase(self._phases[-1])

@@ -33,7 +33,7 @@ from eva_dist.callbacks import (
     prepare_model_inputs_fn_language_modeling,
 )
 from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
-from eva_dist.controller import PassState, StepDecision, StepReport, refuse_unconverged
+from eva_dist.controller import PassState, StepDecision, StepReport, first_state, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
 from eva_dist.engine import (
@@ -259,7 +259,7 @@ def _run(
         return ring.everyones(run_step(worker, decision, svds))
 
     try:
-        state, _ = run_pass(worker.plan, tau, max_steps, step, progress or (lambda state: None), accept)
+        state = run_pass(first_state(worker.plan, tau, max_steps, accept), step, progress or (lambda state: None))
     finally:
         if progress:
             progress.close()
@@ -270,7 +270,7 @@ def _state_dict(
     state: PassState, device: torch.device, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
 ) -> dict[str, Tensor]:
     owned = {group: found for part in ring.everyones(collect_components(svds)) for group, found in part.items()}
-    components = finish(state, owned, state.elapsed).components
+    components = finish(state, owned).components
     group_of = {name: group.index for group in state.plan.groups for name in group.members}
     return {
         layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(device)

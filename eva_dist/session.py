@@ -6,7 +6,7 @@ comes to another conclusion.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,17 @@ from eva_dist.controller import StepDecision, StepReport
 from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
 from eva_dist.distributed.process_group import process_group
-from eva_dist.engine import GroupSvd, Worker, collect_components, give, make_trackers, receive, rows_at_once, run_step
+from eva_dist.engine import (
+    GroupSvd,
+    Worker,
+    collect_components,
+    give,
+    make_trackers,
+    receive,
+    restore,
+    rows_at_once,
+    run_step,
+)
 from eva_dist.errors import DataError
 from eva_dist.feed import Probe, RowFeed, make_taps, probe_inputs
 from eva_dist.modeling.forward import TokenForward, Trunk, find_layout
@@ -42,7 +52,6 @@ class Assignment:
     prefix: str
     layers: tuple[Layer, ...]
     data_digest: str
-    threads: int
 
     @property
     def names(self) -> dict[str, str]:
@@ -63,6 +72,7 @@ class Session:
 
     def join(self, address: str) -> None:
         """Join the process group."""
+        self.on_phase("join")
         timeout_s = self._assignment.config.cluster.timeout_s
         self._open.enter_context(process_group(address, self._global_rank, self._world_size, self._device, timeout_s))
 
@@ -72,6 +82,7 @@ class Session:
         Raises:
             DataError: this node reads other data than the driver.
         """
+        self.on_phase("load")
         assignment, config = self._assignment, self._assignment.config
         rows = open_rows(config.data)
         if rows.digest != assignment.data_digest:
@@ -90,6 +101,7 @@ class Session:
 
     def probe(self) -> tuple[Probe, Layout]:
         """Find out how minibatches can be laid out and, by a first forward, which layers share their input."""
+        self.on_phase("probe")
         in_base = {name: layer for layer, name in self._assignment.names.items()}
         alone = replace(self.source, global_rank=0, world_size=1, batching=replace(self.source.batching, steps=1))
         minibatches: Iterator[dict[str, Tensor]] = (
@@ -116,11 +128,14 @@ class Session:
             device=self._device,
             consumed_at_once=exchange.is_local and rows_at_once(self._device) == 0,
         )
-        self.worker = Worker(plan, feed, exchange, make_trackers(self._assignment.config.solver, plan.groups))
+        trackers = make_trackers(self._assignment.config.solver, plan.groups)
+        self.worker = Worker(plan, feed, exchange, trackers, self.on_phase)
 
     def step(self, decision: StepDecision) -> StepReport:
         """Run one step."""
-        return run_step(self.worker, decision, self.svds)
+        report = run_step(self.worker, decision, self.svds)
+        self.on_phase("idle")
+        return report
 
     def give(self, groups: tuple[int, ...]) -> dict[int, GroupSvd]:
         """Part with the SVDs of these groups, those that are kept here."""
@@ -130,6 +145,10 @@ class Session:
         """Keep these SVDs from now on."""
         receive(self.svds, svds, self._device)
 
+    def restore(self, group: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a group's SVD from now on, as a checkpoint holds it."""
+        self.svds[group] = restore(self.worker, group, tensors)
+
     def components(self) -> dict[int, Components]:
         """Return the components of the groups that this worker owns."""
         return collect_components(self.svds)
@@ -137,6 +156,9 @@ class Session:
     def leave(self) -> None:
         """Leave the process group in good order."""
         self._open.close()
+
+    def on_phase(self, phase: str) -> None:
+        """Be told what is about to be done: join, load, probe; forward, exchange, svd; idle."""
 
     def _exchange(self) -> RowExchange:
         if self._world_size == 1:

@@ -24,15 +24,15 @@ from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.tensors import state_dict
 from eva_dist.config import Dtype
-from eva_dist.controller import StepDecision, StepReport
+from eva_dist.controller import StepDecision, StepReport, first_state
 from eva_dist.data import Batching, TokenStream, open_rows
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.plan import Plan, make_plan
-from eva_dist.precompute import Prepared, provenance
-from eva_dist.session import Assignment, Session
+from eva_dist.precompute import Prepared, assignment, provenance
+from eva_dist.session import Session
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
         return reports
 
     begun = time.perf_counter()
-    state, _ = run_pass(plan, run.config.eva.tau, run.config.eva.max_steps, step, accept=True)
-    result = finish(state, worker.components(), state.elapsed)
+    eva = run.config.eva
+    state = run_pass(first_state(plan, eva.tau, eva.max_steps, accept=True), step)
+    result = finish(state, worker.components())
     tensors = state_dict(layer_facts(result), run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused
     peak = _peak_bytes()
@@ -203,14 +204,9 @@ def in_float32(run: Prepared) -> Prepared:
 def session(run: Prepared, threads: int) -> Session:
     """Return a loaded session of one worker."""
     torch.set_num_threads(threads)
-    worker = Session(assignment(run, threads), 0, 1, _device())
+    worker = Session(assignment(run), 0, 1, _device())
     worker.load()
     return worker
-
-
-def assignment(run: Prepared, threads: int) -> Assignment:
-    """Return what a worker of this run is told."""
-    return Assignment(run.config, run.task, run.prefix, run.targets.layers, run.data["digest"], threads)
 
 
 def begin(worker: Session, run: Prepared) -> Plan:

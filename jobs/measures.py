@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
-from eva_dist.controller import PassResult, StepDecision
+from eva_dist.controller import PassResult, StepDecision, first_state
 from eva_dist.engine import finish, make_tracker, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
-from eva_dist.precompute import Prepared, prepare
-from jobs.contenders import Floor, assignment, begin, in_float32, median, session
+from eva_dist.precompute import Prepared, assignment, prepare
+from jobs.contenders import Floor, begin, in_float32, median, session
 
 
 def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
@@ -122,20 +122,21 @@ class ScalingRow:
 
 def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
     """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
-    from eva_dist.actors.gang import run_on_gang
+    from eva_dist.actors.cluster import connected
+    from eva_dist.actors.run import run_on_gang
 
     config = run.config
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
     config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
-    result = run_on_gang(assignment(replace(run, config=config), 1), lambda state: None)
-    state = result.state
+    with connected(cluster):
+        state = run_on_gang(assignment(replace(run, config=config)), lambda state: None).state
     return ScalingRow(
         workers,
         exchange.value,
         state.steps,
         state.svd_processor_seconds,
         state.sent_bytes / state.tokens,
-        result.seconds,
+        state.pass_seconds,
     )
 
 
@@ -178,9 +179,9 @@ def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PassResult:
     run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
     worker = session(run, threads)
     plan = begin(worker, run)
-    state, _ = run_pass(plan, 1.0, steps, lambda decision: [worker.step(decision)], accept=True)
+    state = run_pass(first_state(plan, 1.0, steps, accept=True), lambda decision: [worker.step(decision)])
     worker.leave()
-    return finish(state, worker.components(), state.elapsed)
+    return finish(state, worker.components())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eva_dist.config import SolverConfig, SolverName
-from eva_dist.controller import StepDecision, Stop
+from eva_dist.controller import StepDecision, Stop, first_state
 from eva_dist.data import Window
 from eva_dist.distributed.exchange import LocalExchange
 from eva_dist.engine import (
@@ -169,13 +169,13 @@ def test_a_whole_pass_converges_to_the_components_of_the_rows_it_saw(solver):
         return [run_step(worker, decision, svds)]
 
     told = []
-    state, seconds = run_pass(worker.plan, 0.99, 200, step, told.append)
+    state = run_pass(first_state(worker.plan, 0.99, 200), step, told.append)
     assert state.decision.stop is Stop.converged and state is told[-1] and len(told) == len(actives) == state.steps
-    assert sum(state.ranks.values()) == state.plan.rank_budget == 4 * R and seconds > 0 and state.steps < 200
+    assert sum(state.ranks.values()) == state.plan.rank_budget == 4 * R and state.pass_seconds > 0 and state.steps < 200
     assert set(state.seconds) == {"forward", "svd", "decision"} and state.svd_processor_seconds > 0
     rows_TD = torch.cat([steps[at][0] for at, active in enumerate(actives) if 0 in active]).double()
     exact_KD = torch.linalg.svd(rows_TD - rows_TD.mean(dim=0)).Vh[: state.ranks["q"]]
-    result = finish(state, collect_components(svds), seconds)
+    result = finish(state, collect_components(svds))
     overlap = torch.linalg.matrix_norm(exact_KD @ result.components[0].v_KD[: state.ranks["q"]].double().mT) ** 2
     assert overlap / state.ranks["q"] > 0.98
     assert list(result.components) == [0, 1, 2] and result.state is state
@@ -188,7 +188,7 @@ def test_a_pass_that_may_not_go_on_stops_where_it_was_told():
     def step(decision):
         return [run_step(worker, decision, svds)]
 
-    state, _ = run_pass(worker.plan, 1.0, 3, step)
+    state = run_pass(first_state(worker.plan, 1.0, 3), step)
     assert state.decision.stop is Stop.max_steps and state.steps == 3
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from eva_dist.config import Exchange
-from eva_dist.controller import Stop
+from eva_dist.controller import Stop, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.packing import Layout
 from eva_dist.numerics.components import Components
@@ -65,10 +65,10 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
         return everyones(session.step(decision))
 
     eva = assignment.config.eva
-    state, seconds = run_pass(plan, eva.tau, eva.max_steps, step)
+    state = run_pass(first_state(plan, eva.tau, eva.max_steps), step)
     mine = session.components()
     found = {group: one for part in everyones(mine) for group, one in part.items()}
-    result = finish(state, found, seconds)
+    result = finish(state, found)
     session.leave()
     assert session.model.config._attn_implementation == "sdpa"
     return Outcome(

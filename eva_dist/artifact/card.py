@@ -139,7 +139,7 @@ def _provenance(result: PassResult, provenance: Provenance) -> str:
         "created": provenance.created,
         "published at": provenance.url,
         "workers": provenance.world_size,
-        "seconds of the pass": round(result.seconds, 1),
+        "seconds of the pass": round(result.state.pass_seconds, 1),
     }
     for group in ("model", "tokenizer", "data", "versions"):
         facts |= {f"{group}: {key}": value for key, value in getattr(provenance, group).items()}

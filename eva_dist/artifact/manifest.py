@@ -33,7 +33,7 @@ def write_manifest(
         "steps": state.steps,
         "tokens": state.tokens,
         "epoch": state.epoch,
-        "seconds": result.seconds,
+        "seconds": result.state.pass_seconds,
         "seconds_by_phase": dict(state.seconds),
         "r": eva.r,
         "rank_budget": state.plan.rank_budget,

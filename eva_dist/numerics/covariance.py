@@ -28,6 +28,8 @@ class CovarianceTracker(Tracker[CovarianceState]):
     State: D x D. Exact to float64 rounding, small eigenvalues included.
     """
 
+    state_type = CovarianceState
+
     n_components: int
 
     def update(self, state: CovarianceState | None, x_TD: Tensor) -> CovarianceState:

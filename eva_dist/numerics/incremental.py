@@ -34,6 +34,8 @@ class IncrementalTracker(Tracker[IncrementalState]):
     State: K x D.
     """
 
+    state_type = IncrementalState
+
     n_components: int
     oversampling: int | None = None
     power_steps: int = 4

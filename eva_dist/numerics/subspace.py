@@ -91,6 +91,8 @@ class SubspaceTracker(Tracker[SubspaceState]):
     5 T D in float64. State: Q x D float32 and D float64.
     """
 
+    state_type = SubspaceState
+
     n_components: int
     oversampling: int | None = None
     power_steps: int = 1

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -133,11 +133,12 @@ def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 class Tracker(ABC, Generic[StateT]):
     """Follows the `n_components` leading principal components of rows with D features.
 
-    The state belongs to the caller and is `None` before the first update. Rows may come in
-    any floating dtype; the state stays on their device. A tracker is seeded: the same rows in
-    the same order give the same state.
+    The state is a frozen record of tensors and integers (`state_type`; see `records.py`). It belongs
+    to the caller and is `None` before the first update. Rows may come in any floating dtype; the state
+    stays on their device. A tracker is seeded: the same rows in the same order give the same state.
     """
 
+    state_type: ClassVar[type]
     n_components: int
 
     @abstractmethod

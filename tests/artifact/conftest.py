@@ -72,7 +72,7 @@ def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: 
             for index in state.active
         ]
         state = advance(state, [StepReport(tuple(reports), 40, 0, {"forward": 0.5, "svd": 0.25})], 0.75)
-    return PassResult(state, components, seconds=3.5)
+    return PassResult(replace(state, pass_seconds=3.5), components)
 
 
 def _cosines(plan, index, cosine, turning):
