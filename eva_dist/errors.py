@@ -10,8 +10,11 @@
     ├── NonFiniteActivationsError (ValueError)  NaN or infinity among a layer's inputs
     ├── NotConvergedError                   `eva.max_steps` reached with layers still turning
     ├── GangError (RuntimeError)            the set of actors failed as one
-    │   ├── WorkerFailedError               a worker raised or died
-    │   └── GangTimeoutError                a worker did not answer in `cluster.timeout_s`
+    │   ├── PlacementError                  the cluster has no room for it
+    │   ├── WorkerFailedError               a worker raised
+    │   ├── WorkerLostError                 a worker's process or node died
+    │   └── GangTimeoutError                a worker did not answer in time
+    ├── PreemptedError                      the run was asked to end (SIGTERM); its checkpoint is kept
     └── StoreError (RuntimeError)           an artifact could not be written or read
         ├── ArtifactNotFoundError           nothing is published under that name
         └── IntegrityError                  a file differs from its manifest
@@ -61,12 +64,24 @@ class GangError(EvaDistError, RuntimeError):
     """The gang failed or could not be started; no actor of the run is left."""
 
 
+class PlacementError(GangError):
+    """The cluster cannot hold the gang; the message says what was asked and what the cluster has."""
+
+
 class WorkerFailedError(GangError):
-    """A worker raised or died; the message carries the worker's own traceback."""
+    """A worker raised; the message carries its own traceback."""
+
+
+class WorkerLostError(GangError):
+    """A worker's process died, or its node was lost."""
 
 
 class GangTimeoutError(GangError):
-    """A worker did not answer within `cluster.timeout_s`."""
+    """A worker did not answer within `cluster.timeout_s`, or showed no sign of life for `cluster.heartbeat_s`."""
+
+
+class PreemptedError(EvaDistError):
+    """The run was asked to end (SIGTERM); the same command goes on from its last checkpoint."""
 
 
 class StoreError(EvaDistError, RuntimeError):

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.artifact.build import Provenance, build_artifact
-from eva_dist.config import Config, OnMaxSteps, Task
-from eva_dist.controller import PassResult, PassState, refuse_unconverged
+from eva_dist.checkpoint import CheckpointFolder
+from eva_dist.config import Config, OnMaxSteps, Resume, Task
+from eva_dist.controller import PassState, refuse_unconverged
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.engine import make_tracker
-from eva_dist.errors import LayerError
+from eva_dist.errors import LayerError, NotConvergedError
 from eva_dist.modeling.load import (
     Architecture,
     check_length,
@@ -31,6 +32,9 @@ from eva_dist.modeling.load import (
 )
 from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
 from eva_dist.plan import fingerprint
+from eva_dist.progress import each
+from eva_dist.session import Assignment
+from eva_dist.stopping import StopRequest
 from eva_dist.store.local import LocalStore, Published
 
 _log = logging.getLogger(__name__)
@@ -54,6 +58,11 @@ class Prepared:
     model: dict[str, Any]
     tokenizer: dict[str, Any]
     data: dict[str, Any]
+
+    @property
+    def accepts(self) -> bool:
+        """Whether layers that have not converged are taken as they are."""
+        return self.config.eva.on_max_steps is OnMaxSteps.accept
 
     @property
     def repo_id(self) -> str:
@@ -130,49 +139,82 @@ def prepare(config: Config) -> Prepared:
     return run
 
 
-def precompute(run: Prepared, on_step: Callable[[PassState], None], started: float) -> Outcome:
+def precompute(
+    run: Prepared, on_step: Callable[[PassState], None], started: float, stop: StopRequest | None = None
+) -> Outcome:
     """Answer from the store, or compute on a gang and publish.
+
+    Of several drivers in one cluster that ask for the same fingerprint, one computes and the
+    others wait for what it publishes.
 
     Args:
         run: from `prepare`.
         on_step: told the state after each step (progress).
         started: `time.perf_counter()` when the whole run began.
+        stop: when made, the run keeps a checkpoint and ends.
 
     Raises:
         NotConvergedError: `eva.max_steps` reached, and `eva.on_max_steps=error`.
+        PreemptedError: `stop` was made.
         GangError, StoreError and what the pass refuses; nothing half-done is left.
     """
-    found = None if run.config.artifact.overwrite else run.store.find(run.fingerprint)
-    accept = run.config.eva.on_max_steps is OnMaxSteps.accept
-    if found is not None and (accept or found.manifest["status"] == "done"):
-        published = run.store.point(run.fingerprint, run.repo_id, run.revision)
-        return _outcome(run, published, "cached", time.perf_counter() - started)
-    result = _run(run, on_step)
-    if not accept:
-        refuse_unconverged(result.state)
+    stop = stop or StopRequest()
+    if (found := None if run.config.artifact.overwrite else _answer(run)) is not None:
+        return _outcome(run, found, "cached", time.perf_counter() - started)
+    # ray is imported when a gang is really wanted
+    from eva_dist.actors.cluster import connected
+    from eva_dist.actors.lock import alone
+
+    with connected(run.config.cluster), alone(run.fingerprint, stop) as waited:
+        if waited and (found := _answer(run)) is not None:
+            return _outcome(run, found, "cached", time.perf_counter() - started)
+        published = _compute(run, on_step, stop)
+    return _outcome(run, published, published.manifest["status"], time.perf_counter() - started)
+
+
+def _answer(run: Prepared) -> Published | None:
+    """Return what the store has for this run, under the name that it asks for."""
+    found = run.store.find(run.fingerprint)
+    if found is None or not (run.accepts or found.manifest["status"] == "done"):
+        return None
+    return run.store.point(run.fingerprint, run.repo_id, run.revision)
+
+
+def _compute(run: Prepared, on_step: Callable[[PassState], None], stop: StopRequest) -> Published:
+    from eva_dist.actors.metrics import PassMetrics
+    from eva_dist.actors.run import run_on_gang
+
+    checkpoints = CheckpointFolder(run.store.checkpoints, run.fingerprint, run.config.cluster.keep_checkpoints)
+    if run.config.resume is Resume.never:
+        checkpoints.clear()
+    told = each(PassMetrics(run.fingerprint, run.repo_id), on_step)
+    result = run_on_gang(assignment(run), told, checkpoints, stop)
+    if not run.accepts:
+        try:
+            refuse_unconverged(result.state)
+        except NotConvergedError:
+            checkpoints.clear()
+            raise
     published = run.store.publish(
         run.fingerprint,
         run.repo_id,
         run.revision,
         lambda folder: build_artifact(folder, result, run.config.eva, provenance(run)),
-        overwrite=run.config.artifact.overwrite or found is not None,
+        overwrite=run.config.artifact.overwrite or run.store.find(run.fingerprint) is not None,
     )
-    return _outcome(run, published, published.manifest["status"], time.perf_counter() - started)
+    checkpoints.clear()
+    return published
 
 
-def _run(run: Prepared, on_step: Callable[[PassState], None]) -> PassResult:
-    from eva_dist.actors.gang import run_on_gang  # ray is imported when a gang is really wanted
-    from eva_dist.session import Assignment
-
-    assignment = Assignment(
+def assignment(run: Prepared) -> Assignment:
+    """Return what the workers of this run are told."""
+    return Assignment(
         config=run.config,
         task=run.task,
         prefix=run.prefix,
         layers=run.targets.layers,
         data_digest=run.data["digest"],
-        threads=1,
     )
-    return run_on_gang(assignment, on_step)
 
 
 def _decisive(

@@ -1,10 +1,13 @@
-"""Show how a pass goes: one live line on a terminal, plain lines now and then elsewhere."""
+"""Show how a pass goes: one live line on a terminal, plain lines now and then elsewhere; and write it down."""
 
+import dataclasses
+import json
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
 from eva_dist.controller import PassState
 
@@ -43,6 +46,49 @@ class Progress:
             self._stream.flush()
 
 
+class RunFolder:
+    """Writes `progress.jsonl`, one line a step, and `result.json` into a run's folder, beside its settings and log.
+
+    Call it with the state after each step. A line holds `time` (Unix seconds), `step` (steps done),
+    `layers_converged`, `layers_total`, `groups_active`, `tokens`, `elapsed` (seconds of all steps), `seconds` by
+    phase and `sent_bytes`, each summed over the steps so far. A step that is done again after a failure
+    has a second line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, state: PassState) -> None:
+        """Add the line of a step."""
+        line = {
+            "time": round(time.time(), 3),
+            "step": state.steps,
+            "layers_converged": state.layers_converged,
+            "layers_total": len(state.plan.layers),
+            "groups_active": len(state.active),
+            "tokens": state.tokens,
+            "elapsed": round(state.elapsed, 4),
+            "seconds": {phase: round(seconds, 4) for phase, seconds in state.seconds.items()},
+            "sent_bytes": state.sent_bytes,
+        }
+        with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, outcome: Any) -> None:
+        """Write what the run printed as its last line."""
+        (self._folder / "result.json").write_text(json.dumps(dataclasses.asdict(outcome)) + "\n", encoding="utf-8")
+
+
+def each(*watchers: Callable[[PassState], None]) -> Callable[[PassState], None]:
+    """Return what tells the state to all of them, in order."""
+
+    def tell(state: PassState) -> None:
+        for watch in watchers:
+            watch(state)
+
+    return tell
+
+
 def describe(state: PassState, elapsed_s: float, expected_s: float | None) -> str:
     """Return the progress line; `elapsed_s` counts from the start of the run, speed from the steps alone."""
     speed = state.tokens / state.elapsed if state.elapsed > 0 else 0.0
@@ -64,7 +110,7 @@ def expected_seconds(state: PassState, unconverged: Sequence[tuple[float, int]])
         unconverged: (seconds, unconverged layers) after each step so far, now included.
     """
     elapsed, left = unconverged[-1]
-    most = elapsed / len(unconverged) * (state.max_steps - state.steps)
+    most = elapsed / state.steps * (state.max_steps - state.steps)
     half, left_then = next(point for point in unconverged if point[0] >= elapsed / 2)
     if left == 0 or left_then <= left:
         return 0.0 if left == 0 else most

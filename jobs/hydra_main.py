@@ -1,6 +1,7 @@
 """What every job needs around Hydra: schemas, exit codes, one JSON line on standard output.
 
-Exit codes: 0 done, 2 bad settings (before any actor starts), 1 anything else.
+Exit codes: 0 done, 2 bad settings (before any actor starts), 75 asked to end (SIGTERM) with its checkpoint
+kept (`EX_TEMPFAIL`: the same command goes on), 1 anything else.
 """
 
 import dataclasses
@@ -21,7 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eva_dist.config import Config, config_groups, freeze, schema
-from eva_dist.errors import ConfigError, EvaDistError
+from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
+
+PREEMPTED = 75
 
 
 class BadSettings(Exception):
@@ -66,6 +69,8 @@ def point(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
             task(settings)
         except (BadSettings, ConfigError) as error:
             _failures.append(_say(str(error), 2))
+        except PreemptedError as error:
+            _failures.append(_say(str(error), PREEMPTED))
         except EvaDistError as error:
             _failures.append(_say(str(error), 1))
         except Exception:

@@ -7,16 +7,19 @@
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
 from eva_dist.precompute import precompute, prepare  # noqa: E402
-from eva_dist.progress import Progress  # noqa: E402
+from eva_dist.progress import Progress, RunFolder, each  # noqa: E402
+from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 
 register_schema()
@@ -30,11 +33,10 @@ def main(settings: DictConfig) -> None:
     with only_json_on_stdout() as emit:
         with before_actors():
             run = prepare(to_config(settings))
-        progress = Progress()
-        try:
-            outcome = precompute(run, progress, started)
-        finally:
-            progress.close()
+        stop, record = StopRequest(), RunFolder(Path(HydraConfig.get().runtime.output_dir))
+        with closing(Progress()) as progress, on_sigterm(stop):
+            outcome = precompute(run, each(progress, record), started, stop)
+        record.finish(outcome)
         emit(outcome)
 
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eva_dist.precompute import Prepared
+from eva_dist.precompute import Prepared, assignment
 from eva_dist.session import Assignment
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:
-    assignment = Assignment(run.config, run.task, run.prefix, run.targets.layers, run.data["digest"], threads=1)
-    return replace(assignment, **changes)
+    return replace(assignment(run), **changes)
 
 
 def worker_pids() -> list[int]:

@@ -56,7 +56,7 @@ def tiny_config(model_folder: Path, words: Path, store_folder: Path, **changes: 
         model=ModelConfig(name_or_path=str(model_folder)),
         data=DataConfig(path=str(words), max_length=64, step_size=6, batch_size=2),
         eva=EvaConfig(r=4, rho=2.0, tau=0.9, target_modules="all-linear"),
-        cluster=ClusterConfig(num_workers=2, timeout_s=60.0, threads_per_worker=1),
+        cluster=ClusterConfig(num_workers=2, timeout_s=60.0, threads_per_worker=1, max_failures=0),
         store=StoreConfig(url=str(store_folder)),
         artifact=ArtifactConfig(repo_id="tests/tiny"),
     )

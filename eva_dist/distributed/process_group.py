@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
+
+from eva_dist.errors import ConfigError
 
 
 def free_address(host: str) -> str:
@@ -15,6 +18,22 @@ def free_address(host: str) -> str:
         listener.bind(("", 0))
         port = listener.getsockname()[1]
     return f"tcp://{host}:{port}"
+
+
+def interface_address(name: str) -> str:
+    """Return the IPv4 address of a network interface of this machine.
+
+    Raises:
+        ConfigError: there is none of that name, or it has no such address.
+    """
+    known = psutil.net_if_addrs()
+    found = [entry.address for entry in known.get(name, []) if entry.family is socket.AF_INET]
+    if not found:
+        raise ConfigError(
+            f"cluster.network_interface={name} must be an interface with an IPv4 address on every node; "
+            f"this one has {', '.join(sorted(known))}"
+        )
+    return found[0]
 
 
 def backend_for(device: torch.device) -> str:

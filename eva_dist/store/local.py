@@ -3,6 +3,7 @@
     <root>/snapshots/<fingerprint>/...             the files of one artifact, never changed in place
     <root>/<namespace>/<name>/<revision>           a relative symlink to a snapshot
     <root>/.incoming/<random>                      what is being written; nobody looks here
+    <root>/.checkpoints/<fingerprint>/...          passes under way (checkpoint.py); gone when they are published
 
 Everything becomes visible by one rename in one file system, so a reader sees an artifact
 whole or not at all, wherever a publisher is killed. A crash between a snapshot's rename and
@@ -22,7 +23,7 @@ from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, StoreError
 from eva_dist.store.files import complete_manifest, remove_older, rename_if_free, replace_link, sync, sync_tree
-from eva_dist.store.names import INCOMING, SNAPSHOTS, check_fingerprint, check_names, root_folder
+from eva_dist.store.names import CHECKPOINTS, INCOMING, SNAPSHOTS, check_fingerprint, check_names, root_folder
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,11 @@ class LocalStore:
     def snapshot_url(self, fingerprint: str) -> str:
         """Return the `file://` URL that stays an artifact's own, wherever its revisions move."""
         return self._snapshot(fingerprint).as_uri()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where passes under way keep their checkpoints."""
+        return self.root / CHECKPOINTS
 
     def check_writable(self) -> None:
         """Do in small what `publish` does, before any work; creates the root and leaves nothing in it.

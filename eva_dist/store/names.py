@@ -10,6 +10,7 @@ from eva_dist.errors import StoreError
 
 SNAPSHOTS = "snapshots"
 INCOMING = ".incoming"
+CHECKPOINTS = ".checkpoints"
 
 
 def root_folder(url: str) -> Path:

@@ -1,0 +1,163 @@
+"""A whole pass on gangs: start one, drive it, checkpoint; when it fails, build another from the checkpoint."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from eva_dist.actors.cluster import nodes, wait_for_room
+from eva_dist.actors.gang import Gang
+from eva_dist.actors.saving import Saver
+from eva_dist.checkpoint import Checkpoint, CheckpointFolder
+from eva_dist.config import OnMaxSteps
+from eva_dist.controller import PassResult, PassState, StepDecision, StepReport, first_state
+from eva_dist.engine import finish, run_pass
+from eva_dist.errors import GangError, GangTimeoutError, PlacementError, WorkerFailedError, WorkerLostError
+from eva_dist.placement import Request, check_fits, worker_resources
+from eva_dist.plan import Plan, make_plan
+from eva_dist.recovery import Action, Failure, FailureKind, recover, report
+from eva_dist.session import Assignment
+from eva_dist.stopping import StopRequest
+
+_log = logging.getLogger(__name__)
+
+_KINDS = {
+    WorkerFailedError: FailureKind.raised,
+    WorkerLostError: FailureKind.lost,
+    GangTimeoutError: FailureKind.silent,
+    PlacementError: FailureKind.unplaced,
+}
+
+
+def run_on_gang(
+    assignment: Assignment,
+    on_step: Callable[[PassState], None],
+    checkpoints: CheckpointFolder | None = None,
+    stop: StopRequest | None = None,
+) -> PassResult:
+    """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
+
+    Args:
+        assignment: what to compute.
+        on_step: told the state after each step.
+        checkpoints: where to go on from, and where to write; None: nowhere.
+        stop: when made, the run writes a checkpoint and ends.
+
+    Raises:
+        PlacementError: the cluster can never hold the gang.
+        GangError: workers failed, were lost or silent more often than `cluster.max_failures`; every actor is gone.
+        PreemptedError: `stop` was made.
+        EvaDistError: what the pass itself refuses (data, layers, activations).
+    """
+    cluster = assignment.config.cluster
+    worker = worker_resources(cluster.resources, cluster.num_workers, nodes())
+    request = Request(cluster.num_workers, cluster.shard_size, worker)
+    check_fits(request, nodes())
+    stop = stop or StopRequest()
+    failures: list[Failure] = []
+    attempt = _Attempt(assignment, on_step, checkpoints, stop)
+    while True:
+        try:
+            return attempt.run(request)
+        except GangError as error:
+            failures.append(_describe(error, attempt, request.num_workers))
+            wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
+            room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s)
+            decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
+            if decision.action is Action.stop:
+                if len(failures) == 1:
+                    raise
+                raise type(error)(report(failures, decision)) from error
+            _log.warning(
+                "%s\n%s with %d workers: %s", failures[-1], decision.action.value, decision.num_workers, decision.reason
+            )
+            request = replace(request, num_workers=decision.num_workers)
+
+
+class _Attempt:
+    """One gang after another, each from the last checkpoint; knows how far the last one came."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        on_step: Callable[[PassState], None],
+        checkpoints: CheckpointFolder | None,
+        stop: StopRequest,
+    ) -> None:
+        self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
+        self.steps = 0
+        self.well = time.monotonic()
+
+    def run(self, request: Request) -> PassResult:
+        """Run the pass to its end on a gang of its own."""
+        every = self._assignment.config.cluster.checkpoint_every
+        started = time.perf_counter()
+        self.well = time.monotonic()
+        with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
+            plan = self._begin(gang, request)
+            state = self._first_state(gang, plan)
+            load_seconds = time.perf_counter() - started
+            state = run_pass(state, self._stepper(gang, plan), lambda state: self._after_step(gang, saver, state))
+            components = {group: found for part in gang.call("components") for group, found in part.items()}
+            gang.call("leave")
+        seconds = {**state.seconds, "load": load_seconds + state.seconds.get("load", 0.0)}
+        return finish(replace(state, seconds=seconds), components)
+
+    def _begin(self, gang: Gang, request: Request) -> Plan:
+        gang.call("join", gang.call_one(0, "address"))
+        gang.call("load")
+        probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
+        plan = make_plan(self._assignment.layers, probe.groups, request.num_workers)
+        gang.call("begin", plan, probe, layout)
+        return plan
+
+    def _first_state(self, gang: Gang, plan: Plan) -> PassState:
+        """Return where the pass begins: at the last good checkpoint, whose state the owners then hold, or at zero."""
+        eva = self._assignment.config.eva
+        settings = (plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
+        found = self._checkpoints.latest() if self._checkpoints else None
+        if found is not None and not found.fits(plan):
+            _log.warning("checkpoint %s has other input groups; the pass begins anew", found.folder)
+            found = None
+        if found is None:
+            self.steps = 0
+            return first_state(*settings)
+        _restore(gang, plan, found)
+        self.steps = found.steps
+        _log.warning("going on after step %d, from %s", found.steps, found.folder)
+        return found.state(*settings)
+
+    def _stepper(self, gang: Gang, plan: Plan) -> Callable[[StepDecision], Sequence[StepReport]]:
+        owners = {group.index: group.owner for group in plan.groups}
+
+        def step(decision: StepDecision) -> Sequence[StepReport]:
+            nonlocal owners
+            gang.move(owners, decision.owners)
+            owners = dict(decision.owners)
+            return gang.call("step", decision)
+
+        return step
+
+    def _after_step(self, gang: Gang, saver: Saver, state: PassState) -> None:
+        self.steps, self.well = state.steps, time.monotonic()
+        self._on_step(state)
+        if state.decision.stop is not None:
+            return
+        if self._stop.made:
+            self._stop.check(saver.save_now(gang, state))
+        saver.save_if_due(gang, state)
+
+
+def _restore(gang: Gang, plan: Plan, checkpoint: Checkpoint) -> None:
+    """Hand each input group's state to its owner, one at a time: a driver holds no more."""
+    for group in plan.groups:
+        if checkpoint.updates[group.index]:
+            gang.call_one(group.owner, "restore", group.index, checkpoint.tensors(group.index))
+
+
+def _describe(error: GangError, attempt: _Attempt, num_workers: int) -> Failure:
+    message = str(error)
+    cause = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
+    after_s = time.monotonic() - attempt.well
+    kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), FailureKind.raised)
+    return Failure(kind, attempt.steps, num_workers, message, cause, after_s)

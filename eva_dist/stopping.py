@@ -1,0 +1,42 @@
+"""A request to end in good order, from outside: SIGTERM, as schedulers and `ray job stop` send it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from eva_dist.errors import PreemptedError
+
+
+class StopRequest:
+    """Says whether the run has been asked to end; set once, never taken back."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @property
+    def made(self) -> bool:
+        """Whether the run has been asked to end."""
+        return self._event.is_set()
+
+    def make(self) -> None:
+        """Ask the run to end."""
+        self._event.set()
+
+    def check(self, kept: str = "no step was done since the last checkpoint") -> None:
+        """Raise `PreemptedError` if the run has been asked to end; `kept` says what is not lost."""
+        if self.made:
+            raise PreemptedError(f"asked to end (SIGTERM): {kept}; the same command goes on from there")
+
+
+@contextmanager
+def on_sigterm(stop: StopRequest) -> Iterator[None]:
+    """While open, SIGTERM makes the request; the handler that was there comes back. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.make())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
