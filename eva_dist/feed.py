@@ -51,10 +51,10 @@ class Window(Protocol):
 
 
 class Source(Protocol):
-    """Gives the window that starts with a step."""
+    """Gives the window that holds a step."""
 
     def window(self, step: int) -> Window:
-        """Return this worker's window that begins with `step`."""
+        """Return this worker's window that holds `step`; it may begin before it."""
 
 
 class Forward(Protocol):

@@ -48,9 +48,10 @@ class Failure:
     after_s: float = 0.0
 
     def __str__(self) -> str:
-        """Return one line for a report."""
-        first = self.message.strip().splitlines()[0] if self.message.strip() else self.kind.value
-        return f"{self.kind.value} after step {self.step} on {self.num_workers} workers: {first}"
+        """Return one line for a report: where, what, and the exception that was raised."""
+        lines = self.message.strip().splitlines() or [self.kind.value]
+        raised = f" {lines[-1][:200]}" if self.kind is FailureKind.raised and len(lines) > 1 else ""
+        return f"{self.kind.value} after step {self.step} on {self.num_workers} workers: {lines[0]}{raised}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ def test_one_base_catches_them_all_and_the_message_is_kept(name):
             RuntimeError,
             {
                 "GangError",
+                "PlacementError",
                 "WorkerFailedError",
+                "WorkerLostError",
                 "GangTimeoutError",
                 "StoreError",
                 "ArtifactNotFoundError",

@@ -64,6 +64,12 @@ class Gang:
         """Call a method on every member and return their answers by `global_rank`."""
         return self.call_some(range(len(self.members)), method, *arguments)
 
+    def meet(self) -> None:
+        """Let the members form their process group; from now on each is expected to give signs of life."""
+        self.call("join", self.call_one(0, "address"))
+        self.call("status")
+        self._heard.update(dict.fromkeys(range(len(self.members)), time.monotonic()))
+
     def call_one(self, global_rank: int, method: str, *arguments: Any) -> Any:
         """Call a method on one member and return its answer."""
         return self.call_some([global_rank], method, *arguments)[0]
@@ -119,8 +125,7 @@ class Gang:
 class _Signs:
     """Signs of life of members that keep the driver waiting: `status` is answered by a thread of its own.
 
-    Only a member that has answered once is expected to answer again: one that is being
-    started cannot yet.
+    Only members that have met are expected to answer: one that is being started cannot yet.
     """
 
     def __init__(self, members: Sequence[Any], heard: dict[int, float], heartbeat_s: float) -> None:
@@ -144,15 +149,14 @@ class _Signs:
         if silent:
             raise GangTimeoutError(
                 f"global_rank {', '.join(map(str, silent))} gave no sign of life in {method} for "
-                f"cluster.heartbeat_s={self._heartbeat_s:g}; {self.describe(silent)}; its process is stopped, its node "
-                "is lost or overloaded"
+                f"cluster.heartbeat_s={self._heartbeat_s:g} (last seen: {self.describe(silent)}); its process stands "
+                "still, or its node is lost"
             )
 
     def describe(self, global_ranks: Sequence[int]) -> str:
         """Return what is known of these members."""
         self._collect()
-        unknown = "global_rank {} has not said what it does"
-        return ", ".join(str(self._last[r]) if r in self._last else unknown.format(r) for r in global_ranks)
+        return ", ".join(str(self._last.get(rank, "before this call")) for rank in global_ranks)
 
     def _collect(self) -> None:
         for rank, ref in list(self._asked.items()):
@@ -160,7 +164,8 @@ class _Signs:
                 del self._asked[rank]
                 with suppress(RayError):  # it died: the call that is waited for will say so
                     self._last[rank] = ray.get(ref)
-                    self._heard[rank] = time.monotonic()
+                    if rank in self._heard:
+                        self._heard[rank] = time.monotonic()
 
 
 def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:

@@ -104,7 +104,7 @@ class _Attempt:
         return finish(replace(state, seconds=seconds), components)
 
     def _begin(self, gang: Gang, request: Request) -> Plan:
-        gang.call("join", gang.call_one(0, "address"))
+        gang.meet()
         gang.call("load")
         probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
         plan = make_plan(self._assignment.layers, probe.groups, request.num_workers)

@@ -79,7 +79,7 @@ class Saver:
                 self._saved,
             )
         except RayError as error:  # the gang is gone, and the steps say why
-            _log.info("the checkpoint after step %d was given up: %s", state.steps, error)
+            _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
 
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

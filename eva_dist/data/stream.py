@@ -224,7 +224,7 @@ def _masked_tokens(sample: Sample, offsets: list[tuple[int, int]]) -> np.ndarray
 
 @dataclass(frozen=True)
 class WorkerStream:
-    """One worker's side of a stream: windows by their first step."""
+    """One worker's side of a stream: windows by a step of theirs."""
 
     stream: TokenStream
     batching: Batching
@@ -240,5 +240,10 @@ class WorkerStream:
         return max(config.max_length, min(self.batching.tokens, samples * config.max_length))
 
     def window(self, step: int) -> Window:
-        """Return this worker's window that begins with `step`."""
-        return self.stream.window(step, self.batching, self.global_rank, self.world_size)
+        """Return this worker's window that holds `step`.
+
+        Windows begin at multiples of their steps wherever a pass begins, so that one that goes on
+        from a checkpoint forwards what it would have forwarded without it.
+        """
+        first = step - step % self.batching.steps
+        return self.stream.window(first, self.batching, self.global_rank, self.world_size)

@@ -84,6 +84,18 @@ def test_a_worker_stream_is_the_stream_of_one_worker(config, tokenizer):
     assert same(WorkerStream(tokens, batching, 1, 2).window(4), tokens.window(4, batching, 1, 2))
 
 
+def test_windows_begin_at_the_same_steps_wherever_a_pass_begins(config, tokenizer):
+    tokens = stream(config, tokenizer)
+    three = WorkerStream(tokens, Batching(steps=3))
+    assert [three.window(step).steps for step in (0, 1, 2, 3, 7)] == [
+        range(0, 3),
+        range(0, 3),
+        range(0, 3),
+        range(3, 6),
+        range(6, 9),
+    ]
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize(
     "batching", [Batching(3), Batching(2, samples=1), Batching(3, samples=5), Batching(5, None, 9)]

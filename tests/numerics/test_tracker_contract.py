@@ -10,6 +10,7 @@ from token_streams import constant_plus_noise, decaying, exact, follow, low_rank
 
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
+from eva_dist.numerics.records import from_tensors, to_tensors
 from eva_dist.numerics.subspace import SubspaceTracker
 
 K = 6
@@ -220,3 +221,22 @@ def test_one_row_changes_rows_and_mean(name):
     direction_D = tracker.components(state).v_KD[0].double() * 2**0.5
     torch.testing.assert_close(direction_D.abs(), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-6)
     assert direction_D.sum().abs() < 1e-6
+
+
+@every_tracker
+def test_a_state_goes_to_named_tensors_and_back_and_on_to_the_same_bits(name):
+    tracker, minibatches = TRACKERS[name](K), decaying(48, 40, 6, drift=0.02)
+    state = follow(tracker, minibatches[:4])
+    named = to_tensors(state)
+    assert {"moments.rows", "moments.mean_D", "moments.total_variance"} < named.keys()
+    assert all(t.is_contiguous() and t.device.type == "cpu" for t in named.values())
+    assert {t.untyped_storage().data_ptr() for t in named.values()}.isdisjoint(
+        t.untyped_storage().data_ptr() for t in tensors(state)
+    )
+    again = from_tensors(tracker.state_type, named)
+    assert type(again) is type(state) and again.moments.rows == state.moments.rows and same(again, state)
+    for x_TD in minibatches[4:]:
+        state, again = tracker.update(state, x_TD), tracker.update(again, x_TD)
+    assert same(again, state)
+    with pytest.raises(KeyError):
+        from_tensors(tracker.state_type, {key: value for key, value in named.items() if key != "moments.rows"})

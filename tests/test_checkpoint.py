@@ -1,0 +1,163 @@
+"""Checkpoints: a pass goes on from one to the same bits, whatever happened to the newer ones."""
+
+import logging
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eva_dist.checkpoint import CheckpointFolder
+from eva_dist.config import SolverConfig, SolverName
+from eva_dist.controller import first_state
+from eva_dist.distributed.exchange import LocalExchange
+from eva_dist.engine import Worker, collect_components, make_trackers, restore, run_pass, run_step
+from eva_dist.numerics.records import to_tensors
+from tests.toy import Steps, minibatch, toy_feed, toy_plan
+
+FINGERPRINT = "0123456789abcdef"
+TAU = 0.9999
+STEPS = {at: [minibatch(at)] for at in range(30)}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def make_worker(solver=SolverName.subspace):
+    plan = toy_plan()
+    feed = toy_feed(Steps.one_by_one(STEPS), groups=plan.groups, consumed_at_once=True)
+    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan.groups))
+
+
+def folder(tmp_path, keep=2):
+    return CheckpointFolder(tmp_path / ".checkpoints", FINGERPRINT, keep)
+
+
+def drive(worker, svds, state, checkpoints=None, end_at=None, fetched=None):
+    """Run a pass on one worker, with a checkpoint after each step."""
+
+    def fetch(group):
+        if fetched is not None:
+            fetched.append(group)
+        return to_tensors(svds[group].state)
+
+    def on_step(state):
+        if checkpoints:
+            checkpoints.write(state, fetch)
+        if state.steps == end_at:
+            raise Interrupted
+
+    return run_pass(state, lambda decision: [run_step(worker, decision, svds)], on_step)
+
+
+def go_on(worker, checkpoint, **options):
+    svds = {g: restore(worker, g, checkpoint.tensors(g)) for g, n in enumerate(checkpoint.updates) if n}
+    return drive(worker, svds, checkpoint.state(worker.plan, TAU, 14, False), **options), svds
+
+
+def interrupted(tmp_path, end_at=7, solver=SolverName.subspace, keep=2):
+    worker, checkpoints = make_worker(solver), folder(tmp_path, keep)
+    with pytest.raises(Interrupted):
+        drive(worker, {}, first_state(worker.plan, TAU, 14), checkpoints, end_at)
+    return checkpoints
+
+
+@pytest.mark.parametrize("solver", list(SolverName))
+def test_a_pass_goes_on_to_the_same_bits(tmp_path, solver):
+    worker, svds = make_worker(solver), {}
+    whole = drive(worker, svds, first_state(worker.plan, TAU, 14))
+    interrupted(tmp_path, solver=solver)
+    found = folder(tmp_path).latest()
+    assert found.steps == 7 < whole.steps
+    resumed, again = go_on(make_worker(solver), found)
+    assert (resumed.steps, resumed.tokens, resumed.ranks) == (whole.steps, whole.tokens, whole.ranks)
+    assert [replace(row, seconds=0) for row in resumed.history] == [replace(row, seconds=0) for row in whole.history]
+    expected, components = collect_components(svds), collect_components(again)
+    for group in expected:
+        assert torch.equal(components[group].v_KD, expected[group].v_KD)
+        assert torch.equal(components[group].singular_values_K, expected[group].singular_values_K)
+        assert torch.equal(resumed.groups[group].cosines_K, whole.groups[group].cosines_K)
+    assert resumed.elapsed > found.state(worker.plan, TAU, 14, False).elapsed > 0
+
+
+def test_there_are_never_more_than_were_asked_for_and_none_in_the_end(tmp_path):
+    checkpoints = interrupted(tmp_path, keep=3)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step-00000005", "step-00000006", "step-00000007"]
+    checkpoints.clear()
+    assert list(tmp_path.iterdir()) == []
+    assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pass.json", "summaries.safetensors", "group-00001.safetensors"])
+@pytest.mark.parametrize("damage", ["cut in half", "a bit flipped", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, damage):
+    interrupted(tmp_path)
+    path = folder(tmp_path).folder / "step-00000007" / name
+    data = path.read_bytes()
+    if damage == "cut in half":
+        os.truncate(path, len(data) // 2)
+    elif damage == "a bit flipped":
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    else:
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert folder(tmp_path).latest().steps == 6
+    assert "step-00000007 is damaged" in caplog.text
+
+
+def test_when_all_are_damaged_there_is_none(tmp_path):
+    for one in interrupted(tmp_path).folder.iterdir():
+        os.truncate(one / "manifest.json", 10)
+    assert folder(tmp_path).latest() is None
+
+
+def test_a_group_that_did_not_change_is_copied_and_not_fetched(tmp_path):
+    worker, checkpoints, svds, fetched = make_worker(), folder(tmp_path), {}, []
+    state = drive(worker, svds, first_state(worker.plan, 0.5, 14), checkpoints, fetched=fetched)
+    assert len(fetched) == sum(group.updates for group in state.groups) < 3 * state.steps
+    newest = folder(tmp_path).latest()
+    assert newest.steps == state.steps
+    for group, svd in svds.items():
+        tensors = to_tensors(svd.state)
+        assert all(torch.equal(tensors[name], value) for name, value in newest.tensors(group).items())
+
+
+def test_damage_to_one_does_not_reach_the_copy_of_an_unchanged_group(tmp_path):
+    """Were it a link, one damaged file would be two damaged checkpoints; a damaged source is fetched anew."""
+    checkpoints = interrupted(tmp_path)
+    before = checkpoints.latest()
+    state = before.state(toy_plan(), TAU, 14, False)
+    path = before.folder / "group-00000.safetensors"
+    intact, fetched = before.tensors(0), []
+    os.truncate(path, 100)
+
+    def fetch(group):
+        fetched.append(group)
+        return intact
+
+    checkpoints.write(replace(state, steps=8), fetch)
+    assert fetched == [0]
+    assert folder(tmp_path).latest().steps == 8
+
+
+def test_a_full_disk_leaves_the_older_ones_and_nothing_half_written(tmp_path, monkeypatch):
+    checkpoints = interrupted(tmp_path)
+    state = checkpoints.latest().state(toy_plan(), TAU, 14, False)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("eva_dist.checkpoint.save_file", full)
+    changed = replace(state, steps=8, groups=tuple(replace(g, updates=g.updates + 1) for g in state.groups))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write(changed, lambda group: {})
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step-00000006", "step-00000007"]
+
+
+def test_state_of_other_input_groups_does_not_fit(tmp_path):
+    found = interrupted(tmp_path).latest()
+    plan = toy_plan()
+    assert found.fits(plan)
+    assert not found.fits(replace(plan, groups=plan.groups[:2]))
