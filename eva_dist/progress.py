@@ -110,7 +110,9 @@ def expected_seconds(state: PassState, unconverged: Sequence[tuple[float, int]])
         unconverged: (seconds, unconverged layers) after each step so far, now included.
     """
     elapsed, left = unconverged[-1]
-    most = elapsed / state.steps * (state.max_steps - state.steps)
+    steps_since = len(unconverged) - 1  # the first point may be that of a checkpoint
+    a_step = (elapsed - unconverged[0][0]) / steps_since if steps_since else elapsed / state.steps
+    most = a_step * (state.max_steps - state.steps)
     half, left_then = next(point for point in unconverged if point[0] >= elapsed / 2)
     if left == 0 or left_then <= left:
         return 0.0 if left == 0 else most

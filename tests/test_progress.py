@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from eva_dist import progress
 from eva_dist.controller import GroupReport, StepReport, advance, first_state
 from eva_dist.plan import make_layer, make_plan
-from eva_dist.progress import Progress, describe, expected_seconds
+from eva_dist.progress import Progress, RunFolder, describe, expected_seconds
 
 LAYERS = 4
 
@@ -135,3 +136,24 @@ def test_never_more_than_the_steps_that_are_left(state):
 
 def test_nothing_left_is_nothing_expected(state):
     assert expected_seconds(at(state, 2), [(10.0, 4), (20.0, 0)]) == 0.0
+
+
+def test_a_pass_that_goes_on_from_a_checkpoint_expects_what_its_own_steps_took(state):
+    assert expected_seconds(at(state, 42), [(400.0, 4), (402.0, 4)]) == pytest.approx(8 * 2.0)
+
+
+def test_a_run_folder_gets_a_line_a_step_and_the_result(tmp_path, state):
+    folder = RunFolder(tmp_path)
+    for steps in (1, 2):
+        folder(at(state, steps))
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"layers_converged", "layers_total", "tokens", "elapsed", "seconds", "time"} <= lines[0].keys()
+    folder.finish(Result("done", 2))
+    assert json.loads((tmp_path / "result.json").read_text()) == {"status": "done", "steps": 2}
+
+
+@dataclasses.dataclass
+class Result:
+    status: str
+    steps: int
