@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eva_dist.config import Config, config_groups, freeze, schema
-from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
+from eva_dist.errors import EvaDistError, PreemptedError
 
 PREEMPTED = 75
 
@@ -67,7 +67,7 @@ def point(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     def guarded(settings: DictConfig) -> None:
         try:
             task(settings)
-        except (BadSettings, ConfigError) as error:
+        except BadSettings as error:
             _failures.append(_say(str(error), 2))
         except PreemptedError as error:
             _failures.append(_say(str(error), PREEMPTED))
