@@ -41,7 +41,7 @@ class Traced:
             tokens of a sample, as `torch.utils.flop_counter` does, though causal kernels skip half of them.
         attention_operations: those of attention, among `operations`.
         peak_bytes: most that the forward has allocated at one time.
-        dtypes: bytes of one number in each layer's input.
+        number_bytes: bytes of one number in each layer's input.
         layout: how the samples lay: `segments` in one row, or `padded`.
     """
 
@@ -61,7 +61,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
     it count apart here, and together in a real run.
 
     Args:
-        trunk: in evaluation mode and in its dtype; its attention function is changed.
+        trunk: in evaluation mode and in its dtype.
         layers: names in `trunk`.
         samples: how many.
         length: of each, in tokens.
@@ -70,8 +70,6 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
         None if the model cannot run without real numbers (experts chosen by value, mostly).
     """
     segmented = can_segment(trunk)
-    if segmented:
-        trunk.set_attn_implementation(_META)  # type: ignore[operator]
     shape = (1, samples * length) if segmented else (samples, length)
     ids_BT = torch.zeros(shape, dtype=torch.int64, device="meta")
     inputs = {"input_ids": ids_BT}
@@ -79,10 +77,15 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
         inputs |= {"position_ids": torch.zeros_like(ids_BT), "attention_mask": torch.ones_like(ids_BT)}
     attention = _Attention(samples)
     try:
+        if segmented:
+            trunk.set_attn_implementation(_META)  # type: ignore[operator]
         return _trace(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
     except Exception as error:  # whatever a model makes of tensors without numbers
         _log.info("%s cannot be traced without weights: %s", type(trunk).__name__, error)
         return None
+    finally:
+        if segmented:
+            trunk.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
 def _trace(
