@@ -20,6 +20,7 @@ class Accelerator:
         tflops: of dense products in bfloat16 and float16, 1e12 operations a second.
         tflops_float32, tflops_float64: the same without lower precision inside.
         bandwidth_gbs: of its memory, 1e9 bytes a second.
+        call_us: microseconds that it takes to start an operation, however small.
         node_link_gbs, network_gbs: from one device to others within a node, and between nodes.
         host_link_gbs: to the CPU's memory.
         per_node: devices of a node.
@@ -33,6 +34,7 @@ class Accelerator:
     tflops_float32: float | None = None
     tflops_float64: float | None = None
     bandwidth_gbs: float | None = None
+    call_us: float | None = None
     node_link_gbs: float = 5.0
     network_gbs: float = 1.0
     host_link_gbs: float = 10.0
@@ -43,7 +45,7 @@ class Accelerator:
         """Yield what is wrong with these figures."""
         if self.device not in ("cuda", "cpu"):
             yield f"accelerator.device={self.device} must be cuda or cpu; it decides how a step is forwarded"
-        measured = ("memory_gib", "tflops", "tflops_float32", "tflops_float64", "bandwidth_gbs")
+        measured = ("memory_gib", "tflops", "tflops_float32", "tflops_float64", "bandwidth_gbs", "call_us")
         for key in (*measured, "node_link_gbs", "network_gbs", "host_link_gbs"):
             value = getattr(self, key)
             if value is None and self.device != "cpu":
@@ -67,18 +69,31 @@ class Rates:
     node: float
     network: float
     host: float
+    call_seconds: float
 
     @classmethod
     def of(cls, accelerator: Accelerator, dtype: torch.dtype) -> "Rates":
         """Return the rates with a forward in `dtype`; the figures must be complete."""
         a = accelerator
-        assert a.tflops and a.tflops_float32 and a.tflops_float64 and a.bandwidth_gbs
+        assert a.tflops and a.tflops_float32 and a.tflops_float64 and a.bandwidth_gbs and a.call_us
         forward = a.tflops if dtype.itemsize == 2 else a.tflops_float32
-        terms = (1e12 * forward, 1e12 * a.tflops_float32, 1e12 * a.tflops_float64, 1e9 * a.bandwidth_gbs)
-        links = (1e9 * a.node_link_gbs, 1e9 * a.network_gbs, 1e9 * a.host_link_gbs)
-        return cls(*(a.efficiency * rate for rate in (*terms, *links)))
+        tera, giga = 1e12 * a.efficiency, 1e9 * a.efficiency
+        return cls(
+            forward=tera * forward,
+            float32=tera * a.tflops_float32,
+            float64=tera * a.tflops_float64,
+            memory=giga * a.bandwidth_gbs,
+            node=giga * a.node_link_gbs,
+            network=giga * a.network_gbs,
+            host=giga * a.host_link_gbs,
+            call_seconds=1e-6 * a.call_us,
+        )
+
+    def forward_seconds(self, operations: int, product_bytes: int, other_bytes: int) -> float:
+        """Return the seconds of a forward: its products, bound by either, and what else goes through memory."""
+        return max(operations / self.forward, product_bytes / self.memory) + other_bytes / self.memory
 
     def update_seconds(self, cost: UpdateCost) -> float:
-        """Return the seconds of an update: its products, and its passes over memory."""
+        """Return the seconds of updates: products, passes over memory, and starting each operation."""
         products = cost.float32_operations / self.float32 + cost.float64_operations / self.float64
-        return products + cost.moved_bytes / self.memory
+        return products + cost.moved_bytes / self.memory + cost.calls * self.call_seconds

@@ -93,10 +93,7 @@ def _rows_held(case: Case) -> int:
 
 def _workspace(case: Case, group: InputGroup) -> int:
     """Return the workspace of the update that a group is part of."""
-    alike = sum(other.in_features == group.in_features for other in case.plan.owned_by(group.owner))
-    at_once = rows_at_once(torch.device(case.subject.accelerator.device))
-    together = min(alike, max(1, -(-at_once // (case.tokens * case.row_bytes([group])))))
-    return case.update_cost(group, together).workspace_bytes
+    return case.update_cost(group, case.together(group)).workspace_bytes
 
 
 def _live(case: Case, group: InputGroup) -> int:

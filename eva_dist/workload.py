@@ -16,7 +16,7 @@ from torch import nn
 from eva_dist.accelerator import Accelerator, Rates
 from eva_dist.config import ClusterConfig, Config, Dtype, Exchange
 from eva_dist.data import Batching
-from eva_dist.engine import make_tracker
+from eva_dist.engine import make_tracker, rows_at_once
 from eva_dist.modeling.load import Architecture, loaded_on_meta
 from eva_dist.modeling.peft_rules import lora_config, resolve_targets
 from eva_dist.modeling.trace import Traced, trace_forward
@@ -154,6 +154,12 @@ class Case:
             return self.subject.dtype.itemsize
         return self.traced.number_bytes[group.tap.removeprefix(self.subject.prefix)]
 
+    def together(self, group: InputGroup) -> int:
+        """Return how many groups like this one its owner updates at once."""
+        alike = sum(other.in_features == group.in_features for other in self.plan.owned_by(group.owner))
+        at_once = rows_at_once(torch.device(self.subject.accelerator.device))
+        return min(alike, max(1, -(-at_once // (self.tokens * self.row_bytes([group])))))
+
     def update_cost(self, group: InputGroup, together: int = 1) -> UpdateCost:
         """Return what updates of groups like this one cost."""
         tracker = make_tracker(self.subject.config.solver, group.n_components)
@@ -210,15 +216,23 @@ class Case:
         """Return seconds of the slowest worker, by the accelerator's figures."""
         rates = Rates.of(self.subject.accelerator, self.subject.dtype)
         share = max(self.shares) / self.subject.config.data.step_size
-        weights = self.forwards * self.subject.weight_bytes / rates.memory
-        forward = max(self.work.forward_operations * share / rates.forward, weights)
+        operations = int(self.work.forward_operations * share)
+        if self.traced:
+            product_bytes, other_bytes = self.traced.product_bytes, self.traced.other_bytes
+        else:
+            product_bytes, other_bytes = self.subject.weight_bytes, 0
+        forward = rates.forward_seconds(operations, *(int(self.forwards * b) for b in (product_bytes, other_bytes)))
         link = rates.node if self.workers <= self.subject.accelerator.per_node else rates.network
         exchange = max(max(self.sent(rank), self.received(rank)) for rank in range(self.workers)) / link
         gather = self.gathered_by_one / rates.node
         if self.cluster.offload:
             gather = max(gather, self.forwards * self.subject.weight_bytes / self.cluster.shard_size / rates.host)
         svd = max(
-            sum(rates.update_seconds(self.update_cost(group)) for group in self.plan.owned_by(rank))
+            sum(
+                rates.update_seconds(self.update_cost(group, together)) / together
+                for group in self.plan.owned_by(rank)
+                for together in [self.together(group)]
+            )
             for rank in range(self.workers)
         )
         step = max(forward, gather) + exchange + svd

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -40,6 +40,7 @@ class Traced:
         operations: multiplications and additions of the matrix products; attention counts every pair of
             tokens of a sample, as `torch.utils.flop_counter` does, though causal kernels skip half of them.
         attention_operations: those of attention, among `operations`.
+        product_bytes, other_bytes: read and written by matrix products, weights included, and by all else.
         peak_bytes: most that the forward has allocated at one time.
         number_bytes: bytes of one number in each layer's input.
         layout: how the samples lay: `segments` in one row, or `padded`.
@@ -49,6 +50,8 @@ class Traced:
     live_bytes: Mapping[str, int]
     operations: int
     attention_operations: int
+    product_bytes: int
+    other_bytes: int
     peak_bytes: int
     number_bytes: Mapping[str, int]
     layout: str
@@ -119,6 +122,8 @@ def _trace(
         live_bytes={names[0]: live[names[0]] for names in groups},
         operations=counter.get_total_flops() + attention.operations,
         attention_operations=attention.operations,
+        product_bytes=allocations.product_bytes,
+        other_bytes=allocations.other_bytes,
         peak_bytes=allocations.peak,
         number_bytes=number_bytes,
         layout=layout,
@@ -126,12 +131,17 @@ def _trace(
 
 
 class _Allocations(TorchDispatchMode):
-    """While open, follows the memory of tensors that operations make, as an allocator would; not of those given."""
+    """While open, follows the memory of tensors that operations make, as an allocator would, not of those given.
+
+    Counts what operations read and write, too; views are free.
+    """
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
+        self.product_bytes = 0
+        self.other_bytes = 0
         self._serials: MutableMapping[Any, int] = WeakIdKeyDictionary()
         self._serials.update({tensor.untyped_storage(): at for at, tensor in enumerate(given)})
         self._made = len(given)
@@ -140,9 +150,16 @@ class _Allocations(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor):
-                self.serial(tensor)
+        written, read = _tensors((made,)), _tensors(args)
+        for tensor in written:
+            self.serial(tensor)
+        shared = {self.serial(x) for x in read} & {self.serial(x) for x in written}
+        if not shared or function._schema.is_mutable:
+            moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in [*read, *written])
+            if function._overloadpacket in flop_registry or function._overloadpacket in _grouped_products():
+                self.product_bytes += moved
+            else:
+                self.other_bytes += moved
         return made
 
     def serial(self, tensor: Tensor) -> int:
@@ -158,6 +175,12 @@ class _Allocations(TorchDispatchMode):
     def _add(self, more: int) -> None:
         self.live += more
         self.peak = max(self.peak, self.live)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among values, and in lists of them."""
+    flat = [x for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
+    return [x for x in flat if isinstance(x, Tensor)]
 
 
 @dataclass

@@ -56,7 +56,8 @@ class CovarianceTracker(Tracker[CovarianceState]):
             workspace_bytes=max(centring, 8 * numbers + 24 * square, 32 * square + 8 * k * in_features),
             float32_operations=0,
             float64_operations=groups * (2 * rows * square + 9 * in_features * square),
-            moved_bytes=groups * (40 * numbers + 100 * square),
+            moved_bytes=groups * (90 * numbers + 100 * square),
+            calls=50 * groups,
         )
 
 

@@ -80,7 +80,8 @@ class IncrementalTracker(Tracker[IncrementalState]):
             workspace_bytes=cast + max(stacking, factoring),
             float32_operations=0,
             float64_operations=groups * (self.power_steps + 1) * turn,
-            moved_bytes=groups * (16 * (self.power_steps + 1) * stacked + 40 * rows) * in_features,
+            moved_bytes=groups * (16 * (self.power_steps + 1) * stacked + 100 * rows) * in_features,
+            calls=80 * groups,
         )
 
     @property

@@ -145,7 +145,8 @@ class SubspaceTracker(Tracker[SubspaceState]):
             workspace_bytes=max(centring, finding),
             float32_operations=groups * 4 * rows * block,
             float64_operations=groups * (6 * block * width + 2 * rows * width**2 + 20 * width**3 + 5 * numbers),
-            moved_bytes=groups * ((20 + row_bytes) * numbers + 80 * block),
+            moved_bytes=groups * ((72 + row_bytes) * numbers + 180 * block),
+            calls=60,
         )
 
     def _update_warm(self, states: Mapping[int, SubspaceState], rows: Sequence[Tensor]) -> dict[int, SubspaceState]:

@@ -138,7 +138,9 @@ class UpdateCost:
         state_bytes: the G states and their components, memory that these share counted once.
         workspace_bytes: peak above the rows given and the states before, the new states included.
         float32_operations, float64_operations: multiplications and additions.
-        moved_bytes: of rows and blocks through memory; what bounds an update whose products are narrow.
+        moved_bytes: read or written by the operations on rows and blocks, one after the other; what bounds
+            an update, whose products are narrow.
+        calls: operations started, about; those of the G groups at once count once.
     """
 
     state_bytes: int
@@ -146,6 +148,7 @@ class UpdateCost:
     float32_operations: int
     float64_operations: int
     moved_bytes: int
+    calls: int
 
 
 def centring_bytes(numbers: int, device_type: str) -> int:
