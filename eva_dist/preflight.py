@@ -58,12 +58,16 @@ class ArtifactFacts:
 
 @dataclass(frozen=True)
 class Fit:
-    """The smallest `cluster.shard_size` that fits the accelerator; None if none does."""
+    """The smallest `cluster.shard_size` that fits the accelerator, with what it needs; None if none does.
+
+    `fits` is of the settings as they are, `peak` of what `says` names.
+    """
 
     usable_bytes: int
     fits: bool
     shard_size: int | None
     num_workers: int | None
+    batch_size: int | None
     offload: bool
     peak: int | None
     says: str
@@ -100,7 +104,7 @@ def estimate(
         LayerError: the targets do not fit the model.
     """
     subject = Subject(config, architecture, accelerator, step_tokens)
-    case = Case(subject, config.cluster)
+    case = Case(subject, config.cluster, config.data)
     model = ModelFacts(
         name=config.model.name_or_path,
         parameters=sum(p.numel() for p in architecture.skeleton.parameters()),
@@ -129,27 +133,30 @@ def estimate(
 def smallest_fit(case: Case) -> Fit:
     """Find the smallest shard size, a power of two within a node, whose peak fits the accelerator.
 
-    Workers are added as far as the shard size needs them. Where no shard size fits, shards in the
-    memory of the CPU are tried.
+    Workers are added as far as the shard size needs them. Where no shard size fits, samples are
+    forwarded one at a time, and then shards are kept in the memory of the CPU as well.
     """
     subject = case.subject
     assert subject.accelerator.memory_gib
     usable = int(subject.accelerator.memory_gib * 2**30 * _USABLE)
+    fits = _peak(case) <= usable
     sizes = [2**i for i in range(subject.accelerator.per_node.bit_length())]
-    for offload in (False, True):
+    single = replace(case.data, batch_size=1)
+    for data, offload in ((case.data, False), (single, False), (single, True)):
         for size in sizes[1:] if offload else sizes:
             workers = -(-case.cluster.num_workers // size) * size
             cluster = replace(case.cluster, num_workers=workers, shard_size=size, offload=offload)
-            peak = _peak(Case(subject, cluster))
+            peak = _peak(Case(subject, cluster, data))
             if peak <= usable:
                 says = f"cluster.shard_size={size} cluster.num_workers={workers}"
+                says += f" data.batch_size={data.batch_size}" if data != case.data else ""
                 says += " cluster.offload=true" if offload else ""
-                return Fit(usable, _peak(case) <= usable, size, workers, offload, peak, says)
+                return Fit(usable, fits, size, workers, data.batch_size, offload, peak, says)
     says = (
-        f"does not fit even with shard_size={sizes[-1]} and cluster.offload=true; make a forward smaller "
-        "(data.batch_size, data.max_length), a step smaller (data.step_size), or add workers"
+        f"does not fit even with cluster.shard_size={sizes[-1]}, cluster.offload=true and data.batch_size=1; make "
+        "samples shorter (data.max_length), a step smaller (data.step_size), or add workers"
     )
-    return Fit(usable, _peak(case) <= usable, None, None, False, None, says)
+    return Fit(usable, fits, None, None, None, False, None, says)
 
 
 def _peak(case: Case) -> int:
@@ -177,6 +184,12 @@ def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[s
     kind = getattr(architecture.config, "dtype", None)
     if config.model.dtype is Dtype.auto and kind is None:
         yield "The config names no dtype: float32 is assumed, but the weights decide; set model.dtype."
+    memory = memory_of(case, case.most_loaded)
+    if case.steps_at_once > 1 and 4 * memory.rows > memory.peak:
+        yield (
+            f"A forward serves {case.steps_at_once} steps, whose rows are held: data.batch_size={max(case.shares)} "
+            "holds those of one step."
+        )
     yield (
         "The number of steps is not known beforehand: SmolLM2-135M needed 62 to 157 at tau=0.99; layers that have "
         "converged cost nothing any more, so steps become cheaper."

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from eva_dist.accelerator import Accelerator, Rates
-from eva_dist.config import ClusterConfig, Config, Dtype, Exchange
+from eva_dist.config import ClusterConfig, Config, DataConfig, Dtype, Exchange
 from eva_dist.data import Batching
 from eva_dist.engine import make_tracker, rows_at_once
 from eva_dist.modeling.load import Architecture, loaded_on_meta
@@ -106,15 +106,14 @@ class Subject:
 
 
 class Case:
-    """A subject on a cluster: what a step takes there."""
+    """A subject on a cluster, forwarded as `data.batch_size` says: what a step takes there."""
 
-    def __init__(self, subject: Subject, cluster: ClusterConfig) -> None:
-        self.subject, self.cluster = subject, cluster
-        config, device = subject.config, subject.accelerator.device
+    def __init__(self, subject: Subject, cluster: ClusterConfig, data: DataConfig) -> None:
+        self.subject, self.cluster, self.data = subject, cluster, data
         self.workers = workers = cluster.num_workers
-        size = config.data.step_size
+        size = data.step_size
         self.shares = [size * (i + 1) // workers - size * i // workers for i in range(workers)]
-        batching = Batching.choose(config.data, device, workers)
+        batching = Batching.choose(data, subject.accelerator.device, workers)
         window = max(self.shares) * batching.steps
         most = max(1, batching.tokens // subject.length)
         self.per_forward = min(window, batching.samples or window, most)
@@ -137,7 +136,7 @@ class Case:
         return StepFacts(
             workers=self.workers,
             shard_size=self.cluster.shard_size,
-            samples=self.subject.config.data.step_size,
+            samples=self.data.step_size,
             tokens=self.tokens,
             tokens_of_worker=max(self.shares) * self.subject.length,
             forwards=self.forwards,
@@ -177,7 +176,7 @@ class Case:
     @cached_property
     def work(self) -> WorkFacts:
         """Work and traffic of all workers."""
-        samples, size = self.per_forward, self.subject.config.data.step_size
+        samples, size = self.per_forward, self.data.step_size
         parameters = sum(p.numel() for p in self.subject.model.parameters())
         forward = self.traced.operations if self.traced else 2 * parameters * samples * self.subject.length
         attention = self.traced.attention_operations if self.traced else 0
@@ -215,7 +214,7 @@ class Case:
     def seconds(self, max_steps: int) -> SecondsFacts:
         """Return seconds of the slowest worker, by the accelerator's figures."""
         rates = Rates.of(self.subject.accelerator, self.subject.dtype)
-        share = max(self.shares) / self.subject.config.data.step_size
+        share = max(self.shares) / self.data.step_size
         operations = int(self.work.forward_operations * share)
         if self.traced:
             product_bytes, other_bytes = self.traced.product_bytes, self.traced.other_bytes

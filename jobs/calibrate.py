@@ -11,7 +11,7 @@ from eva_dist.accelerator import Accelerator
 from eva_dist.config import Config, Dtype
 from eva_dist.modeling.load import Architecture
 
-_SECONDS = 0.15
+_SECONDS = 0.3
 _TOKENS = 512
 _WIDTH = 64
 """Of the blocks that trackers multiply with."""
@@ -32,8 +32,8 @@ def calibrate(accelerator: Accelerator, architecture: Architecture, config: Conf
         memory_gib=a.memory_gib or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         tflops=a.tflops or products(half, _TOKENS, hidden, 2 * hidden),
         tflops_float32=a.tflops_float32 or products(torch.float32, _TOKENS, hidden, 2 * hidden),
-        tflops_float64=a.tflops_float64 or products(torch.float64, _WIDTH, hidden, _WIDTH),
-        bandwidth_gbs=a.bandwidth_gbs or copies(),
+        tflops_float64=a.tflops_float64 or small_matrices(hidden),
+        bandwidth_gbs=a.bandwidth_gbs or passes(_TOKENS, 2 * hidden),
         call_us=a.call_us or calls(),
     )
 
@@ -44,16 +44,29 @@ def products(dtype: torch.dtype, rows: int, inner: int, columns: int) -> float:
     return 2 * rows * inner * columns / _seconds(lambda: x @ w.mT) / 1e12
 
 
-def copies() -> float:
-    """Return 1e9 bytes a second that are read or written when a large tensor is copied."""
-    x, y = torch.ones(2**23), torch.empty(2**23)
-    return 2 * x.nbytes / _seconds(lambda: y.copy_(x)) / 1e9
+def small_matrices(inner: int) -> float:
+    """Return 1e12 operations a second of what trackers do in float64: products, a triangular solve, an eigenproblem."""
+    x_WD = torch.randn(_WIDTH, inner, dtype=torch.float64)
+
+    def work() -> None:
+        factor_WW = torch.linalg.cholesky(x_WD @ x_WD.mT)
+        rows_WD = torch.linalg.solve_triangular(factor_WW, x_WD, upper=False)
+        _, rotation_WW = torch.linalg.eigh(rows_WD @ rows_WD.mT)
+        rotation_WW.mT @ rows_WD
+
+    return (7 * inner * _WIDTH**2 + 20 * _WIDTH**3) / _seconds(work) / 1e12
+
+
+def passes(rows: int, columns: int) -> float:
+    """Return 1e9 bytes a second that an operation on every element reads and writes, new memory for it included."""
+    x, y = torch.ones(rows, columns), torch.ones(rows, columns)
+    return 3 * x.nbytes / _seconds(lambda: x * y) / 1e9
 
 
 def calls() -> float:
-    """Return microseconds of an operation that has next to nothing to do."""
+    """Return microseconds of an operation that has next to nothing to do, and of the view that mostly goes with it."""
     x = torch.ones(_WIDTH)
-    return 1e6 * _seconds(lambda: x + x)
+    return 1e6 * _seconds(lambda: x[None] + x)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from eva_dist.modeling.forward import Trunk
+from eva_dist.errors import LayerError
+from eva_dist.modeling.forward import Placed, Trunk, select_tokens
 from eva_dist.modeling.packing import can_segment
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 
@@ -71,6 +72,9 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
 
     Returns:
         None if the model cannot run without real numbers (experts chosen by value, mostly).
+
+    Raises:
+        LayerError: a layer's input has no row a token.
     """
     segmented = can_segment(trunk)
     shape = (1, samples * length) if segmented else (samples, length)
@@ -83,6 +87,8 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
         if segmented:
             trunk.set_attn_implementation(_META)  # type: ignore[operator]
         return _trace(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
+    except LayerError:
+        raise
     except Exception as error:  # whatever a model makes of tensors without numbers
         _log.info("%s cannot be traced without weights: %s", type(trunk).__name__, error)
         return None
@@ -94,6 +100,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
 def _trace(
     trunk: Trunk, layers: Sequence[str], inputs: Mapping[str, Tensor], attention: "_Attention", layout: str
 ) -> Traced | None:
+    whole = Placed({}, (inputs["input_ids"].shape[0], inputs["input_ids"].shape[1]), None, ())
     allocations = _Allocations([*trunk.module.parameters(), *trunk.module.buffers(), *inputs.values()])
     entered: dict[str, tuple[Any, ...]] = {}
     live: dict[str, int] = {}
@@ -101,6 +108,7 @@ def _trace(
 
     def take(name: str, arguments: Any) -> None:
         x = arguments[0]
+        select_tokens(x, whole, name)  # refuses what a run refuses
         entered.setdefault(name, (allocations.serial(x), x.storage_offset(), x.numel(), x.shape[-1], x._version))
         live.setdefault(name, allocations.live)
         number_bytes.setdefault(name, x.element_size())

@@ -57,7 +57,7 @@ class CovarianceTracker(Tracker[CovarianceState]):
             float32_operations=0,
             float64_operations=groups * (2 * rows * square + 9 * in_features * square),
             moved_bytes=groups * (90 * numbers + 100 * square),
-            calls=50 * groups,
+            calls=70 * groups,
         )
 
 

@@ -81,7 +81,7 @@ class IncrementalTracker(Tracker[IncrementalState]):
             float32_operations=0,
             float64_operations=groups * (self.power_steps + 1) * turn,
             moved_bytes=groups * (16 * (self.power_steps + 1) * stacked + 100 * rows) * in_features,
-            calls=80 * groups,
+            calls=100 * groups,
         )
 
     @property

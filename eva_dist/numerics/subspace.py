@@ -146,7 +146,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
             float32_operations=groups * 4 * rows * block,
             float64_operations=groups * (6 * block * width + 2 * rows * width**2 + 20 * width**3 + 5 * numbers),
             moved_bytes=groups * ((72 + row_bytes) * numbers + 180 * block),
-            calls=60,
+            calls=120,
         )
 
     def _update_warm(self, states: Mapping[int, SubspaceState], rows: Sequence[Tensor]) -> dict[int, SubspaceState]:

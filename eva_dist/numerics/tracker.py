@@ -140,7 +140,7 @@ class UpdateCost:
         float32_operations, float64_operations: multiplications and additions.
         moved_bytes: read or written by the operations on rows and blocks, one after the other; what bounds
             an update, whose products are narrow.
-        calls: operations started, about; those of the G groups at once count once.
+        calls: operations started, views left out, about; those of G groups that go together count once.
     """
 
     state_bytes: int
