@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eva_dist.accelerator import Accelerator
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.facts import ADAPTER_FILE, STATE_DICT_FILE
-from eva_dist.config import Config, Exchange
+from eva_dist.config import Config, Exchange, StoreConfig
 from eva_dist.controller import StepDecision, StepReport
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import Architecture
@@ -69,6 +69,11 @@ def this_device() -> str:
 
 def check(config: Config, architecture: Architecture, here: Accelerator, wanted: Wanted) -> tuple[Check, ...]:
     """Measure one worker, then a gang's traffic, and return every figure beside its prediction."""
+    with TemporaryDirectory() as folder:  # a run must have a store, though nothing is published
+        return _check(replace(config, store=StoreConfig(folder)), architecture, here, wanted)
+
+
+def _check(config: Config, architecture: Architecture, here: Accelerator, wanted: Wanted) -> tuple[Check, ...]:
     threads = wanted.threads or os.cpu_count() or 1
     alone = replace(config, cluster=replace(config.cluster, num_workers=1, shard_size=1, offload=False))
     run = prepare(alone)
