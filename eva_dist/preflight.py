@@ -133,25 +133,27 @@ def estimate(
 def smallest_fit(case: Case) -> Fit:
     """Find the smallest shard size, a power of two within a node, whose peak fits the accelerator.
 
-    Workers are added as far as the shard size needs them. Where no shard size fits, samples are
-    forwarded one at a time, and then shards are kept in the memory of the CPU as well.
+    Workers are added as far as the shard size needs them. Where the settings do not fit, a worker
+    forwards one step at a time, then one sample at a time; where no shard size fits even so, shards
+    are kept in the memory of the CPU.
     """
     subject = case.subject
     assert subject.accelerator.memory_gib
     usable = int(subject.accelerator.memory_gib * 2**30 * _USABLE)
     fits = _peak(case) <= usable
     sizes = [2**i for i in range(subject.accelerator.per_node.bit_length())]
-    single = replace(case.data, batch_size=1)
-    for data, offload in ((case.data, False), (single, False), (single, True)):
+    for offload in (False, True):
         for size in sizes[1:] if offload else sizes:
             workers = -(-case.cluster.num_workers // size) * size
             cluster = replace(case.cluster, num_workers=workers, shard_size=size, offload=offload)
-            peak = _peak(Case(subject, cluster, data))
-            if peak <= usable:
-                says = f"cluster.shard_size={size} cluster.num_workers={workers}"
-                says += f" data.batch_size={data.batch_size}" if data != case.data else ""
-                says += " cluster.offload=true" if offload else ""
-                return Fit(usable, fits, size, workers, data.batch_size, offload, peak, says)
+            share = -(-case.data.step_size // workers)
+            for batch_size in dict.fromkeys((case.data.batch_size, share, 1)):
+                peak = _peak(Case(subject, cluster, replace(case.data, batch_size=batch_size)))
+                if peak <= usable:
+                    says = f"cluster.shard_size={size} cluster.num_workers={workers}"
+                    says += f" data.batch_size={batch_size}" if batch_size != case.data.batch_size else ""
+                    says += " cluster.offload=true" if offload else ""
+                    return Fit(usable, fits, size, workers, batch_size, offload, peak, says)
     says = (
         f"does not fit even with cluster.shard_size={sizes[-1]}, cluster.offload=true and data.batch_size=1; make "
         "samples shorter (data.max_length), a step smaller (data.step_size), or add workers"

@@ -106,7 +106,7 @@ def test_rows_of_many_steps_are_what_does_not_fit(llamas):
     found = plan_of(llamas["70b"], cluster={"num_workers": 8, "shard_size": 8})
     assert found.memory.rows == 8 * 2 * 512 * 2 * 80 * (3 * 8192 + 28672)  # 16 samples are the shares of 8 steps
     assert not found.fit.fits
-    assert found.fit.says == "cluster.shard_size=4 cluster.num_workers=8 data.batch_size=1"
+    assert found.fit.says == "cluster.shard_size=4 cluster.num_workers=8 data.batch_size=2"
     assert any("data.batch_size=2 holds those of one step" in note for note in found.notes)
 
 
