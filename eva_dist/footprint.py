@@ -103,12 +103,13 @@ def _live(case: Case, group: InputGroup) -> int:
 
 
 def _exchange_bytes(case: Case, rank: int) -> int:
-    """Return buffers, and rows received, at their most."""
+    """Return buffers, and rows received, at their most; for all_gather without what its backend copies inside."""
     owned = case.tokens * case.row_bytes(case.plan.owned_by(rank))
     largest = max(case.row_bytes([group]) for group in case.plan.groups)
     if case.cluster.exchange is Exchange.all_gather:
         padded = max(case.shares) * case.subject.length * largest
-        return owned + padded * (case.workers + 1)
+        joined = case.tokens * largest  # of the group at hand, and of the one before it
+        return owned + padded * (case.workers + 1) + 2 * joined
     sent = min(case.sent(rank), max(_CHUNK, max(case.shares) * case.subject.length * largest))
     received = min(case.received(rank), max(_CHUNK, case.tokens * largest))
     return owned + sent + received

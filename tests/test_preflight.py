@@ -22,12 +22,13 @@ from eva_dist.config import (
     SolverName,
 )
 from eva_dist.engine import finish, run_pass
+from eva_dist.footprint import memory_of
 from eva_dist.modeling.load import read_architecture
 from eva_dist.preflight import artifact_facts, estimate
 from eva_dist.workload import Case, Subject
 from jobs.contenders import begin, session
 from jobs.measures import tensor_bytes
-from tests.gang_for_traffic import sent_bytes
+from tests.gang_for_traffic import traffic
 
 GIB = 2**30
 A100 = Accelerator("a100-80gb", "cuda", 80, 312, 19.5, 9.7, 2039, 10, 300, 25, 25)
@@ -161,12 +162,19 @@ def case_of(config, workers, exchange):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("exchange", Exchange)
-def test_bytes_sent_are_those_of_the_exchange(configure, tmp_path, exchange):
-    case = case_of(configure(data={"step_size": 5, "max_length": 12}), 3, exchange)
+def test_bytes_sent_and_buffers_are_those_of_the_exchange(configure, tmp_path, exchange):
+    case = case_of(configure(data={"step_size": 5, "max_length": 60}), 3, exchange)
     shapes = {group.index: (group.in_features, group.owner) for group in case.plan.groups}
-    tokens = [share * 12 for share in case.shares]
-    assert tokens == [12, 24, 24]
-    assert [case.sent(rank) for rank in range(3)] == sent_bytes(shapes, tokens, exchange, tmp_path)
+    tokens = [share * 60 for share in case.shares]
+    assert tokens == [60, 120, 120]
+    found = traffic(shapes, tokens, exchange, tmp_path)
+    assert [case.sent(rank) for rank in range(3)] == [sent for sent, _ in found]
+    for rank, (_, peak) in enumerate(found):
+        expected = memory_of(case, rank).exchange
+        if exchange is Exchange.to_owner:
+            assert expected == pytest.approx(peak, rel=0.05)  # the rest is row counts
+        else:
+            assert expected < peak
     assert case.work.exchanged_bytes == sum(case.sent(rank) for rank in range(3))
 
 
