@@ -6,6 +6,7 @@ Layers are named in the *base* model, the one that `PeftModel` will wrap
 difference. Only a target outside the trunk makes the whole base model run.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -115,6 +116,18 @@ def load_model(model: ModelConfig, task: Task, prefix: str, device: torch.device
             ", ".join(sorted(info["missing_keys"])),
         )
     return loaded.to(device).eval().requires_grad_(False)
+
+
+def loaded_on_meta(architecture: Architecture, dtype: Dtype, prefix: str) -> nn.Module:
+    """Return what `load_model` would load, without weights: on the meta device, in its dtype.
+
+    Where `dtype` is `auto` and the config names none, weights are taken to be float32.
+    """
+    wanted = architecture.config.dtype if dtype is Dtype.auto else getattr(torch, dtype.value)
+    loader = AutoModel if prefix else _AUTO_CLASSES[architecture.task]
+    with torch.device("meta"):
+        model: nn.Module = loader.from_config(copy.deepcopy(architecture.config), dtype=wanted or torch.float32)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.tracker import Moments, Tracker, add_rows
+from eva_dist.numerics.tracker import Moments, Tracker, UpdateCost, add_rows, centring_bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,19 @@ class CovarianceTracker(Tracker[CovarianceState]):
     def moments(self, state: CovarianceState) -> Moments:
         """Return the exact moments of all rows seen."""
         return state.moments
+
+    def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
+        """Return what updates cost, components included; groups are updated one after the other."""
+        k, numbers, square = self.n_components, rows * in_features, in_features**2
+        centring = 16 * numbers + centring_bytes(numbers, device)
+        return UpdateCost(
+            state_bytes=groups * (8 * square + 8 * k * in_features + 8 * in_features + 8 + 16 * k),
+            workspace_bytes=max(centring, 8 * numbers + 24 * square, 32 * square + 8 * k * in_features),
+            float32_operations=0,
+            float64_operations=groups * (2 * rows * square + 9 * in_features * square),
+            moved_bytes=groups * (90 * numbers + 100 * square),
+            calls=70 * groups,
+        )
 
 
 def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.tracker import Moments, Tracker, add_rows
+from eva_dist.numerics.tracker import Moments, Tracker, UpdateCost, add_rows
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,31 @@ class IncrementalTracker(Tracker[IncrementalState]):
         """Return the exact moments of all rows seen."""
         return state.moments
 
+    def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
+        """Return what updates cost; groups are updated one after the other. The workspace was measured."""
+        k, numbers, stacked = self.n_components, rows * in_features, rows + self.n_components + 1
+        q = min(self._q, stacked, in_features)
+        cast = 0 if row_bytes == 4 else 4 * numbers
+        stacking = 12 * numbers + 8 * (stacked + k) * in_features
+        factoring = 8 * stacked * in_features + q * (28 * in_features + 24 * stacked)
+        turn = 4 * stacked * in_features * q + 4 * (stacked + in_features) * q**2
+        return UpdateCost(
+            state_bytes=groups * (8 * k * in_features + 8 * in_features + 8 + 8 * q + 8 * k),
+            workspace_bytes=cast + max(stacking, factoring),
+            float32_operations=0,
+            float64_operations=groups * (self.power_steps + 1) * turn,
+            moved_bytes=groups * (16 * (self.power_steps + 1) * stacked + 100 * rows) * in_features,
+            calls=100 * groups,
+        )
+
+    @property
+    def _q(self) -> int:
+        return self.n_components + (self.n_components if self.oversampling is None else self.oversampling)
+
     def _svd(self, stack_RD: Tensor) -> tuple[Tensor, Tensor]:
         k = self.n_components
-        q = k + (k if self.oversampling is None else self.oversampling)
         devices = [stack_RD.device] if stack_RD.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            _, singular_values_Q, v_DQ = torch.svd_lowrank(stack_RD, q=q, niter=self.power_steps)
+            _, singular_values_Q, v_DQ = torch.svd_lowrank(stack_RD, q=self._q, niter=self.power_steps)
         return fix_signs(v_DQ.mT[:k]), singular_values_Q[:k]

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.tracker import Moments, Tracker, add_rows, add_rows_to_all, own, together
+from eva_dist.numerics.tracker import (
+    Moments,
+    Tracker,
+    UpdateCost,
+    add_rows,
+    add_rows_to_all,
+    centring_bytes,
+    own,
+    together,
+)
 
 _FIRST_POWER_STEPS = 4
 _PROBES = 4
@@ -124,6 +133,23 @@ class SubspaceTracker(Tracker[SubspaceState]):
     def moments(self, state: SubspaceState) -> Moments:
         """Return the exact moments of all rows seen."""
         return state.moments
+
+    def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
+        """Return what updates cost; the workspace was measured (either the centring or the range finder peaks)."""
+        kept = self._width(in_features)
+        width = min(kept + _PROBES, in_features)
+        numbers, block = rows * in_features, width * in_features
+        cast = 0 if row_bytes == 4 else 4 * numbers
+        centring = groups * (cast + 4 * numbers) + centring_bytes(groups * numbers, device)
+        finding = groups * (4 * numbers + 12 * rows * width + 28 * block + 32 * width**2)
+        return UpdateCost(
+            state_bytes=groups * (4 * kept * in_features + 8 * in_features + 4 * kept + 8 + 8 * self.n_components),
+            workspace_bytes=max(centring, finding),
+            float32_operations=groups * 4 * rows * block,
+            float64_operations=groups * (6 * block * width + 2 * rows * width**2 + 20 * width**3 + 5 * numbers),
+            moved_bytes=groups * ((72 + row_bytes) * numbers + 180 * block),
+            calls=120,
+        )
 
     def _update_warm(self, states: Mapping[int, SubspaceState], rows: Sequence[Tensor]) -> dict[int, SubspaceState]:
         """Update groups of equal shapes together; one whose spectrum spans too much is updated again, carefully."""

@@ -130,6 +130,33 @@ def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones(count, dtype=dtype, device=device)
 
 
+@dataclass(frozen=True)
+class UpdateCost:
+    """What updates of G groups at once cost, from their shapes alone; a tracker says it of itself.
+
+    Attributes:
+        state_bytes: the G states and their components, memory that these share counted once.
+        workspace_bytes: peak above the rows given and the states before, the new states included.
+        float32_operations, float64_operations: multiplications and additions.
+        moved_bytes: read or written by the operations on rows and blocks, one after the other; what bounds
+            an update, whose products are narrow.
+        calls: operations started, views left out, about; those of G groups that go together count once.
+    """
+
+    state_bytes: int
+    workspace_bytes: int
+    float32_operations: int
+    float64_operations: int
+    moved_bytes: int
+    calls: int
+
+
+def centring_bytes(numbers: int, device_type: str) -> int:
+    """Return the float64 bytes at work while as many numbers are centred: a piece, and the piece after it."""
+    at_once = _CENTRE_AT_ONCE.get(device_type, _CENTRE_AT_ONCE_ON_ACCELERATORS)
+    return 8 * min(2 * at_once, 2 * numbers)
+
+
 class Tracker(ABC, Generic[StateT]):
     """Follows the `n_components` leading principal components of rows with D features.
 
@@ -156,3 +183,15 @@ class Tracker(ABC, Generic[StateT]):
     @abstractmethod
     def moments(self, state: StateT) -> Moments:
         """Return the exact moments of all rows seen."""
+
+    @abstractmethod
+    def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
+        """Return what updates of some groups cost, none of them a group's first.
+
+        Args:
+            rows: token rows of each group, enough for the full width of the tracker.
+            in_features: of each group.
+            row_bytes: of one number in the rows that are given.
+            groups: how many are updated together (`update_many`).
+            device: type of the device.
+        """

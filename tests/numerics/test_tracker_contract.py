@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from token_streams import constant_plus_noise, decaying, exact, follow, low_rank, massive
+from torch.profiler import ProfilerActivity, profile
 
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
@@ -240,3 +242,43 @@ def test_a_state_goes_to_named_tensors_and_back_and_on_to_the_same_bits(name):
     assert same(again, state)
     with pytest.raises(KeyError):
         from_tensors(tracker.state_type, {key: value for key, value in named.items() if key != "moments.rows"})
+
+
+def bytes_held(*values) -> int:
+    """Memory of all tensors in these, what they share counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for v in values for t in tensors(v)}
+    return sum(storages.values())
+
+
+def peak_bytes(work) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = work()
+    events = profiled.profiler.kineto_results.events()
+    assert kept is not None
+    return max(itertools.accumulate(e.nbytes() for e in events if e.name() == "[memory]"))
+
+
+@every_tracker
+@pytest.mark.parametrize(("rows", "in_features", "k"), [(96, 64, 6), (300, 512, 32), (150, 40, 24)])
+def test_cost_tells_the_bytes_of_a_state(name, rows, in_features, k):
+    tracker = TRACKERS[name](k)
+    state = follow(tracker, decaying(in_features, rows, 4))
+    cost = tracker.cost(rows, in_features)
+    assert cost.state_bytes == bytes_held(state, tracker.components(state))
+    assert tracker.cost(rows, in_features, groups=3).state_bytes == 3 * cost.state_bytes
+
+
+@every_tracker
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "in_features", "k"), [(512, 576, 32), (2048, 576, 32), (256, 1024, 64)])
+def test_cost_tells_the_peak_of_an_update(name, dtype, rows, in_features, k):
+    tracker = TRACKERS[name](k)
+    minibatches = [x_TD.to(dtype) for x_TD in decaying(in_features, rows, 3)]
+    state = follow(tracker, minibatches)
+
+    def update():
+        after = tracker.update(state, minibatches[0])
+        return after, tracker.components(after)
+
+    measured = peak_bytes(update)
+    assert measured == pytest.approx(tracker.cost(rows, in_features, dtype.itemsize).workspace_bytes, rel=0.1)
