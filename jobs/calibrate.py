@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from eva_dist.accelerator import Accelerator
 from eva_dist.config import Config, Dtype
 from eva_dist.modeling.load import Architecture
+from eva_dist.preflight.accelerator import Accelerator
 
 _SECONDS = 0.3
 _TOKENS = 512

@@ -153,5 +153,6 @@ def test_files_and_folders_are_those_of_the_design():
         "artifact",
         "store",
         "gateway",
+        "preflight",
     }
     assert not [name for name in IMPORTS if name.rpartition(".")[2] in ("utils", "helpers", "common", "manager")]

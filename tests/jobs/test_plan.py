@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import jobs.plan
-from eva_dist.accelerator import Accelerator
+from eva_dist.preflight.accelerator import Accelerator
 from jobs.calibrate import calibrate
 from jobs.hydra_main import exit_code
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from eva_dist.accelerator import Accelerator
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.tensors import adapter, state_dict
 from eva_dist.config import (
@@ -21,11 +20,13 @@ from eva_dist.config import (
     ModelConfig,
     SolverName,
 )
+from eva_dist.controller import first_state
 from eva_dist.engine import finish, run_pass
-from eva_dist.footprint import memory_of
 from eva_dist.modeling.load import read_architecture
-from eva_dist.preflight import artifact_facts, estimate
-from eva_dist.workload import Case, Subject
+from eva_dist.preflight.accelerator import Accelerator
+from eva_dist.preflight.estimate import artifact_facts, estimate
+from eva_dist.preflight.footprint import memory_of
+from eva_dist.preflight.workload import Case, Subject
 from jobs.contenders import begin, session
 from jobs.measures import tensor_bytes
 from tests.gang_for_traffic import traffic
@@ -139,7 +140,7 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     run = prepared(cluster={"num_workers": 1}, solver={"name": solver}, data={"batch_size": None})
     worker = session(run, 1)
     plan = begin(worker, run)
-    state, _ = run_pass(plan, 1.0, 3, lambda decision: [worker.step(decision)], accept=True)
+    state = run_pass(first_state(plan, 1.0, 3, accept=True), lambda decision: [worker.step(decision)])
     worker.leave()
     found = estimate(run.config, read_architecture(run.config.model), CPU, state.tokens / state.steps)
     assert found.memory.trackers == tensor_bytes(worker.svds)
@@ -148,7 +149,7 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     assert found.model.loaded_bytes == tensor_bytes(dict(worker.model.named_parameters())) + tensor_bytes(
         dict(worker.model.named_buffers())
     )
-    layers = layer_facts(finish(state, worker.components(), state.elapsed))
+    layers = layer_facts(finish(state, worker.components()))
     tensors = state_dict(layers, whiten=False)
     sizes = artifact_facts(plan.layers, state.ranks)
     assert sizes.state_dict == sum(t.nbytes for t in tensors.values())
@@ -205,7 +206,7 @@ def test_an_accelerator_forwards_several_steps_at_once_and_holds_their_rows(conf
 
 def test_a_model_that_cannot_be_traced_is_estimated_all_the_same(configure, monkeypatch):
     config = configure()
-    monkeypatch.setattr("eva_dist.workload.trace_forward", lambda *_: None)
+    monkeypatch.setattr("eva_dist.preflight.workload.trace_forward", lambda *_: None)
     found = estimate(config, read_architecture(config.model), CPU)
     assert not found.model.traced
     assert found.model.input_groups == found.model.layers == 14

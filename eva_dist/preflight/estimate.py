@@ -12,12 +12,12 @@ All bytes are bytes, all operations multiplications and additions, of one step u
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eva_dist.accelerator import Accelerator
 from eva_dist.config import Config, Dtype
-from eva_dist.footprint import MemoryFacts, memory_of
 from eva_dist.modeling.load import Architecture
 from eva_dist.plan import Layer
-from eva_dist.workload import Case, SecondsFacts, StepFacts, Subject, WorkFacts
+from eva_dist.preflight.accelerator import Accelerator
+from eva_dist.preflight.footprint import MemoryFacts, memory_of
+from eva_dist.preflight.workload import Case, SecondsFacts, StepFacts, Subject, WorkFacts
 
 _USABLE = 0.9
 """Of an accelerator's memory; the rest goes to its context, to libraries and to fragments."""

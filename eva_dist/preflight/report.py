@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eva_dist.preflight import Preflight
+from eva_dist.preflight.estimate import Preflight
 
 
 @dataclass(frozen=True)

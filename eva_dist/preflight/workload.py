@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from eva_dist.accelerator import Accelerator, Rates
 from eva_dist.config import ClusterConfig, Config, DataConfig, Dtype, Exchange
 from eva_dist.data import Batching
 from eva_dist.engine import make_tracker, rows_at_once
@@ -22,6 +21,7 @@ from eva_dist.modeling.peft_rules import lora_config, resolve_targets
 from eva_dist.modeling.trace import Traced, trace_forward
 from eva_dist.numerics.tracker import UpdateCost
 from eva_dist.plan import InputGroup, Plan, make_plan
+from eva_dist.preflight.accelerator import Accelerator, Rates
 
 
 @dataclass(frozen=True)

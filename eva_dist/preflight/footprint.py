@@ -7,7 +7,7 @@ import torch
 from eva_dist.config import Exchange
 from eva_dist.engine import rows_at_once
 from eva_dist.plan import InputGroup
-from eva_dist.workload import Case
+from eva_dist.preflight.workload import Case
 
 _CHUNK = 256 * 2**20
 """Of the exchange (`ToOwnerExchange`): bytes that travel at one time."""
