@@ -12,6 +12,7 @@
     ├── GangError (RuntimeError)            the set of actors failed as one
     │   ├── WorkerFailedError               a worker raised or died
     │   └── GangTimeoutError                a worker did not answer in `cluster.timeout_s`
+    ├── JobServerError (RuntimeError)       a cluster's job server cannot be reached, or refuses
     └── StoreError (RuntimeError)           an artifact could not be written or read
         ├── ArtifactNotFoundError           nothing is published under that name
         └── IntegrityError                  a file differs from its manifest
@@ -67,6 +68,10 @@ class WorkerFailedError(GangError):
 
 class GangTimeoutError(GangError):
     """A worker did not answer within `cluster.timeout_s`."""
+
+
+class JobServerError(EvaDistError, RuntimeError):
+    """A cluster's job server cannot be reached, refuses us, or does not know the job."""
 
 
 class StoreError(EvaDistError, RuntimeError):
