@@ -219,11 +219,12 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(
         config,
         model=replace(config.model, name_or_path=os.path.abspath(model)) if Path(model).is_dir() else config.model,
-        data=replace(config.data, path=os.path.abspath(data)) if _is_local(data) else config.data,
+        data=replace(config.data, path=os.path.abspath(data)) if is_local(data) else config.data,
     )
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
+    """Tell whether a path or glob names something on this machine."""
     return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
 

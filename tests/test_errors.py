@@ -70,6 +70,7 @@ def test_one_base_catches_them_all_and_the_message_is_kept(name):
                 "GangError",
                 "WorkerFailedError",
                 "GangTimeoutError",
+                "JobServerError",
                 "StoreError",
                 "ArtifactNotFoundError",
                 "IntegrityError",
