@@ -21,7 +21,8 @@ _MARK = "EVA_DIST_TEST_CLUSTER"
 class RayCluster:
     """The head, and nodes that join it; a context that leaves no process behind.
 
-    `environment` is that of a client of this cluster; it holds the token where `with_token`.
+    `environment` is that of a client of this cluster; it holds the token where `with_token`. `agent_ports` are
+    those of the nodes' own agents, in order of starting.
     """
 
     def __init__(self, with_token: bool = True) -> None:
@@ -29,6 +30,7 @@ class RayCluster:
         # Ray's sockets lie deep below it, and their paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ev"))
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self.agent_ports: list[int] = []
         self._head_port, self._dashboard_port = free_ports(2)
         self.address = f"http://127.0.0.1:{self._dashboard_port}"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -92,6 +94,7 @@ class RayCluster:
 
     def _start(self, *options: str, num_cpus: int, resources: dict[str, float]) -> None:
         agent, agent_grpc, env_agent, metrics = free_ports(4)
+        self.agent_ports.append(agent)
         folder = self.node_folder(len(self._nodes))
         log = (self.folder / f"{len(self._nodes)}.log").open("wb")
         with log:

@@ -53,8 +53,12 @@ def test_a_job_from_submission_to_its_end(settings):
             stop_a_long_one(cluster, address, settings)
         assert (answered.result(), refused.result()) == (("cached", fingerprint), 2)
         assert sorted(job["status"] for job in listed()) == ["FAILED", "STOPPED", "SUCCEEDED"]
+        check = (sys.executable, "docker/healthcheck.py")
+        agent = {"EVA_DIST_AGENT_PORT": str(cluster.agent_ports[0]), "RAY_AUTH_TOKEN_PATH": "/no/token/needed"}
+        assert cluster.run(*check, environment=agent).returncode == 0
         cluster.stop()
         wait_for(lambda: not cluster.processes(), seconds=20)
+        assert "no healthy Ray node behind port" in cluster.run(*check, environment=agent).stdout
 
 
 def refuse_strangers(cluster, address):
