@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from eva_dist import __version__
 from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.config import Config, OnMaxSteps, Task
 from eva_dist.controller import PassResult, PassState, refuse_unconverged
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
 
-_LIBRARIES = ("eva-dist", "torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def provenance(run: Prepared) -> Provenance:
         model=run.model | {"task_type": run.task.value},
         tokenizer=run.tokenizer,
         data=run.data,
-        versions={name: version(name) for name in _LIBRARIES},
+        versions={"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}},
         world_size=run.config.cluster.num_workers,
         url=run.store.snapshot_url(run.fingerprint),
         repo_id=run.repo_id,
