@@ -1,9 +1,11 @@
 """Jobs on a real cluster: `ray start`, a token, `ray job submit`, `eva-dist submit`; nothing is left of it."""
 
 import json
+import shutil
 import signal
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).parents[2]
 EVA_DIST = (sys.executable, "-m", "eva_dist.cli")
 
 
@@ -33,6 +36,29 @@ def wait_for(what, seconds=60):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.3)
     return found
+
+
+def test_little_is_uploaded(tmp_path):
+    """What Ray makes of a clone in use, with weights, a store and an environment lying in it."""
+    from ray._private.runtime_env.packaging import create_package
+
+    clone, package = tmp_path / "clone", tmp_path / "package.zip"
+    shutil.copytree(
+        ROOT, clone, ignore=lambda folder, names: {".git", ".venv", ".cache"} if folder == str(ROOT) else ()
+    )
+    for stray in (".venv/x.py", ".cache/w", ".git/objects/o", "eva-store/a/b", "outputs/o", "llama/model.safetensors"):
+        (clone / stray).parent.mkdir(parents=True, exist_ok=True)
+        (clone / stray).write_bytes(b"0" * 2**20)
+    create_package(str(clone), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as found:
+        names = set(found.namelist())
+    code = {"eva_dist", "jobs", "conf"}
+    assert {name.partition("/")[0] for name in names} == code | {
+        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+    }
+    expected = {p.relative_to(ROOT).as_posix() for f in code for p in (ROOT / f).rglob("*") if p.suffix != ".pyc"}
+    assert {name for name in names if "/" in name} == {name for name in expected if (ROOT / name).is_file()}
+    assert package.stat().st_size < 2**20
 
 
 def test_a_job_from_submission_to_its_end(settings):
