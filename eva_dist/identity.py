@@ -13,7 +13,6 @@ from pathlib import Path
 from eva_dist.config import Config, StoreConfig
 from eva_dist.errors import ConfigError, EvaDistError, LayerError
 from eva_dist.plan import fingerprint as digest
-from eva_dist.precompute import is_local, prepare
 
 _EXECUTION = ("cluster", "resume")
 """Groups of settings that say how a job is run, not what it computes."""
@@ -83,11 +82,13 @@ def code_digest(clone: Path) -> str:
 def _fingerprint(config: Config) -> tuple[str | None, str | None]:
     """Return the artifact's fingerprint and None, or None and why it is unknown here."""
     model, data = config.model.name_or_path, config.data.path
-    if not is_local(os.path.expanduser(data)):
+    if not config.data.is_here:
         return None, f"data.path={data} is not on this machine"
     model_here = Path(model).is_dir()
     if not model_here and (os.path.isabs(model) or model.startswith((".", "~"))):
         return None, f"model.name_or_path={model} is not on this machine"
+    from eva_dist.precompute import prepare  # torch, and seconds: only for what is here
+
     with tempfile.TemporaryDirectory() as store:
         try:
             return prepare(replace(config, store=StoreConfig(url=store))).fingerprint, None

@@ -4,7 +4,6 @@
 settings, the model's config, the data or the store is said before anything starts.
 """
 
-import glob
 import logging
 import os
 import time
@@ -220,13 +219,8 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(
         config,
         model=replace(config.model, name_or_path=os.path.abspath(model)) if Path(model).is_dir() else config.model,
-        data=replace(config.data, path=os.path.abspath(data)) if is_local(data) else config.data,
+        data=replace(config.data, path=os.path.abspath(data)) if config.data.is_here else config.data,
     )
-
-
-def is_local(path: str) -> bool:
-    """Tell whether a path or glob names something on this machine."""
-    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
 
 def _refuse_or_warn_unsupported(targets: Targets) -> None:

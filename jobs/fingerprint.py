@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
+from eva_dist.identity import identify  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 
 register_schema()
@@ -26,10 +27,7 @@ register_schema()
 def main(settings: DictConfig) -> None:
     """Identify one point; a Hydra sweep calls this once a point."""
     with only_json_on_stdout() as emit, before_actors():
-        config = to_config(settings)
-        from eva_dist.identity import identify  # torch is imported for settings that are in order, not before
-
-        emit(identify(config, _ROOT))
+        emit(identify(to_config(settings), _ROOT))
 
 
 if __name__ == "__main__":

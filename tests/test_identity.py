@@ -53,7 +53,7 @@ def test_what_is_not_on_this_machine_is_said(configure):
 
 
 def test_a_hub_id_that_cannot_be_read_here_may_be_on_the_cluster(configure, monkeypatch):
-    monkeypatch.setattr("eva_dist.identity.prepare", lambda config: (_ for _ in ()).throw(ConfigError("offline")))
+    monkeypatch.setattr("eva_dist.precompute.prepare", lambda config: (_ for _ in ()).throw(ConfigError("offline")))
     identity = identify(configure(model={"name_or_path": "org/model"}), CLONE)
     assert (identity.fingerprint, identity.note) == (None, "offline")
 
