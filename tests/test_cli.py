@@ -45,7 +45,6 @@ def test_the_console_script_is_the_command():
 
 def test_a_shell_completes_commands():
     environment = os.environ | {
-        "_PYTHON _M EVA_DIST.CLI_COMPLETE": "",
         "_EVA_DIST_COMPLETE": "complete_bash",
         "COMP_WORDS": "eva-dist st",
         "COMP_CWORD": "1",
