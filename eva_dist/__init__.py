@@ -7,14 +7,17 @@ Importing this package imports neither torch nor ray; names are loaded when firs
 """
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eva_dist.artifact.load import load_eva_state_dict
     from eva_dist.inprocess import get_eva_state_dict
 
-__version__ = version("eva-dist")
+try:
+    __version__ = version("eva-dist")
+except PackageNotFoundError:  # a clone that came with a job, on a node that has its dependencies alone
+    __version__ = "0+clone"
 __all__ = ["__version__", "get_eva_state_dict", "load_eva_state_dict"]
 
 _HOMES = {

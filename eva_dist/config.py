@@ -9,7 +9,9 @@ at once in one `ConfigError`.
 """
 
 import dataclasses
+import glob
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -118,6 +120,12 @@ class DataConfig:
     streaming: bool = False
     shuffle: bool = True
     seed: int = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `path` names something on this machine; if not, it is a hub id, another machine's, or wrong."""
+        path = os.path.expanduser(self.path)
+        return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""

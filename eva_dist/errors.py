@@ -15,6 +15,7 @@
     │   ├── WorkerLostError                 a worker's process or node died
     │   └── GangTimeoutError                a worker did not answer in time
     ├── PreemptedError                      the run was asked to end (SIGTERM); its checkpoint is kept
+    ├── JobServerError (RuntimeError)       a cluster's job server cannot be reached, or refuses
     └── StoreError (RuntimeError)           an artifact could not be written or read
         ├── ArtifactNotFoundError           nothing is published under that name
         └── IntegrityError                  a file differs from its manifest
@@ -82,6 +83,10 @@ class GangTimeoutError(GangError):
 
 class PreemptedError(EvaDistError):
     """The run was asked to end (SIGTERM); the same command goes on from its last checkpoint."""
+
+
+class JobServerError(EvaDistError, RuntimeError):
+    """A cluster's job server cannot be reached, refuses us, or does not know the job."""
 
 
 class StoreError(EvaDistError, RuntimeError):

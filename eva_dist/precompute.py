@@ -4,7 +4,6 @@
 settings, the model's config, the data or the store is said before anything starts.
 """
 
-import glob
 import logging
 import os
 import time
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from eva_dist import __version__
 from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.checkpoint import CheckpointFolder
 from eva_dist.config import Config, OnMaxSteps, Resume, Task
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
 
-_LIBRARIES = ("eva-dist", "torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -261,12 +261,8 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(
         config,
         model=replace(config.model, name_or_path=os.path.abspath(model)) if Path(model).is_dir() else config.model,
-        data=replace(config.data, path=os.path.abspath(data)) if _is_local(data) else config.data,
+        data=replace(config.data, path=os.path.abspath(data)) if config.data.is_here else config.data,
     )
-
-
-def _is_local(path: str) -> bool:
-    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
 
 def _refuse_or_warn_unsupported(targets: Targets) -> None:
@@ -288,7 +284,7 @@ def provenance(run: Prepared) -> Provenance:
         model=run.model | {"task_type": run.task.value},
         tokenizer=run.tokenizer,
         data=run.data,
-        versions={name: version(name) for name in _LIBRARIES},
+        versions={"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}},
         world_size=run.config.cluster.num_workers,
         url=run.store.snapshot_url(run.fingerprint),
         repo_id=run.repo_id,

@@ -72,6 +72,7 @@ def test_one_base_catches_them_all_and_the_message_is_kept(name):
                 "WorkerFailedError",
                 "WorkerLostError",
                 "GangTimeoutError",
+                "JobServerError",
                 "StoreError",
                 "ArtifactNotFoundError",
                 "IntegrityError",
