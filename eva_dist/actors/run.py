@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from eva_dist.actors.cluster import nodes, wait_for_room
+from eva_dist.actors.cluster import is_own_ray, nodes, wait_for_room
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.saving import Saver
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
@@ -21,6 +21,8 @@ from eva_dist.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
 
+_NODES_JOIN_S = 5.0
+"""A cluster that has just been started may not know all of its nodes yet."""
 _KINDS = {
     WorkerFailedError: FailureKind.raised,
     WorkerLostError: FailureKind.lost,
@@ -52,6 +54,7 @@ def run_on_gang(
     cluster = assignment.config.cluster
     worker = worker_resources(cluster.resources, cluster.num_workers, nodes())
     request = Request(cluster.num_workers, cluster.shard_size, worker)
+    wait_for_room(request, 0.0 if is_own_ray(cluster) else _NODES_JOIN_S)
     check_fits(request, nodes())
     stop = stop or StopRequest()
     failures: list[Failure] = []

@@ -135,7 +135,7 @@ def pass_on_an_exit_code(cluster, address, settings):
 
 
 def stop_a_long_one(cluster, address, settings):
-    """Ctrl-C leaves it running; stopped means ended: afterwards neither the job nor a worker of it is there."""
+    """Ctrl-C leaves it running; stopped means ended: no job and no worker is left, but a checkpoint."""
     endless = [*settings, "eva.tau=1.0", "eva.max_steps=1000000"]
     done = cluster.run(*EVA_DIST, "submit", *address, "--no-wait", "--", *endless)
     job = done.stdout.strip()
@@ -148,6 +148,8 @@ def stop_a_long_one(cluster, address, settings):
     stopped = cluster.run(*EVA_DIST, "stop", job, *address)
     assert stopped.returncode == 0 and f"{job} has ended: STOPPED" in stopped.stderr
     assert not [line for line in cluster.processes().values() if "jobs/precompute.py" in line]
+    log = cluster.run(*EVA_DIST, "logs", job, *address).stdout
+    assert "error: asked to end (SIGTERM): checkpoint after step" in log
     wait_for(lambda: not [line for line in cluster.processes().values() if "GangWorker" in line])
 
 
