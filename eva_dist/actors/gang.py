@@ -41,7 +41,7 @@ def run_on_gang(assignment: Assignment, on_step: Callable[[PassState], None]) ->
         started = time.perf_counter()
         gang.call("join", gang.call_one(0, "address"))
         gang.call("load")
-        probe, layout = gang.call_one(0, "probe")
+        probe, layout = gang.call_first(config.cluster.shard_size, "probe")
         plan = make_plan(assignment.layers, probe.groups, len(gang.members))
         gang.call("begin", plan, probe, layout)
         load_seconds = time.perf_counter() - started
@@ -99,6 +99,10 @@ class Gang:
     def call_one(self, global_rank: int, method: str, *arguments: Any) -> Any:
         """Call a method on one member and return its answer."""
         return self._wait(method, {global_rank: getattr(self.members[global_rank], method).remote(*arguments)})[0]
+
+    def call_first(self, count: int, method: str) -> Any:
+        """Call a method on the first `count` members together and return the answer of `global_rank` 0."""
+        return self._wait(method, {i: getattr(m, method).remote() for i, m in enumerate(self.members[:count])})[0]
 
     def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
         """Hand the SVDs of groups that change their owner to the new one."""
