@@ -49,7 +49,7 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
 
     session = Session(assignment, global_rank, world_size, CPU)
     session.load()
-    probe, layout = everyones(session.probe() if global_rank == 0 else None)[0]
+    probe, layout = everyones(session.probe() if global_rank < assignment.config.cluster.shard_size else None)[0]
     plan = make_plan(assignment.layers, probe.groups, world_size)
     if lopsided:
         plan = replace(plan, groups=tuple(replace(group, owner=0) for group in plan.groups))
@@ -100,9 +100,12 @@ def assignment(prepared):
     """Return an assignment of the tiny run whose data and cluster are changed."""
     run = prepared(data={"step_size": 6, "batch_size": None})
 
-    def change(batch_size=None, exchange=Exchange.to_owner):
+    def change(batch_size=None, exchange=Exchange.to_owner, **cluster):
         config = run.config
-        data, cluster = replace(config.data, batch_size=batch_size), replace(config.cluster, exchange=exchange)
+        data, cluster = (
+            replace(config.data, batch_size=batch_size),
+            replace(config.cluster, exchange=exchange, **cluster),
+        )
         return replace(assignment_of(run), config=replace(config, data=data, cluster=cluster))
 
     return change
@@ -163,3 +166,30 @@ def test_exchange_batches_and_moves_of_two_workers_change_nothing(assignment, al
     assert all(a != b for a, b in zip(moving[1:], moving[2:], strict=False))
     evened = first["evened out"].owners
     assert set(evened[1].values()) == {0} and set(evened[2].values()) == {0, 1}
+
+
+def sharded_ways(ways: dict[str, Assignment], global_rank: int, world_size: int) -> dict[str, Outcome]:
+    """Passes of one sharded gang, one after the other."""
+    return {name: drive(assignment, global_rank, world_size) for name, assignment in ways.items()}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_sharded_model_changes_nothing(assignment, alone, tmp_path, world_size):
+    """Six samples a step: on four workers two of them have two, two have one; one at a time, so that forwards differ."""
+    ways = {
+        "to_owner": assignment(shard_size=2, num_workers=world_size),
+        "all_gather": assignment(exchange=Exchange.all_gather, shard_size=2, num_workers=world_size),
+        "one sample": assignment(1, shard_size=2, num_workers=world_size),
+        "two steps": assignment(12, shard_size=2, num_workers=world_size),
+        "offload": assignment(shard_size=2, num_workers=world_size, offload=True),
+    }
+    members = run(world_size, partial(sharded_ways, ways), tmp_path)
+    for outcomes in members:
+        for found in outcomes.values():
+            check_same(found, alone)
+            assert found.layout is Layout.segments
+    for group in range(0, world_size, 2):
+        first, second = members[group : group + 2]
+        assert {n: o.forwards for n, o in first.items()} == {n: o.forwards for n, o in second.items()}
+    assert len({member["one sample"].tokens for member in members}) == 1

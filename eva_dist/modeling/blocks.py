@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 _log = logging.getLogger(__name__)
 
@@ -58,16 +59,17 @@ class Blocks:
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Return the names of the lists whose members are all of the classes that the model declares as its blocks.
+    """Return the names of the lists of blocks; a list inside a block of another list is part of that block.
 
-    A list inside a block of another list is part of that block.
+    Blocks are of the classes that the model declares (`_no_split_modules`), or, for some models declare
+    none, of the class from which transformers derives what can be checkpointed as a whole.
     """
     classes = set(getattr(model, "_no_split_modules", None) or ())
     found: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in found):
             continue
-        if len(module) and all(_class_name(block) in classes for block in module):
+        if len(module) and all(_class_name(b) in classes or isinstance(b, GradientCheckpointingLayer) for b in module):
             found.append(name)
     return found
 

@@ -111,6 +111,7 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
         warnings.filterwarnings("ignore", "DTensor random operators")  # weights that the checkpoint lacks are noise
         loaded = loader.from_pretrained(distributed_config=distributed, **source)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.set_reshard_after_forward(True)  # transformers would keep the last norm, and FSDP2 what is in no other unit
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(sharding.device)  # FSDP moves parameters only
