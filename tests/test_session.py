@@ -176,7 +176,7 @@ def sharded_ways(ways: dict[str, Assignment], global_rank: int, world_size: int)
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_a_sharded_model_changes_nothing(assignment, alone, tmp_path, world_size):
-    """Six samples a step: on four workers two of them have two, two have one; one at a time, so that forwards differ."""
+    """Six samples a step: on four workers two of them have two, two have one, and forward as often all the same."""
     ways = {
         "to_owner": assignment(shard_size=2, num_workers=world_size),
         "all_gather": assignment(exchange=Exchange.all_gather, shard_size=2, num_workers=world_size),

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, core_model_loading, modeling_utils
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -37,7 +38,7 @@ _FREE = "free_full_weight"
 
 
 _M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = 2**20
+_LARGE_BLOCK = 128 * 2**10
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
 
     Every worker of the process group calls this, with the same arguments.
     """
-    _give_freed_memory_back()
+    if sharding.device.type == "cpu":
+        _give_freed_memory_back()
     architecture._can_set_attn_implementation()  # reads the class's own file; asked of FSDP's subclass, it would err
     distributed = DistributedConfig(
         fsdp_size=sharding.shard_size,
@@ -111,8 +113,9 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
         warnings.filterwarnings("ignore", "DTensor random operators")  # weights that the checkpoint lacks are noise
         loaded = loader.from_pretrained(distributed_config=distributed, **source)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    assert isinstance(model, FSDPModule)
     model.set_reshard_after_forward(True)  # transformers would keep the last norm, and FSDP2 what is in no other unit
-    for module in model.modules():
+    for module in model.modules():  # type: ignore[attr-defined]
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(sharding.device)  # FSDP moves parameters only
     return loaded
@@ -207,10 +210,10 @@ def _on_mesh(architecture: type[PreTrainedModel], mesh: _Mesh, kept: torch.devic
 
 
 def _give_freed_memory_back() -> None:
-    """Have glibc return large blocks to the system as they are freed.
+    """Have glibc return blocks of 128 KiB and more to the system as they are freed, as it does at first.
 
-    Units are gathered and freed all the time, and glibc, once it has seen that, keeps what is freed:
-    several times what is in use.
+    It would raise that limit as it sees units gathered and freed, and then keep their memory without
+    being able to use it again (aligned blocks do not fit where such blocks were): several units' worth.
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)

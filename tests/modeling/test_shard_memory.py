@@ -1,12 +1,15 @@
-"""What a worker holds of a sharded model, by the kernel's own count: pages of memory, and pages of the file read."""
+"""What a worker reads and holds of a sharded model; memory by the kernel's own count."""
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from safetensors import safe_open
+from transformers import LlamaForCausalLM, modeling_utils
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.distributed.process_group import shard_mesh
@@ -17,7 +20,7 @@ from tests.modeling.tiny_models import llama_config
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages by Linux's /proc"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts pages by Linux's /proc"),
 ]
 
 CPU = torch.device("cpu")
@@ -43,15 +46,40 @@ def anonymous() -> float:
     raise AssertionError("no RssAnon")
 
 
-def of_file(name: str) -> float:
-    """MiB of a mapped file that this process has touched."""
-    pages, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            inside = line.endswith(name)
-        elif inside and line.startswith("Rss:"):
-            pages += int(line.split()[1])
-    return pages / 1024
+class CountedSlice:
+    """A weight in a file; what is taken of it is counted."""
+
+    def __init__(self, of: Any, taken: list[int]) -> None:
+        self._of, self._taken = of, taken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def __getitem__(self, wanted: Any) -> torch.Tensor:
+        found = self._of[wanted]
+        self._taken.append(found.nbytes)
+        return found
+
+
+class CountedFile:
+    """A safetensors file whose weights are counted as they are read."""
+
+    def __init__(self, of: Any, taken: list[int]) -> None:
+        self._of, self._taken = of, taken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def __exit__(self, *error: object) -> None:
+        self._of.__exit__(*error)
+
+    def get_slice(self, name: str) -> CountedSlice:
+        return CountedSlice(self._of.get_slice(name), self._taken)
+
+
+def counted(taken: list[int]) -> Any:
+    """While open, what transformers takes of safetensors files is counted."""
+    return mock.patch.object(modeling_utils, "safe_open", lambda *a, **k: CountedFile(safe_open(*a, **k), taken))
 
 
 def look(folder: Path, small: Path, global_rank: int, world_size: int) -> dict[Dtype, Pages]:
@@ -63,15 +91,16 @@ def look(folder: Path, small: Path, global_rank: int, world_size: int) -> dict[D
     for dtype in (Dtype.float32, Dtype.bfloat16):
         before = anonymous()
         settings = ModelConfig(name_or_path=str(folder), dtype=dtype)
-        model = load_model(settings, Task.CAUSAL_LM, "model.", CPU, sharding)
+        taken: list[int] = []
+        with counted(taken):
+            model = load_model(settings, Task.CAUSAL_LM, "model.", CPU, sharding)
         loaded, peaks = anonymous(), []
         for block in model.layers:
             block.register_forward_pre_hook(lambda *_, peaks=peaks: peaks.append(anonymous()))
         with torch.no_grad():
             for _ in range(3):
                 model(input_ids=ids_BT, use_cache=False)
-        read = of_file(str(folder / "model.safetensors"))
-        found[dtype] = Pages(held_bytes(model) / _MIB, loaded - before, max(peaks) - loaded, read)
+        found[dtype] = Pages(held_bytes(model) / _MIB, loaded - before, max(peaks) - loaded, sum(taken) / _MIB)
         del model, block
     return found
 
@@ -95,9 +124,8 @@ def test_a_worker_holds_its_shard_and_the_block_at_work(folders, tmp_path):
     for pages in members:
         stored, cast = pages[Dtype.float32], pages[Dtype.bfloat16]
         assert stored.held == pytest.approx(whole / 2, rel=0.02) and cast.held == pytest.approx(whole / 4, rel=0.02)
-        # as it is stored: the shard stays in the file, of which this worker touches its own half
-        assert stored.loaded < block / 2
-        assert stored.read == pytest.approx(stored.held, abs=block / 2)
+        assert stored.read == stored.held and cast.read == 2 * cast.held  # both are stored in float32
+        assert stored.loaded < block / 2  # as it is stored, the shard stays in the mapped file
         assert cast.loaded == pytest.approx(cast.held, abs=block / 2)
         for one, size in ((stored, block), (cast, block / 2)):
             assert one.forward < 2.5 * size + 2
