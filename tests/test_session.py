@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eva_dist.config import Exchange
+from eva_dist.config import Exchange, OnMaxSteps
 from eva_dist.controller import Stop
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.packing import Layout
@@ -65,7 +65,8 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
         return everyones(session.step(decision))
 
     eva = assignment.config.eva
-    state, seconds = run_pass(plan, eva.tau, eva.max_steps, step)
+    accept = eva.on_max_steps is OnMaxSteps.accept
+    state, seconds = run_pass(plan, eva.tau, eva.max_steps, step, accept=accept)
     mine = session.components()
     found = {group: one for part in everyones(mine) for group, one in part.items()}
     result = finish(state, found, seconds)
@@ -193,3 +194,19 @@ def test_a_sharded_model_changes_nothing(assignment, alone, tmp_path, world_size
         first, second = members[group : group + 2]
         assert {n: o.forwards for n, o in first.items()} == {n: o.forwards for n, o in second.items()}
     assert len({member["one sample"].tokens for member in members}) == 1
+
+
+@pytest.mark.distributed
+def test_a_worker_without_samples_forwards_with_its_shard_group(prepared, tmp_path):
+    """One sample a step: the first of two workers has none, and its half of the weights is needed all the same."""
+    run_ = prepared(
+        data={"step_size": 1, "batch_size": None},
+        eva={"r": 2, "rho": 1.0, "tau": 1.0, "max_steps": 3, "on_max_steps": OnMaxSteps.accept},
+    )
+    config = run_.config
+    both = replace(config, cluster=replace(config.cluster, num_workers=2, shard_size=2))
+    alone = drive(assignment_of(run_))
+    first, second = run(2, partial(sharded_ways, {"": replace(assignment_of(run_), config=both)}), tmp_path)
+    for found in (first[""], second[""]):
+        check_same(found, alone)
+        assert found.forwards == alone.forwards == 3
