@@ -82,15 +82,15 @@ def units(model: nn.Module) -> dict[str, str]:
     A head that shares its weight with the embedding stays one with it, as transformers wants it.
     """
     lists = block_lists(model)
-    plan = {f"{name}.*" if name else "*": _FREE for name in lists}
+    names = [f"{name}.0" if name else "0" for name in lists]
     tied = {id(p) for p in _shared_parameters(model)}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{blocks}.") for blocks in lists)
         own = list(module.parameters(recurse=False))
         if inside or not isinstance(module, (nn.Embedding, nn.Linear)) or any(id(p) in tied for p in own):
             continue
-        plan[name] = _FREE
-    return plan
+        names.append(name)
+    return {".".join("*" if part.isdigit() else part for part in name.split(".")): _FREE for name in names}
 
 
 def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], sharding: Sharding, **source: Any) -> Any:

@@ -43,6 +43,17 @@ def test_units_are_the_blocks_and_what_holds_weights_outside_them():
     }
 
 
+def test_numbers_in_names_are_left_open_as_transformers_wants_it():
+    def nested():
+        model = LlamaModel(llama_config())
+        model.towers = nn.ModuleList([nn.Module(), nn.Module()])
+        for tower in model.towers:
+            tower.blocks, tower.inwards = nn.ModuleList([model.layers[0]]), nn.Linear(2, 2)
+        return model
+
+    assert {"layers.*", "towers.*.blocks.*", "towers.*.inwards"} <= set(units(empty(nested)))
+
+
 def test_a_head_that_is_tied_to_the_embedding_is_no_unit_of_its_own():
     assert set(units(empty(lambda: LlamaForCausalLM(llama_config())))) == {
         "model.layers.*",
