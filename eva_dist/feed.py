@@ -6,10 +6,11 @@ A group's rows are handed over as soon as they are complete, in the middle of th
 where one forward makes up a step, a lone worker keeps no more than one layer's. Where a step
 takes several forwards, or a forward serves several steps, the rows of all active groups are
 kept until they are complete or asked for. Once every group has its rows the forward is cut
-short.
+short. Workers that hold a model together forward equally often (`Lockstep`), and end together.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +76,35 @@ class Forward(Protocol):
 
     def counts(self, prepared: Any) -> Sequence[int]:
         """Return how many rows of each sample are picked; asked only of windows that have `places`."""
+
+
+class Lockstep(Protocol):
+    """Keeps workers that hold a model together in step: each forward gathers weights from all of them."""
+
+    def forwards(self, mine: int) -> int:
+        """Return how often this worker forwards for its `mine` minibatches of a window: at least as often."""
+
+    def idle(self) -> None:
+        """Take part in a forward without a minibatch."""
+
+    def through(self, taps: Iterable[str]) -> AbstractContextManager[None]:
+        """While open, forwards need reach these modules only."""
+
+
+class Alone:
+    """Lockstep of a worker that holds the whole model: it waits for nobody."""
+
+    def forwards(self, mine: int) -> int:
+        """Return `mine`."""
+        return mine
+
+    def idle(self) -> None:
+        """Never called."""
+        raise AssertionError("nobody waits for a forward of this worker")
+
+    def through(self, taps: Iterable[str]) -> AbstractContextManager[None]:
+        """Change nothing: the taps themselves cut the forward."""
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -151,6 +181,7 @@ class RowFeed:
     taps: Mapping[int, Tap]
     device: torch.device
     consumed_at_once: bool = False
+    lockstep: Lockstep = field(default_factory=Alone)
     _window: Window | None = None
     _held: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
@@ -190,7 +221,8 @@ class RowFeed:
         collected = _Collected({g: self.taps[g] for g in groups}, deliver, len(prepared), self.forward.may_cut)
         collected.views = whole and self.consumed_at_once
         by_name = {self.taps[group].name: group for group in groups}
-        with torch.no_grad():
+        with torch.no_grad(), self.lockstep.through(by_name):
+            forwards = self.lockstep.forwards(len(prepared))
             for minibatch in prepared:
                 collected.select = self.forward.select(minibatch)
                 collected.next_minibatch()
@@ -199,6 +231,8 @@ class RowFeed:
                         self.forward.run(minibatch)
                 except ForwardCut:
                     pass
+            for _ in range(len(prepared), forwards):
+                self.lockstep.idle()
         collected.finish()
 
     def _join(self, group: int, parts: Sequence[Tensor]) -> Tensor:

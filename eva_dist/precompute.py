@@ -25,6 +25,7 @@ from eva_dist.errors import LayerError, NotConvergedError
 from eva_dist.modeling.load import (
     Architecture,
     check_length,
+    check_shardable,
     describe_model,
     describe_tokenizer,
     load_tokenizer,
@@ -117,6 +118,8 @@ def prepare(config: Config) -> Prepared:
     _refuse_or_warn_unsupported(targets)
     refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
+    prefix = architecture.prefix([layer.name for layer in targets.layers])
+    check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
     loaded = load_tokenizer(config.model)
     tokenizer = describe_tokenizer(loaded)
     rows = open_rows(config.data)
@@ -126,7 +129,7 @@ def prepare(config: Config) -> Prepared:
     run = Prepared(
         config=config,
         task=architecture.task,
-        prefix=architecture.prefix([layer.name for layer in targets.layers]),
+        prefix=prefix,
         targets=targets,
         store=store,
         fingerprint=fingerprint(_decisive(config, architecture, targets, model, tokenizer, rows.digest)),

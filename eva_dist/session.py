@@ -1,6 +1,6 @@
 """One worker's run, from its assignment to the components that it owns: the steps in order, no ray.
 
-A driver calls the methods of all members alike; what it asks of the first member alone
+A driver calls the methods of all members alike; what it asks of the first shard group alone
 (`probe`) it hands to all of them (`begin`), so that nothing is found out twice, and nobody
 comes to another conclusion.
 """
@@ -17,7 +17,7 @@ from eva_dist.config import Config, Exchange, Task
 from eva_dist.controller import StepDecision, StepReport
 from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
-from eva_dist.distributed.process_group import process_group
+from eva_dist.distributed.process_group import process_group, shard_mesh
 from eva_dist.engine import (
     GroupSvd,
     Worker,
@@ -30,10 +30,12 @@ from eva_dist.engine import (
     run_step,
 )
 from eva_dist.errors import DataError
-from eva_dist.feed import Probe, RowFeed, make_taps, probe_inputs
+from eva_dist.feed import Alone, Probe, RowFeed, make_taps, probe_inputs
+from eva_dist.lockstep import keep_in_step
 from eva_dist.modeling.forward import TokenForward, Trunk, find_layout
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.packing import Layout, attention_by_segment
+from eva_dist.modeling.shard import Sharding
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Layer, Plan
 
@@ -94,13 +96,18 @@ class Session:
         stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)
         batching = Batching.choose(config.data, self._device.type, self._world_size)
         self.source = WorkerStream(stream, batching, self._global_rank, self._world_size)
-        self.model: nn.Module = load_model(config.model, assignment.task, assignment.prefix, self._device)
+        sharding = self._sharding()
+        self.model: nn.Module = load_model(config.model, assignment.task, assignment.prefix, self._device, sharding)
         self.forward = TokenForward(
             Trunk(self.model), self._device, config.eva.use_label_mask, config.eva.label_mask_value
         )
+        self._lockstep = keep_in_step(self.forward, assignment.names.values(), sharding.mesh) if sharding else None
 
     def probe(self) -> tuple[Probe, Layout]:
-        """Find out how minibatches can be laid out and, by a first forward, which layers share their input."""
+        """Find out how minibatches can be laid out and, by a first forward, which layers share their input.
+
+        A sharded model is forwarded by its whole shard group: all of it calls this, and finds the same.
+        """
         self.on_phase("probe")
         in_base = {name: layer for layer, name in self._assignment.names.items()}
         alone = replace(self.source, global_rank=0, world_size=1, batching=replace(self.source.batching, steps=1))
@@ -119,14 +126,15 @@ class Session:
     def begin(self, plan: Plan, probe: Probe, layout: Layout) -> None:
         """Take the plan and what the probe found."""
         self._open.enter_context(attention_by_segment(self.model, layout is Layout.segments))
-        exchange = self._exchange()
+        exchange, forward = self._exchange(), replace(self.forward, layout=layout)
         feed = RowFeed(
             model=self.model,
-            forward=replace(self.forward, layout=layout),
+            forward=forward,
             source=self.source,
             taps=make_taps(plan.groups, probe, self._assignment.names),
             device=self._device,
             consumed_at_once=exchange.is_local and rows_at_once(self._device) == 0,
+            lockstep=replace(self._lockstep, forward=forward) if self._lockstep else Alone(),
         )
         trackers = make_trackers(self._assignment.config.solver, plan.groups)
         self.worker = Worker(plan, feed, exchange, trackers, self.on_phase)
@@ -159,6 +167,13 @@ class Session:
 
     def on_phase(self, phase: str) -> None:
         """Be told what is about to be done: join, load, probe; forward, exchange, svd; idle."""
+
+    def _sharding(self) -> Sharding | None:
+        """Return over whom the model is sharded; None if each worker holds all of it."""
+        cluster = self._assignment.config.cluster
+        if cluster.shard_size == 1:
+            return None
+        return Sharding(shard_mesh(cluster.shard_size, self._device, cluster.timeout_s), self._device, cluster.offload)
 
     def _exchange(self) -> RowExchange:
         if self._world_size == 1:

@@ -1,6 +1,7 @@
 """The feed: the rows of a step, the same however they are forwarded, and nothing forwarded that no tap needs."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -351,3 +352,40 @@ def test_every_batching_gives_a_step_the_same_rows(tiny_model, labelled_file, la
                     assert found[group].shape == expected[group].shape, name
                     difference = (found[group] - expected[group]).norm()
                     assert difference <= 1e-5 * expected[group].norm(), (name, group)
+
+
+class Group:
+    """A shard group whose busiest worker has `most` minibatches a window."""
+
+    def __init__(self, most):
+        self.most, self.idled, self.reached = most, 0, []
+
+    def forwards(self, mine):
+        return max(mine, self.most)
+
+    def idle(self):
+        self.idled += 1
+
+    def through(self, taps):
+        self.reached.append(set(taps))
+        return nullcontext()
+
+
+@pytest.mark.parametrize(("most", "idle"), [(0, 0), (2, 0), (3, 1), (5, 3)])
+def test_a_worker_forwards_as_often_as_the_busiest_of_its_shard_group(most, idle):
+    """Rows of idle forwards are nobody's; the group is asked once a window, with the taps that are active."""
+    cuts = [[(0, place, SAMPLES[0, place])] for place in range(2)]
+    forward, group = Plainly(Block()), Group(most)
+    feed = toy_feed(Steps({0: window(0, *cuts)}), forward)
+    feed.lockstep = group
+    found, _ = rows_of(feed, 0, (0, 1))
+    assert (forward.forwarded, group.idled) == (2, idle)
+    assert group.reached == [{feed.taps[0].name, feed.taps[1].name}]
+    assert found[0].shape[0] == sum(len(SAMPLES[0, place]) for place in range(2))
+
+
+def test_a_worker_without_minibatches_still_forwards_with_its_shard_group():
+    feed = toy_feed(Steps({0: window(0)}), Plainly(Block()))
+    feed.lockstep = group = Group(2)
+    found, _ = rows_of(feed, 0)
+    assert group.idled == 2 and all(x_TD.shape == (0, D) for x_TD in found.values())

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eva_dist.config import Exchange
+from eva_dist.config import Exchange, OnMaxSteps
 from eva_dist.controller import Stop, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.packing import Layout
@@ -49,7 +49,7 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
 
     session = Session(assignment, global_rank, world_size, CPU)
     session.load()
-    probe, layout = everyones(session.probe() if global_rank == 0 else None)[0]
+    probe, layout = everyones(session.probe() if global_rank < assignment.config.cluster.shard_size else None)[0]
     plan = make_plan(assignment.layers, probe.groups, world_size)
     if lopsided:
         plan = replace(plan, groups=tuple(replace(group, owner=0) for group in plan.groups))
@@ -65,7 +65,8 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
         return everyones(session.step(decision))
 
     eva = assignment.config.eva
-    state = run_pass(first_state(plan, eva.tau, eva.max_steps), step)
+    accept = eva.on_max_steps is OnMaxSteps.accept
+    state = run_pass(first_state(plan, eva.tau, eva.max_steps, accept), step)
     mine = session.components()
     found = {group: one for part in everyones(mine) for group, one in part.items()}
     result = finish(state, found)
@@ -100,9 +101,12 @@ def assignment(prepared):
     """Return an assignment of the tiny run whose data and cluster are changed."""
     run = prepared(data={"step_size": 6, "batch_size": None})
 
-    def change(batch_size=None, exchange=Exchange.to_owner):
+    def change(batch_size=None, exchange=Exchange.to_owner, **cluster):
         config = run.config
-        data, cluster = replace(config.data, batch_size=batch_size), replace(config.cluster, exchange=exchange)
+        data, cluster = (
+            replace(config.data, batch_size=batch_size),
+            replace(config.cluster, exchange=exchange, **cluster),
+        )
         return replace(assignment_of(run), config=replace(config, data=data, cluster=cluster))
 
     return change
@@ -163,3 +167,46 @@ def test_exchange_batches_and_moves_of_two_workers_change_nothing(assignment, al
     assert all(a != b for a, b in zip(moving[1:], moving[2:], strict=False))
     evened = first["evened out"].owners
     assert set(evened[1].values()) == {0} and set(evened[2].values()) == {0, 1}
+
+
+def sharded_ways(ways: dict[str, Assignment], global_rank: int, world_size: int) -> dict[str, Outcome]:
+    """Passes of one sharded gang, one after the other."""
+    return {name: drive(assignment, global_rank, world_size) for name, assignment in ways.items()}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_sharded_model_changes_nothing(assignment, alone, tmp_path, world_size):
+    """Six samples a step: on four workers two of them have two, two have one, and forward as often all the same."""
+    ways = {
+        "to_owner": assignment(shard_size=2, num_workers=world_size),
+        "all_gather": assignment(exchange=Exchange.all_gather, shard_size=2, num_workers=world_size),
+        "one sample": assignment(1, shard_size=2, num_workers=world_size),
+        "two steps": assignment(12, shard_size=2, num_workers=world_size),
+        "offload": assignment(shard_size=2, num_workers=world_size, offload=True),
+    }
+    members = run(world_size, partial(sharded_ways, ways), tmp_path)
+    for outcomes in members:
+        for found in outcomes.values():
+            check_same(found, alone)
+            assert found.layout is Layout.segments
+    for group in range(0, world_size, 2):
+        first, second = members[group : group + 2]
+        assert {n: o.forwards for n, o in first.items()} == {n: o.forwards for n, o in second.items()}
+    assert len({member["one sample"].tokens for member in members}) == 1
+
+
+@pytest.mark.distributed
+def test_a_worker_without_samples_forwards_with_its_shard_group(prepared, tmp_path):
+    """One sample a step: the first of two workers has none, and its half of the weights is needed all the same."""
+    run_ = prepared(
+        data={"step_size": 1, "batch_size": None},
+        eva={"r": 2, "rho": 1.0, "tau": 1.0, "max_steps": 3, "on_max_steps": OnMaxSteps.accept},
+    )
+    config = run_.config
+    both = replace(config, cluster=replace(config.cluster, num_workers=2, shard_size=2))
+    alone = drive(assignment_of(run_))
+    first, second = run(2, partial(sharded_ways, {"": replace(assignment_of(run_), config=both)}), tmp_path)
+    for found in (first[""], second[""]):
+        check_same(found, alone)
+        assert found.forwards == alone.forwards == 3

@@ -1,4 +1,4 @@
-"""Open and close the process group of a gang, always with a timeout."""
+"""Open and close the process group of a gang and the groups inside it, always with a timeout."""
 
 import socket
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from datetime import timedelta
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from eva_dist.errors import ConfigError
 
@@ -62,3 +63,24 @@ def process_group(
         yield
     finally:
         dist.destroy_process_group()
+
+
+def shard_mesh(shard_size: int, device: torch.device, timeout_s: float) -> DeviceMesh:
+    """Return the gang as `[replicas, shard_size]`, axes `replicate` and `shard`; all members call this together.
+
+    Worker `global_rank` is member `global_rank % shard_size` of shard group `global_rank // shard_size`, so
+    a shard group is made of neighbours. Their collectives have the timeout of the gang's.
+    """
+    ranks_RS = torch.arange(dist.get_world_size()).view(-1, shard_size)
+    groups = [
+        dist.new_subgroups_by_enumeration(lines.tolist(), timedelta(seconds=timeout_s))[0]
+        for lines in (ranks_RS.T, ranks_RS)
+    ]
+    return DeviceMesh.from_group(groups, device.type, ranks_RS, mesh_dim_names=("replicate", "shard"))
+
+
+def largest(value: int, mesh: DeviceMesh, device: torch.device) -> int:
+    """Return the largest `value` of a shard group; all its members call this together."""
+    found = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=mesh.get_group("shard"))
+    return int(found)

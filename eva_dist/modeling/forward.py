@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -32,8 +33,10 @@ class Trunk:
 
     @cached_property
     def may_cut(self) -> bool:
-        """Whether a forward may be left in the middle: accelerate's hooks would leave weights where they are."""
-        return not any(hasattr(module, "_hf_hook") for module in self.module.modules())
+        """Whether a forward may be left in the middle: accelerate's hooks, and FSDP2's, would leave weights around."""
+        return not any(
+            hasattr(module, "_hf_hook") or isinstance(module, FSDPModule) for module in self.module.modules()
+        )
 
     def run(self, inputs: Mapping[str, Any]) -> None:
         """Forward `inputs`, less what the trunk does not know and what only a loss needs."""
@@ -169,15 +172,15 @@ def find_layout(
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:
-        return agrees(layout, lambda laid: _inputs(model, layers, replace(forward, layout=laid), short)) and agrees(
-            layout, lambda laid: _inputs(model, first, replace(forward, layout=laid), long)
+        return agrees(layout, lambda laid: entering(model, layers, replace(forward, layout=laid), short)) and agrees(
+            layout, lambda laid: entering(model, first, replace(forward, layout=laid), long)
         )
 
     allowed = [Layout.segments] if can_segment(forward.trunk.module) else []
     return next((layout for layout in [*allowed, Layout.packed] if holds(layout)), Layout.padded)
 
 
-def _inputs(
+def entering(
     model: nn.Module, layers: Sequence[str], forward: TokenForward, minibatch: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return what enters each layer that is reached; the forward is left when all of them are, if it may be."""

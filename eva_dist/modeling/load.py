@@ -27,6 +27,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto import modeling_auto
@@ -36,6 +37,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
+from eva_dist.modeling.shard import Sharding, load_shard, refuse_unshardable, units
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +93,7 @@ def read_architecture(model: ModelConfig) -> Architecture:
         )
     task = _task(model.task, config)
     try:
-        with torch.device("meta"):
-            skeleton = _AUTO_CLASSES[task].from_config(config, trust_remote_code=model.trust_remote_code)
+        skeleton = _without_weights(_AUTO_CLASSES[task], config, model)
     except ValueError as error:
         allowed = ", ".join(known.value for known in _AUTO_CLASSES)
         raise ConfigError(
@@ -101,21 +102,43 @@ def read_architecture(model: ModelConfig) -> Architecture:
     return Architecture(config, task, skeleton)
 
 
-def load_model(model: ModelConfig, task: Task, prefix: str, device: torch.device) -> nn.Module:
-    """Load the weights onto `device`, ready for forwards: the trunk if `prefix` is set, else the base model."""
+def load_model(
+    model: ModelConfig, task: Task, prefix: str, device: torch.device, sharding: Sharding | None = None
+) -> nn.Module:
+    """Load the weights onto `device`, ready for forwards: the trunk if `prefix` is set, else the base model.
+
+    With `sharding`, every worker of the process group calls this, and each reads and holds its shard alone.
+    """
     loader = AutoModel if prefix else _AUTO_CLASSES[task]
     dtype = "auto" if model.dtype is Dtype.auto else getattr(torch, model.dtype.value)
+    wanted: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **_source(model)}
     with _quiet():
-        loaded, info = loader.from_pretrained(
-            model.name_or_path, dtype=dtype, output_loading_info=True, **_source(model), **model.config_overrides
-        )
+        if sharding is None:
+            loaded, info = loader.from_pretrained(model.name_or_path, **wanted, **model.config_overrides)
+            loaded = loaded.to(device)
+        else:
+            config = AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
+            empty = _without_weights(loader, config, model)
+            assert isinstance(empty, PreTrainedModel)  # `check_shardable` saw to it
+            wanted |= {"pretrained_model_name_or_path": model.name_or_path, "config": config}
+            loaded, info = load_shard(type(empty), units(empty), sharding, **wanted)
     if info["missing_keys"]:
         _log.warning(
             "model.name_or_path=%s has no weights for %s, which start from random numbers; layers after them see noise",
             model.name_or_path,
             ", ".join(sorted(info["missing_keys"])),
         )
-    return loaded.to(device).eval().requires_grad_(False)
+    return loaded.eval().requires_grad_(False)
+
+
+def check_shardable(model: ModelConfig, architecture: Architecture, prefix: str, shard_size: int) -> None:
+    """Raise `ConfigError` if what will be run of the model cannot be held by `shard_size` workers together."""
+    if shard_size == 1:
+        return
+    run = architecture.skeleton
+    if prefix:
+        run = _without_weights(AutoModel, architecture.config, model)
+    refuse_unshardable(run, shard_size, f"{model.gguf_file} cannot be read in slices" if model.gguf_file else "")
 
 
 def loaded_on_meta(architecture: Architecture, dtype: Dtype, prefix: str) -> nn.Module:
@@ -193,6 +216,12 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _without_weights(loader: Any, config: PreTrainedConfig, model: ModelConfig) -> nn.Module:
+    with torch.device("meta"):
+        skeleton: nn.Module = loader.from_config(config, trust_remote_code=model.trust_remote_code)
+    return skeleton
 
 
 def _source(model: ModelConfig) -> dict[str, Any]:

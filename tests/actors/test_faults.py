@@ -186,8 +186,8 @@ def test_the_newest_checkpoint_is_cut_in_half(prepared, truth, table, caplog):
     table.add("newest checkpoint cut in half, then kill -9", None, watch.lost, "the one before it; same bits")
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, workers):
+@pytest.mark.parametrize(("workers", "shard_size"), [(1, 1), (2, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, workers, shard_size):
     """The first run is ended by SIGTERM's request; the second has another topology."""
     stop = StopRequest()
     first = prepared(**LONG)
@@ -196,13 +196,17 @@ def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, wo
     wait_until(lambda: worker_pids() == [], 10)
     assert half_written(first.store.root) == [] and not (first.store.root / "snapshots").exists()
     watch = Watch(-1, None)
-    run, outcome = run_with(prepared, watch, cluster={"num_workers": workers})
+    topology = {"num_workers": workers, "shard_size": shard_size}
+    run, outcome = run_with(prepared, watch, cluster=topology)
     assert watch.times[0][0] == 6 and outcome.steps == STEPS
     least = least_cosine(outcome.url, truth[2].url)
     assert least >= 0.9999
     assert not run.store.checkpoints.exists()
     table.add(
-        f"pre-empted on 2 workers, resumed on {workers}", None, watch.lost, f"same ranks, least cosine {least:.7f}"
+        f"pre-empted on 2 workers, resumed on {workers}{', sharded' if shard_size > 1 else ''}",
+        None,
+        watch.lost,
+        f"same ranks, least cosine {least:.7f}",
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from gang_of_processes import run
 
-from eva_dist.distributed.process_group import backend_for, free_address, process_group
+from eva_dist.distributed.process_group import backend_for, free_address, largest, process_group, shard_mesh
 
 CPU = torch.device("cpu")
 
@@ -63,3 +63,19 @@ def stay_away_from_the_collective(global_rank: int, world_size: int) -> float:
 def test_a_member_that_stays_away_from_a_collective_is_an_error_within_the_timeout(tmp_path):
     waited, _ = run(2, stay_away_from_the_collective, tmp_path, timeout_s=2.0)
     assert 1.0 < waited < 4.0
+
+
+def places(global_rank: int, world_size: int) -> tuple[tuple[int, ...], int]:
+    mesh = shard_mesh(2, torch.device("cpu"), 20.0)
+    return (*mesh.get_coordinate(), *mesh.shape), largest(10 * global_rank, mesh, torch.device("cpu"))
+
+
+@pytest.mark.distributed
+def test_shard_groups_are_made_of_neighbours_and_do_not_wait_for_each_other(tmp_path):
+    """`global_rank` = replica * shard_size + place; the largest value is that of the group, not of the gang."""
+    assert run(4, places, tmp_path) == [
+        ((0, 0, 2, 2), 10),
+        ((0, 1, 2, 2), 10),
+        ((1, 0, 2, 2), 30),
+        ((1, 1, 2, 2), 30),
+    ]
