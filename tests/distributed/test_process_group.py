@@ -9,7 +9,15 @@ import torch
 import torch.distributed as dist
 from gang_of_processes import run
 
-from eva_dist.distributed.process_group import backend_for, free_address, largest, process_group, shard_mesh
+from eva_dist.distributed.process_group import (
+    backend_for,
+    free_address,
+    interface_address,
+    largest,
+    process_group,
+    shard_mesh,
+)
+from eva_dist.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -21,6 +29,14 @@ def test_a_free_address_can_be_listened_on_and_is_another_each_time():
     for address in addresses:
         with socket.socket() as listener:
             listener.bind((address.hostname, address.port))
+
+
+def test_an_interface_has_an_address_and_an_unknown_one_is_refused_with_those_there_are():
+    assert interface_address("lo") == "127.0.0.1"
+    with pytest.raises(
+        ConfigError, match=r"cluster\.network_interface=eth99 must be an interface .* this one has .*lo"
+    ):
+        interface_address("eth99")
 
 
 def test_the_backend_follows_the_device():

@@ -1,6 +1,7 @@
 """Target layers: the ones that `get_peft_model` wraps, found without touching the model."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from tiny_models import MODELS, make
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from eva_dist.config import EvaConfig
 from eva_dist.errors import LayerError
@@ -177,3 +179,15 @@ def test_the_adapter_config_is_what_peft_reads(tmp_path):
     assert (read.base_model_name_or_path, read.revision, read.fan_in_fan_out) == ("base", "main", True)
     eva_config = json.loads((tmp_path / "adapter_config.json").read_text())["eva_config"]
     assert PeftEvaConfig(**eva_config) == PeftEvaConfig(rho=1.5, tau=0.98, whiten=True)
+
+
+def test_experts_and_routers_of_a_mixture_are_left_out_by_name():
+    """PEFT wraps their weights, which are no layer's; the wrapper of a module's second weight has no name of its own."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_local_experts": 2}
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(vocab_size=32, num_attention_heads=2, num_key_value_heads=1, **sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        targets = resolve_targets(model, lora_config(EvaConfig(r=4, target_modules="all-linear"), "CAUSAL_LM"))
+    assert [layer.name.rpartition(".")[2] for layer in targets.layers] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert targets.unsupported == ("model.layers.0.mlp.gate", "model.layers.0.mlp.experts")
