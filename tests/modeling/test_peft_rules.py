@@ -182,7 +182,7 @@ def test_the_adapter_config_is_what_peft_reads(tmp_path):
 
 
 def test_experts_and_routers_of_a_mixture_are_left_out_by_name():
-    """PEFT wraps their weights, which are no layer's; the wrapper of a module's second weight has no name of its own."""
+    """PEFT wraps their weights, which are no layer's; the wrapper of a second weight has no name of its own."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_local_experts": 2}
     with torch.device("meta"):
         model = MixtralForCausalLM(MixtralConfig(vocab_size=32, num_attention_heads=2, num_key_value_heads=1, **sizes))
