@@ -30,6 +30,8 @@ _GRACE_S = 2.0
 """How long to wait, after a first error, for the members that failed because of it or before it."""
 _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 5.0
+_NOTHING_LOST = ("address", "join", "load", "probe", "begin", "restore")
+"""Calls that a request to stop may leave at once; after the others a checkpoint is worth its while."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Gang:
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
             if not ready and not failures:
                 signs.look([rank_of[ref] for ref in waiting], method)
-                if method != "step":  # a step is short, and what it found is worth keeping
+                if method in _NOTHING_LOST:
                     self.stop.check()
         if failures:
             raise _failure(method, failures)
