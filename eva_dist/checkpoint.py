@@ -96,7 +96,7 @@ class CheckpointFolder:
         self._last: Checkpoint | None = None
 
     def write(self, state: PassState, fetch: Fetch) -> Checkpoint:
-        """Write a checkpoint after `state.steps` steps; an older one than `keep` goes.
+        """Write a checkpoint after `state.steps` steps; of those before it the newest `keep - 1` stay.
 
         Raises:
             OSError: the disk is full, or cannot be written; nothing half-written is left, older checkpoints stay.
@@ -112,8 +112,7 @@ class CheckpointFolder:
             sync(self.folder)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
-        for old in self._stored()[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._prune(target)
         self._last = Checkpoint(target, state.steps, _members(state.plan), facts)
         return self._last
 
@@ -152,6 +151,12 @@ class CheckpointFolder:
         _write_json(folder / _MANIFEST, {"version": _VERSION, "sha256": hashes})
         sync_tree(folder)
         return {**facts, "hashes": hashes}
+
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest and those before it; what is of later steps was passed over when the pass began here."""
+        older = [folder for folder in self._stored() if folder.name < newest.name]
+        for folder in {*self._stored()} - {newest, *older[: self._keep - 1]}:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _stored(self) -> list[Path]:
         """Return the folders of checkpoints, newest first."""

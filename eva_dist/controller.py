@@ -173,10 +173,11 @@ class PassState:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass hands to the artifact: the last state, and the components by group."""
+    """What a pass hands to the artifact: the last state, components by group, and how many workers it ended with."""
 
     state: PassState
     components: Mapping[int, Components]
+    world_size: int = 1
 
 
 def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PassState:

@@ -189,14 +189,14 @@ def restore(worker: Worker, group: int, tensors: Mapping[str, Tensor]) -> GroupS
     return GroupSvd(state, tracker.components(state))
 
 
-def finish(state: PassState, components: Mapping[int, Components]) -> PassResult:
+def finish(state: PassState, components: Mapping[int, Components], world_size: int = 1) -> PassResult:
     """Merge what the workers own into the result of the pass; a group that was never updated has no component."""
     merged = {
         group.index: components.get(group.index)
         or Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
         for group in state.plan.groups
     }
-    return PassResult(state, merged)
+    return PassResult(state, merged, world_size)
 
 
 class _Updates:

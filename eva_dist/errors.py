@@ -11,6 +11,7 @@
     ├── NotConvergedError                   `eva.max_steps` reached with layers still turning
     ├── GangError (RuntimeError)            the set of actors failed as one
     │   ├── PlacementError                  the cluster has no room for it
+    │   │   └── ClusterBusyError            it has, but others hold it
     │   ├── WorkerFailedError               a worker raised
     │   ├── WorkerLostError                 a worker's process or node died
     │   └── GangTimeoutError                a worker did not answer in time
@@ -67,6 +68,10 @@ class GangError(EvaDistError, RuntimeError):
 
 class PlacementError(GangError):
     """The cluster cannot hold the gang; the message says what was asked and what the cluster has."""
+
+
+class ClusterBusyError(PlacementError):
+    """The cluster could hold the gang, but others held its resources for `cluster.timeout_s`."""
 
 
 class WorkerFailedError(GangError):

@@ -21,6 +21,15 @@ from eva_dist.modeling.packing import Layout
 _TOKENS = 8
 
 
+def all_agree(verdict: bool, mesh: DeviceMesh, device: torch.device) -> bool:
+    """Return whether every worker of the shard group says so; all its members call this together.
+
+    What one worker alone finds (a kernel that is not deterministic, memory that runs out) must not make it
+    forward otherwise than the others.
+    """
+    return largest(int(not verdict), mesh, device) == 0
+
+
 def a_few_tokens() -> dict[str, Tensor]:
     """Return a minibatch that every model takes, of no meaning."""
     ids_BT = torch.arange(1, 1 + _TOKENS)[None]
@@ -38,6 +47,10 @@ class ShardGroupLockstep:
     def forwards(self, mine: int) -> int:
         """Return the largest number of minibatches that a worker of the group has in this window; a collective."""
         return largest(mine, self.mesh, self.forward.device)
+
+    def all_agree(self, verdict: bool) -> bool:
+        """Return whether every worker of the group says so; a collective."""
+        return all_agree(verdict, self.mesh, self.forward.device)
 
     def idle(self) -> None:
         """Forward a few tokens that nobody wants, for weights have to be gathered with the others."""
@@ -59,4 +72,5 @@ def keep_in_step(forward: TokenForward, layers: Iterable[str], mesh: DeviceMesh)
         return entering(model, inside, replace(forward, layout=Layout.padded), a_few_tokens())
 
     collect([])
-    return ShardGroupLockstep(forward, find_blocks(model, layers, collect), mesh)
+    blocks = find_blocks(model, layers, collect, lambda verdict: all_agree(verdict, mesh, forward.device))
+    return ShardGroupLockstep(forward, blocks, mesh)

@@ -36,12 +36,16 @@ from eva_dist.plan import fingerprint
 from eva_dist.progress import each
 from eva_dist.session import Assignment
 from eva_dist.stopping import StopRequest
+from eva_dist.store.files import remove_older
 from eva_dist.store.local import LocalStore, Published
 
 _log = logging.getLogger(__name__)
 
 NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
+
+_FORGOTTEN_S = 30 * 24 * 3600
+"""Checkpoints that have lain so long are of runs that nobody goes on with."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
 
@@ -180,6 +184,7 @@ def _answer(run: Prepared) -> Published | None:
     found = run.store.find(run.fingerprint)
     if found is None or not (run.accepts or found.manifest["status"] == "done"):
         return None
+    _checkpoints(run).clear()  # of a driver that died between publishing and clearing
     return run.store.point(run.fingerprint, run.repo_id, run.revision)
 
 
@@ -187,7 +192,8 @@ def _compute(run: Prepared, on_step: Callable[[PassState], None], stop: StopRequ
     from eva_dist.actors.metrics import PassMetrics
     from eva_dist.actors.run import run_on_gang
 
-    checkpoints = CheckpointFolder(run.store.checkpoints, run.fingerprint, run.config.cluster.keep_checkpoints)
+    remove_older(run.store.checkpoints, _FORGOTTEN_S)
+    checkpoints = _checkpoints(run)
     if run.config.resume is Resume.never:
         checkpoints.clear()
     told = each(PassMetrics(run.fingerprint, run.repo_id), on_step)
@@ -202,11 +208,15 @@ def _compute(run: Prepared, on_step: Callable[[PassState], None], stop: StopRequ
         run.fingerprint,
         run.repo_id,
         run.revision,
-        lambda folder: build_artifact(folder, result, run.config.eva, provenance(run)),
+        lambda folder: build_artifact(folder, result, run.config.eva, provenance(run, result.world_size)),
         overwrite=run.config.artifact.overwrite or run.store.find(run.fingerprint) is not None,
     )
     checkpoints.clear()
     return published
+
+
+def _checkpoints(run: Prepared) -> CheckpointFolder:
+    return CheckpointFolder(run.store.checkpoints, run.fingerprint, run.config.cluster.keep_checkpoints)
 
 
 def assignment(run: Prepared) -> Assignment:
@@ -279,8 +289,8 @@ def _refuse_or_warn_unsupported(targets: Targets) -> None:
         _log.warning("EVA has no start for %s: no linear layers; they are left out", ", ".join(targets.unsupported))
 
 
-def provenance(run: Prepared) -> Provenance:
-    """Return the facts of the run that its artifact states."""
+def provenance(run: Prepared, world_size: int = 1) -> Provenance:
+    """Return the facts of the run that its artifact states; `world_size` is that of the gang that ended it."""
     return Provenance(
         fingerprint=run.fingerprint,
         config=run.config.to_dict(),
@@ -288,7 +298,7 @@ def provenance(run: Prepared) -> Provenance:
         tokenizer=run.tokenizer,
         data=run.data,
         versions={"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}},
-        world_size=run.config.cluster.num_workers,
+        world_size=world_size,
         url=run.store.snapshot_url(run.fingerprint),
         repo_id=run.repo_id,
         revision=run.revision,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eva_dist.controller import PassState
+
+_log = logging.getLogger(__name__)
 
 _PLAIN_INTERVAL_S = 5.0
 
@@ -57,9 +60,10 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._refused = False
 
     def __call__(self, state: PassState) -> None:
-        """Add the line of a step."""
+        """Add the line of a step; a disk that takes no line costs the line, not the run."""
         line = {
             "time": round(time.time(), 3),
             "step": state.steps,
@@ -71,12 +75,20 @@ class RunFolder:
             "seconds": {phase: round(seconds, 4) for phase, seconds in state.seconds.items()},
             "sent_bytes": state.sent_bytes,
         }
-        with (self._folder / "progress.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._write("progress.jsonl", "a", line)
 
     def finish(self, outcome: Any) -> None:
         """Write what the run printed as its last line."""
-        (self._folder / "result.json").write_text(json.dumps(dataclasses.asdict(outcome)) + "\n", encoding="utf-8")
+        self._write("result.json", "w", dataclasses.asdict(outcome))
+
+    def _write(self, name: str, mode: str, line: Any) -> None:
+        try:
+            with (self._folder / name).open(mode, encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            if not self._refused:
+                _log.warning("%s cannot be written (%s); the run goes on without", self._folder / name, error)
+            self._refused = True
 
 
 def each(*watchers: Callable[[PassState], None]) -> Callable[[PassState], None]:
@@ -112,7 +124,7 @@ def expected_seconds(state: PassState, unconverged: Sequence[tuple[float, int]])
     elapsed, left = unconverged[-1]
     steps_since = len(unconverged) - 1  # the first point may be that of a checkpoint
     a_step = (elapsed - unconverged[0][0]) / steps_since if steps_since else elapsed / state.steps
-    most = a_step * (state.max_steps - state.steps)
+    most = max(0.0, a_step) * (state.max_steps - state.steps)  # a pass may have begun anew
     half, left_then = next(point for point in unconverged if point[0] >= elapsed / 2)
     if left == 0 or left_then <= left:
         return 0.0 if left == 0 else most

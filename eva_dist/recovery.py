@@ -17,6 +17,7 @@ class FailureKind(Enum):
     lost = "lost"
     silent = "silent"
     unplaced = "unplaced"
+    crowded_out = "crowded out"
 
 
 class Action(Enum):
@@ -37,7 +38,6 @@ class Failure:
         num_workers: how many workers the gang had.
         message: what the error said.
         cause: what makes two failures the same, e.g. type and text of the exception.
-        after_s: seconds since the last sign that all was well.
     """
 
     kind: FailureKind
@@ -45,7 +45,6 @@ class Failure:
     num_workers: int
     message: str
     cause: str = ""
-    after_s: float = 0.0
 
     def __str__(self) -> str:
         """Return one line for a report: where, what, and the exception that was raised."""
@@ -74,8 +73,11 @@ def recover(failures: Sequence[Failure], room: int, wanted: int, shard_size: int
         max_failures: after more than so many failures the run ends.
     """
     last = failures[-1]
-    if len(failures) > max_failures:
-        return Recovery(Action.stop, 0, f"this is failure {len(failures)} and cluster.max_failures={max_failures}")
+    counted = len(failures) - _after_a_loss(failures)
+    if counted > max_failures:
+        return Recovery(Action.stop, 0, f"this is failure {counted} and cluster.max_failures={max_failures}")
+    if last.kind is FailureKind.crowded_out:
+        return Recovery(Action.stop, 0, "others hold what the cluster has")
     if _is_repeated(failures):
         return Recovery(Action.stop, 0, f"the same error twice at step {last.step}: a third try would end the same way")
     workers = min(wanted, room // shard_size * shard_size)
@@ -84,7 +86,7 @@ def recover(failures: Sequence[Failure], room: int, wanted: int, shard_size: int
         return Recovery(Action.stop, 0, f"the cluster has no room left for {needs}")
     if workers < wanted:
         return Recovery(Action.shrink, workers, f"the cluster has room for {workers} of {wanted} workers")
-    return Recovery(Action.retry, workers, f"failure {len(failures)} of at most {max_failures}")
+    return Recovery(Action.retry, workers, f"failure {counted} of at most {max_failures}")
 
 
 def report(failures: Sequence[Failure], recovery: Recovery) -> str:
@@ -95,6 +97,12 @@ def report(failures: Sequence[Failure], recovery: Recovery) -> str:
         "the same command goes on from the last checkpoint, if there is one; last error:\n"
         f"{failures[-1].message}"
     )
+
+
+def _after_a_loss(failures: Sequence[Failure]) -> int:
+    """Return how many failures only say once more that a node is gone, which the cluster notices late."""
+    pairs = zip(failures, failures[1:], strict=False)
+    return sum(a.kind is FailureKind.lost and b.kind is FailureKind.unplaced for a, b in pairs)
 
 
 def _is_repeated(failures: Sequence[Failure]) -> bool:

@@ -117,7 +117,8 @@ class Session:
         layout = Layout.padded
         if first := next(minibatches, None):
             longest = self.source.longest_row
-            layout = find_layout(self.model, list(in_base), self.forward, first, longest)
+            all_agree = self._lockstep.all_agree if self._lockstep else bool
+            layout = find_layout(self.model, list(in_base), self.forward, first, longest, all_agree)
             minibatches = itertools.chain([first], minibatches)
         forward = replace(self.forward, layout=layout)
         with attention_by_segment(self.model, layout is Layout.segments):

@@ -9,10 +9,15 @@ from eva_dist.errors import PreemptedError
 
 
 class StopRequest:
-    """Says whether the run has been asked to end; set once, never taken back."""
+    """Says whether the run has been asked to end; set once, never taken back.
+
+    Attributes:
+        at_once: nothing is worth keeping yet: whoever is asked by a signal need not wait for `check`.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self.at_once = False
 
     @property
     def made(self) -> bool:
@@ -23,10 +28,20 @@ class StopRequest:
         """Ask the run to end."""
         self._event.set()
 
-    def check(self, kept: str = "no step was done since the last checkpoint") -> None:
+    def check(self, kept: str = "no step was done since the last checkpoint, if there is one") -> None:
         """Raise `PreemptedError` if the run has been asked to end; `kept` says what is not lost."""
         if self.made:
-            raise PreemptedError(f"asked to end (SIGTERM): {kept}; the same command goes on from there")
+            raise PreemptedError(f"asked to end (SIGTERM): {kept}")
+
+    @contextmanager
+    def nothing_to_keep(self) -> Iterator[None]:
+        """While open, a signal ends what runs at once; a request that was made before does so now."""
+        self.at_once = True
+        try:
+            self.check("nothing had begun")
+            yield
+        finally:
+            self.at_once = False
 
 
 @contextmanager
@@ -35,7 +50,13 @@ def on_sigterm(stop: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.make())
+
+    def handle(*_: object) -> None:
+        stop.make()
+        if stop.at_once:
+            stop.check("nothing had begun")
+
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:

@@ -89,6 +89,8 @@ def before_actors() -> Iterator[None]:
     """Whatever is refused in here is a matter of settings: exit code 2."""
     try:
         yield
+    except PreemptedError:
+        raise
     except EvaDistError as error:
         raise BadSettings(str(error)) from error
 

@@ -92,7 +92,7 @@ def _check(config: Config, architecture: Architecture, here: Accelerator, wanted
         Check("forward, peak", largest.memory.activations, memory["forward_bytes"], "bytes"),
         Check(
             "worker, peak beyond the model",
-            largest.memory.peak - largest.memory.weights,
+            largest.memory.peak - largest.memory.weights - largest.memory.checkpoint,
             memory["forward_bytes"] + memory["above_forward_bytes"],
             "bytes",
         ),

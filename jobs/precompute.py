@@ -23,6 +23,8 @@ from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 
 register_schema()
+_stop = StopRequest()
+"""One a process: a sweep that is asked to end begins no other point."""
 
 
 @hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="precompute")
@@ -31,14 +33,15 @@ def main(settings: DictConfig) -> None:
     """Run one point; a Hydra sweep calls this once a point."""
     started = time.perf_counter()
     with only_json_on_stdout() as emit:
-        with before_actors():
+        with _stop.nothing_to_keep(), before_actors():
             run = prepare(to_config(settings))
-        stop, record = StopRequest(), RunFolder(Path(HydraConfig.get().runtime.output_dir))
-        with closing(Progress()) as progress, on_sigterm(stop):
-            outcome = precompute(run, each(progress, record), started, stop)
-        record.finish(outcome)
+        record = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+        with closing(Progress()) as progress:
+            outcome = precompute(run, each(progress, record), started, _stop)
         emit(outcome)
+        record.finish(outcome)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    with on_sigterm(_stop):
+        sys.exit(exit_code(main))

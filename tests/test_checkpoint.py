@@ -161,3 +161,16 @@ def test_state_of_other_input_groups_does_not_fit(tmp_path):
     plan = toy_plan()
     assert found.fits(plan)
     assert not found.fits(replace(plan, groups=plan.groups[:2]))
+
+
+def test_what_was_just_written_stays_whatever_lies_of_later_steps(tmp_path):
+    """Of later steps are those that were passed over: damaged, or of other input groups."""
+    checkpoints = interrupted(tmp_path, keep=1)
+    before = checkpoints.latest()
+    os.truncate(before.folder / "manifest.json", 10)
+    again = folder(tmp_path, keep=1)
+    assert again.latest() is None
+    state = before.state(toy_plan(), TAU, 14, False)
+    again.write(replace(state, steps=3), before.tensors)
+    assert [p.name for p in again.folder.iterdir()] == ["step-00000003"]
+    assert folder(tmp_path).latest().steps == 3

@@ -69,6 +69,7 @@ def test_one_base_catches_them_all_and_the_message_is_kept(name):
             {
                 "GangError",
                 "PlacementError",
+                "ClusterBusyError",
                 "WorkerFailedError",
                 "WorkerLostError",
                 "GangTimeoutError",

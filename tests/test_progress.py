@@ -153,6 +153,14 @@ def test_a_run_folder_gets_a_line_a_step_and_the_result(tmp_path, state):
     assert json.loads((tmp_path / "result.json").read_text()) == {"status": "done", "steps": 2}
 
 
+def test_a_disk_that_takes_no_line_costs_the_line_and_says_so_once(tmp_path, state, caplog):
+    folder = RunFolder(tmp_path / "gone")
+    folder(state)
+    folder(state)
+    folder.finish(Result("done", 2))
+    assert caplog.text.count("cannot be written") == 1
+
+
 @dataclasses.dataclass
 class Result:
     status: str

@@ -72,6 +72,19 @@ def test_machines_may_fail_twice_at_one_step(kind):
     assert decide(failure(kind), failure(kind)).action is Action.retry
 
 
+def test_what_others_hold_is_not_waited_for_again():
+    found = decide(failure(FailureKind.crowded_out))
+    assert found == Recovery(Action.stop, 0, "others hold what the cluster has")
+
+
+def test_a_node_that_the_cluster_misses_late_is_one_failure_and_not_two():
+    lost, missed = failure(FailureKind.lost), failure(FailureKind.unplaced)
+    assert decide(lost, missed, room=3, max_failures=1) == Recovery(
+        Action.shrink, 3, "the cluster has room for 3 of 4 workers"
+    )
+    assert decide(missed, lost, max_failures=1).action is Action.stop
+
+
 def test_the_report_lists_every_failure_and_ends_with_the_last_error():
     failures = [failure(step=3), failure(FailureKind.silent, step=5, message="global_rank 0 gave no sign\nits log")]
     text = report(failures, decide(*failures, max_failures=1))

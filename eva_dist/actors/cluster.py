@@ -14,14 +14,15 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from eva_dist.config import ClusterConfig
-from eva_dist.errors import GangError, PlacementError
-from eva_dist.placement import Request, Resources, check_fits, workers_that_fit
+from eva_dist.errors import ClusterBusyError, GangError, PlacementError, PreemptedError
+from eva_dist.placement import Request, Resources, check_fits, worker_resources, workers_that_fit
 from eva_dist.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
 
 _SAY_AFTER_S = 5.0
 _LOOK_EVERY_S = 1.0
+_NODES_JOIN_S = 5.0
 
 
 @contextmanager
@@ -37,6 +38,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     with _own_sigterm():
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+        except SystemExit as error:  # of the handler that Ray puts in while it starts
+            raise PreemptedError("asked to end (SIGTERM): nothing had begun") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise GangError(
                 f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
@@ -51,16 +54,42 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 def nodes() -> list[Resources]:
     """Return what each node that is alive has in all, by Ray's names; what Ray counts for itself is left out."""
     return [
-        {key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU") or _is_custom(key)}
+        {key: amount for key, amount in node["Resources"].items() if not _is_rays_own(key)}
         for node in ray.nodes()
         if node["Alive"]
     ]
 
 
-def wait_for_room(request: Request, wait_s: float) -> int:
-    """Return how many workers the cluster can hold, once that is all of them or `wait_s` seconds have gone by."""
+def first_request(cluster: ClusterConfig, stop: StopRequest) -> Request:
+    """Return what the gang asks for; a cluster that has just been started has some seconds to know all its nodes.
+
+    Raises:
+        PlacementError: the cluster can never hold the gang.
+        PreemptedError: `stop` was made while waiting.
+    """
+    deadline = time.monotonic() + (0.0 if is_own_ray(cluster) else _NODES_JOIN_S)
+    while True:
+        try:
+            worker = worker_resources(cluster.resources, cluster.num_workers, known := nodes())
+            request = Request(cluster.num_workers, cluster.shard_size, worker)
+            check_fits(request, known)
+            return request
+        except PlacementError:
+            if time.monotonic() >= deadline:
+                raise
+            stop.check()
+            time.sleep(_LOOK_EVERY_S)
+
+
+def wait_for_room(request: Request, wait_s: float, stop: StopRequest) -> int:
+    """Return how many workers the cluster can hold, once that is all of them or `wait_s` seconds have gone by.
+
+    Raises:
+        PreemptedError: `stop` was made while waiting.
+    """
     deadline = time.monotonic() + wait_s
     while (room := workers_that_fit(request, nodes())) < request.num_workers and time.monotonic() < deadline:
+        stop.check()
         time.sleep(min(_LOOK_EVERY_S, max(0.0, deadline - time.monotonic())))
     return room
 
@@ -72,7 +101,8 @@ def reserved(request: Request, timeout_s: float, stop: StopRequest) -> Iterator[
     All or nothing: two gangs that each hold half of what they need cannot starve each other.
 
     Raises:
-        PlacementError: others held the resources for `timeout_s`, or nodes went away meanwhile.
+        ClusterBusyError: others held the resources for `timeout_s`.
+        PlacementError: nodes went away meanwhile.
         PreemptedError: `stop` was made while waiting.
     """
     replicas = request.num_workers // request.shard_size
@@ -88,7 +118,7 @@ def reserved(request: Request, timeout_s: float, stop: StopRequest) -> Iterator[
 
 def is_own_ray(cluster: ClusterConfig) -> bool:
     """Tell whether the run starts Ray on this machine for itself."""
-    return cluster.address in (None, "local") and "RAY_ADDRESS" not in os.environ
+    return cluster.address == "local" or (cluster.address is None and "RAY_ADDRESS" not in os.environ)
 
 
 def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopRequest) -> None:
@@ -99,7 +129,7 @@ def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopR
         stop.check()
         check_fits(request, nodes())
         if waited > timeout_s:
-            raise PlacementError(
+            raise ClusterBusyError(
                 f"{asks} were not free within cluster.timeout_s={timeout_s:g}; free now: {_free()}. "
                 "Wait until others are done, or lower cluster.num_workers"
             )
@@ -110,12 +140,12 @@ def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopR
 
 def _free() -> dict[str, float]:
     free = ray.available_resources()
-    return {key: amount for key, amount in free.items() if key in ("CPU", "GPU") or _is_custom(key)}
+    return {key: amount for key, amount in free.items() if not _is_rays_own(key)}
 
 
-def _is_custom(key: str) -> bool:
-    internal = ("node:", "memory", "object_store_memory", "accelerator_type:", "bundle", "CPU", "GPU")
-    return not key.startswith(internal)
+def _is_rays_own(key: str) -> bool:
+    """Tell whether Ray counts this for itself: node names, memory, and what placement groups have reserved."""
+    return key.startswith("node:") or key in ("memory", "object_store_memory") or "_group_" in key or key == "bundle"
 
 
 @contextmanager

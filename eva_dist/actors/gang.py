@@ -60,7 +60,8 @@ class Gang:
                 yield cls(tuple(members), cluster.timeout_s, cluster.heartbeat_s, stop)
             finally:
                 for member in members:
-                    ray.kill(member, no_restart=True)
+                    with suppress(RayError):  # the cluster itself is gone
+                        ray.kill(member, no_restart=True)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every member and return their answers by `global_rank`."""

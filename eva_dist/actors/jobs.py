@@ -13,7 +13,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from eva_dist.errors import JobServerError
+from eva_dist.errors import ConfigError, JobServerError
 from eva_dist.submission import Job, JobState, Submission
 
 _T = TypeVar("_T")
@@ -163,6 +163,10 @@ def _explained(address: str | None, function: Callable[[], _T]) -> _T:
         ) from error
     except RuntimeError as error:
         raise JobServerError(f"{where} refused: {error}") from error
+    except (TypeError, ValueError) as error:  # Ray looks at the runtime environment before it sends it
+        raise ConfigError(
+            f"--runtime-env or --env does not fit Ray: {error}; see its page on runtime environments"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

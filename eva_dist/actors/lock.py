@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from eva_dist.stopping import StopRequest
 
@@ -15,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 _NAMESPACE = "eva_dist"
 _LOOK_EVERY_S = 1.0
+_START_S = 60.0
+_NOTHING = "another driver computes the same, and this one had nothing of its own"
 
 
 class _Holder:
@@ -40,18 +43,22 @@ def alone(fingerprint: str, stop: StopRequest) -> Iterator[bool]:
     try:
         yield waited
     finally:
-        ray.kill(holder)
+        with suppress(RayError):  # the cluster itself is gone
+            ray.kill(holder)
 
 
 def _take(fingerprint: str, stop: StopRequest) -> tuple[Any, bool]:
     name, waited = f"run-{fingerprint}", False
     context = ray.get_runtime_context()
     who = f"job {context.get_job_id()} on {ray.util.get_node_ip_address()}"
+    here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)  # it must not outlive or precede us
     holder: Any = ray.remote(num_cpus=0, max_restarts=0)(_Holder)
+    options = {"name": name, "namespace": _NAMESPACE, "lifetime": "non_detached", "scheduling_strategy": here}
     while True:
+        stop.check(_NOTHING)
         try:
-            taken = holder.options(name=name, namespace=_NAMESPACE, lifetime="non_detached").remote(who)
-            ray.get(taken.who.remote())
+            taken = holder.options(**options).remote(who)
+            ray.get(taken.who.remote(), timeout=_START_S)
             return taken, waited
         except ValueError:  # the name is taken
             if not waited:
@@ -61,14 +68,14 @@ def _take(fingerprint: str, stop: StopRequest) -> tuple[Any, bool]:
 
 
 def _wait_for_end(name: str, stop: StopRequest) -> None:
-    with suppress(ValueError, RayActorError):  # it is gone
+    with suppress(ValueError, RayActorError, GetTimeoutError):  # it is gone, or about to
         while True:
-            stop.check("another driver computes the same, and this one had nothing of its own")
-            ray.get(ray.get_actor(name, namespace=_NAMESPACE).who.remote())
+            stop.check(_NOTHING)
+            ray.get(ray.get_actor(name, namespace=_NAMESPACE).who.remote(), timeout=_START_S)
             time.sleep(_LOOK_EVERY_S)
 
 
 def _holder_of(name: str) -> str:
-    with suppress(ValueError, RayActorError):
-        return str(ray.get(ray.get_actor(name, namespace=_NAMESPACE).who.remote()))
+    with suppress(ValueError, RayActorError, GetTimeoutError):
+        return str(ray.get(ray.get_actor(name, namespace=_NAMESPACE).who.remote(), timeout=_START_S))
     return "another driver"

@@ -27,8 +27,10 @@ class PassMetrics:
         self._before: tuple[int, float] | None = None
 
     def __call__(self, state: PassState) -> None:
-        """Show the state; the first step after a start or a recovery gives no speed."""
+        """Show the state; the first step after a resume or a recovery gives no speed."""
         before, self._before = self._before, (state.tokens, state.elapsed)
+        if state.steps == 1:
+            before = (0, 0.0)
         self._converged.set(state.layers_converged)
         self._layers.set(len(state.plan.layers))
         self._steps.set(state.steps)

@@ -3,17 +3,25 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from eva_dist.actors.cluster import is_own_ray, nodes, wait_for_room
+from eva_dist.actors.cluster import first_request, wait_for_room
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.saving import Saver
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
 from eva_dist.config import OnMaxSteps
 from eva_dist.controller import PassResult, PassState, StepDecision, StepReport, first_state
 from eva_dist.engine import finish, run_pass
-from eva_dist.errors import GangError, GangTimeoutError, PlacementError, WorkerFailedError, WorkerLostError
-from eva_dist.placement import Request, check_fits, worker_resources
+from eva_dist.errors import (
+    ClusterBusyError,
+    GangError,
+    GangTimeoutError,
+    PlacementError,
+    WorkerFailedError,
+    WorkerLostError,
+)
+from eva_dist.placement import Request
 from eva_dist.plan import Plan, make_plan
 from eva_dist.recovery import Action, Failure, FailureKind, recover, report
 from eva_dist.session import Assignment
@@ -21,12 +29,11 @@ from eva_dist.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
 
-_NODES_JOIN_S = 5.0
-"""A cluster that has just been started may not know all of its nodes yet."""
 _KINDS = {
     WorkerFailedError: FailureKind.raised,
     WorkerLostError: FailureKind.lost,
     GangTimeoutError: FailureKind.silent,
+    ClusterBusyError: FailureKind.crowded_out,
     PlacementError: FailureKind.unplaced,
 }
 
@@ -52,20 +59,18 @@ def run_on_gang(
         EvaDistError: what the pass itself refuses (data, layers, activations).
     """
     cluster = assignment.config.cluster
-    worker = worker_resources(cluster.resources, cluster.num_workers, nodes())
-    request = Request(cluster.num_workers, cluster.shard_size, worker)
-    wait_for_room(request, 0.0 if is_own_ray(cluster) else _NODES_JOIN_S)
-    check_fits(request, nodes())
     stop = stop or StopRequest()
+    request = first_request(cluster, stop)
     failures: list[Failure] = []
     attempt = _Attempt(assignment, on_step, checkpoints, stop)
     while True:
         try:
             return attempt.run(request)
         except GangError as error:
-            failures.append(_describe(error, attempt, request.num_workers))
+            stop.check(attempt.kept)
+            failures.append(_describe(error, attempt.steps, request.num_workers))
             wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
-            room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s)
+            room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)
             decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
             if decision.action is Action.stop:
                 if len(failures) == 1:
@@ -89,22 +94,30 @@ class _Attempt:
     ) -> None:
         self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
         self.steps = 0
-        self.well = time.monotonic()
+
+    @property
+    def kept(self) -> str:
+        """What is not lost when the run ends now, in words."""
+        found = self._checkpoints.latest() if self._checkpoints else None
+        return (
+            f"checkpoint after step {found.steps}; the same command goes on from there" if found else "nothing is kept"
+        )
 
     def run(self, request: Request) -> PassResult:
         """Run the pass to its end on a gang of its own."""
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
-        self.well = time.monotonic()
         with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
             plan = self._begin(gang, request)
             state = self._first_state(gang, plan)
+            saver.begin_at(state.steps)
             load_seconds = time.perf_counter() - started
             state = run_pass(state, self._stepper(gang, plan), lambda state: self._after_step(gang, saver, state))
             components = {group: found for part in gang.call("components") for group, found in part.items()}
-            gang.call("leave")
+            with suppress(GangError):  # all that was wanted is here; the members go anyway
+                gang.call("leave")
         seconds = {**state.seconds, "load": load_seconds + state.seconds.get("load", 0.0)}
-        return finish(replace(state, seconds=seconds), components)
+        return finish(replace(state, seconds=seconds), components, request.num_workers)
 
     def _begin(self, gang: Gang, request: Request) -> Plan:
         gang.meet()
@@ -142,7 +155,7 @@ class _Attempt:
         return step
 
     def _after_step(self, gang: Gang, saver: Saver, state: PassState) -> None:
-        self.steps, self.well = state.steps, time.monotonic()
+        self.steps = state.steps
         self._on_step(state)
         if state.decision.stop is not None:
             return
@@ -158,9 +171,8 @@ def _restore(gang: Gang, plan: Plan, checkpoint: Checkpoint) -> None:
             gang.call_one(group.owner, "restore", group.index, checkpoint.tensors(group.index))
 
 
-def _describe(error: GangError, attempt: _Attempt, num_workers: int) -> Failure:
+def _describe(error: GangError, steps: int, num_workers: int) -> Failure:
     message = str(error)
     cause = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
-    after_s = time.monotonic() - attempt.well
     kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), FailureKind.raised)
-    return Failure(kind, attempt.steps, num_workers, message, cause, after_s)
+    return Failure(kind, steps, num_workers, message, cause)

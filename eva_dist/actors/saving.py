@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,11 +38,16 @@ class Saver:
     ) -> None:
         self._join()
 
+    def begin_at(self, steps: int) -> None:
+        """Count from here: a pass begins, or goes on from a checkpoint of so many steps."""
+        self._saved = steps
+        self._due = steps + self._every
+
     def save_if_due(self, gang: Gang, state: PassState) -> None:
         """Begin to write a checkpoint if it is time; called between steps."""
         if self._folder is None or self._every == 0 or state.steps < self._due or self._busy():
             return
-        self._due = (state.steps // self._every + 1) * self._every
+        self._due = state.steps + self._every
         self._begin(gang, state)
 
     def save_now(self, gang: Gang, state: PassState) -> str:
@@ -53,25 +58,26 @@ class Saver:
         if self._saved < state.steps:
             self._begin(gang, state)
             self._join()
-        return f"checkpoint after step {self._saved}" if self._saved else "no checkpoint could be written"
+        if self._saved == 0:
+            return "no checkpoint could be written"
+        return f"checkpoint after step {self._saved}; the same command goes on from there"
 
     def _begin(self, gang: Gang, state: PassState) -> None:
-        holders = {group: rank for rank, groups in enumerate(gang.call("mark")) for group in groups}
+        marked = gang.call("mark", state.steps)
+        holders = {group: rank for rank, groups in enumerate(marked) for group in groups}
         self._thread = threading.Thread(target=self._write, args=(gang, holders, state), name="checkpoint")
         self._thread.start()
 
     def _write(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
         def fetch(group: int) -> Mapping[str, Tensor]:
-            found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(group))
+            found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(state.steps, group))
             return found
 
         assert self._folder is not None
         try:
             self._folder.write(state, fetch)
             self._saved = state.steps
-            for member in gang.members:
-                member.forget.remote()
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RayTaskError) as error:
             _log.warning(
                 "the checkpoint after step %d could not be written (%s); the run goes on, and would go on from step %d",
                 state.steps,
@@ -80,6 +86,10 @@ class Saver:
             )
         except RayError as error:  # the gang is gone, and the steps say why
             _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
+
+        finally:
+            for member in gang.members:
+                member.forget.remote(state.steps)
 
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

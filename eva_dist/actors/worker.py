@@ -45,7 +45,7 @@ class GangWorker(Session):
     def __init__(self, assignment: Assignment, global_rank: int, world_size: int) -> None:
         self._node = ray.util.get_node_ip_address()
         self._doing, self._since = "start", time.monotonic()
-        self._marked: dict[int, GroupSvd] = {}
+        self._marked: tuple[int, dict[int, GroupSvd]] = (-1, {})
         log_to_stderr(global_rank=global_rank, node=self._node)
         device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
         super().__init__(assignment, global_rank, world_size, device)
@@ -55,24 +55,27 @@ class GangWorker(Session):
         interface = self._assignment.config.cluster.network_interface
         return free_address(interface_address(interface) if interface else self._node)
 
-    def mark(self) -> tuple[int, ...]:
-        """Set aside the SVDs as they are now, for `fetch`, and return whose they are.
+    def mark(self, step: int) -> tuple[int, ...]:
+        """Set aside the SVDs as they are after `step` steps, for `fetch`, and return whose they are.
 
         States are replaced, never changed: this copies nothing, and holds one older generation of
         what is updated meanwhile.
         """
-        self._marked = dict(self.svds)
-        return tuple(self._marked)
+        self._marked = (step, dict(self.svds))
+        return tuple(self.svds)
 
     @ray.method(concurrency_group="io")
-    def fetch(self, group: int) -> Mapping[str, Tensor]:
-        """Return the tracker state of a group that was set aside."""
-        return to_tensors(self._marked[group].state)
+    def fetch(self, step: int, group: int) -> Mapping[str, Tensor]:
+        """Return the tracker state of a group that was set aside after `step` steps."""
+        marked, svds = self._marked
+        assert marked == step, (marked, step)
+        return to_tensors(svds[group].state)
 
     @ray.method(concurrency_group="io")
-    def forget(self) -> None:
-        """Let go of what was set aside."""
-        self._marked = {}
+    def forget(self, step: int) -> None:
+        """Let go of what was set aside after `step` steps; what was set aside since then stays."""
+        if self._marked[0] == step:
+            self._marked = (-1, {})
 
     @ray.method(concurrency_group="status")
     def status(self) -> Status:

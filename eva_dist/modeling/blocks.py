@@ -75,7 +75,10 @@ def block_lists(model: nn.Module) -> list[str]:
 
 
 def find_blocks(
-    model: nn.Module, layers: Iterable[str], collect: Callable[[list[str]], Mapping[str, Tensor]]
+    model: nn.Module,
+    layers: Iterable[str],
+    collect: Callable[[list[str]], Mapping[str, Tensor]],
+    all_agree: Callable[[bool], bool] = bool,
 ) -> Blocks | None:
     """Return the model's blocks if its forwards can end after one of them; None if they have to run whole.
 
@@ -85,6 +88,7 @@ def find_blocks(
         model: the model whose forwards are to be cut.
         layers: names of the layers that will be tapped.
         collect: forwards something and returns what entered the layers that it is given.
+        all_agree: whether all workers that hold the model say so: one alone must not cut its forwards.
     """
     lists = block_lists(model)
     if len(lists) != 1:
@@ -95,13 +99,14 @@ def find_blocks(
     if not inside:
         return None  # nothing to compare, and little to save
     whole = collect(inside)
+    short: Mapping[str, Tensor] = {}
     try:
         with blocks.first(half):
             short = collect(inside)
     except Exception as error:  # whatever a model makes of blocks that are missing
-        _log.info("forwards run whole, for the model does not do with fewer blocks: %s", error)
-        return None
+        _log.info("the model does not do with fewer blocks: %s", error)
     same = whole.keys() == short.keys() and all(torch.equal(short[name], x) for name, x in whole.items())
+    same = all_agree(same)
     if not same:
         _log.info("forwards run whole, for layers receive something else from the model's first blocks alone")
     return blocks if same else None

@@ -158,13 +158,19 @@ class TokenForward:
 
 
 def find_layout(
-    model: nn.Module, layers: Sequence[str], forward: TokenForward, minibatch: Mapping[str, Tensor], row_tokens: int
+    model: nn.Module,
+    layers: Sequence[str],
+    forward: TokenForward,
+    minibatch: Mapping[str, Tensor],
+    row_tokens: int,
+    all_agree: Callable[[bool], bool] = bool,
 ) -> Layout:
     """Return the best layout in which every layer of `model` receives what it does in the padded one.
 
     Three short pieces of the minibatch's text, of different lengths, are forwarded in each.
     As some models look at the length of the whole row, the first layers must also agree on
-    pieces that make up `row_tokens`, the longest row there will be.
+    pieces that make up `row_tokens`, the longest row there will be. Workers that hold a model together
+    take a layout that holds for all of them (`all_agree`): each verdict decides what is forwarded next.
     """
     most = int(real_tokens(minibatch).sum(1).max())  # no piece is longer than a sample may be
     short = _pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
@@ -172,8 +178,9 @@ def find_layout(
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:
-        return agrees(layout, lambda laid: entering(model, layers, replace(forward, layout=laid), short)) and agrees(
-            layout, lambda laid: entering(model, first, replace(forward, layout=laid), long)
+        return all(
+            all_agree(agrees(layout, lambda laid, c=case: entering(model, c[0], replace(forward, layout=laid), c[1])))
+            for case in ((layers, short), (first, long))
         )
 
     allowed = [Layout.segments] if can_segment(forward.trunk.module) else []

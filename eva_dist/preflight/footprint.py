@@ -26,6 +26,7 @@ class MemoryFacts:
         rows: token rows held after their forward, until they are exchanged and their SVD is updated.
         exchange: buffers, and the rows that others send.
         trackers: states and components of the input groups that the worker owns.
+        checkpoint: states set aside while a checkpoint is written, at most: those before the next updates.
         update: workspace of SVD updates.
         peak: the most at one time, on the device.
         host: in the memory of the CPU (`cluster.offload`).
@@ -37,6 +38,7 @@ class MemoryFacts:
     rows: int
     exchange: int
     trackers: int
+    checkpoint: int
     update: int
     peak: int
     host: int
@@ -51,6 +53,7 @@ def memory_of(case: Case, rank: int) -> MemoryFacts:
     gathered = min(gathered, subject.weight_bytes)
     owned = case.plan.owned_by(rank)
     trackers = sum(case.update_cost(group).state_bytes for group in owned)
+    checkpoint = trackers if cluster.checkpoint_every else 0
     activations = case.traced.peak_bytes if case.traced else _rule_of_thumb(case)
     rows = _rows_held(case)
     update = max((_workspace(case, group) for group in owned), default=0)
@@ -64,7 +67,8 @@ def memory_of(case: Case, rank: int) -> MemoryFacts:
         later = rows * (case.steps_at_once - 1) // case.steps_at_once
         joined = case.tokens * case.row_bytes(owned)
         busiest = max(gathered + activations + rows, rows + exchange, later + joined + update)
-    weights = 0 if cluster.offload else shard
+    offloads = cluster.offload and subject.accelerator.device != "cpu"
+    weights = 0 if offloads else shard
     return MemoryFacts(
         weights=weights,
         gathered=gathered,
@@ -72,9 +76,10 @@ def memory_of(case: Case, rank: int) -> MemoryFacts:
         rows=rows,
         exchange=exchange,
         trackers=trackers,
+        checkpoint=checkpoint,
         update=update,
-        peak=weights + trackers + busiest,
-        host=shard if cluster.offload else 0,
+        peak=weights + trackers + checkpoint + busiest,
+        host=shard if offloads else 0,
     )
 
 

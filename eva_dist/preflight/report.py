@@ -81,6 +81,7 @@ def _memory(found: Preflight) -> tuple[str, Rows]:
         "rows": "held until their SVD is updated",
         "exchange": "buffers and rows received",
         "trackers": "SVD states and components, all run long",
+        "checkpoint": "states set aside while one is written, at most",
         "update": "workspace of SVD updates",
         "host": "shards in the memory of the CPU",
     }

@@ -221,7 +221,8 @@ class Case:
         else:
             product_bytes, other_bytes = self.subject.weight_bytes, 0
         forward = rates.forward_seconds(operations, *(int(self.forwards * b) for b in (product_bytes, other_bytes)))
-        link = rates.node if self.workers <= self.subject.accelerator.per_node else rates.network
+        # replicas are spread over the nodes; only the workers of one shard group share one for certain
+        link = rates.node if self.workers == self.cluster.shard_size else rates.network
         exchange = max(max(self.sent(rank), self.received(rank)) for rank in range(self.workers)) / link
         gather = self.gathered_by_one / rates.node
         if self.cluster.offload:
@@ -252,4 +253,6 @@ def _doubled(traced: Traced | None) -> Traced | None:
         peak_bytes=2 * traced.peak_bytes,
         live_bytes={name: 2 * live for name, live in traced.live_bytes.items()},
         number_bytes={name: 2 * size for name, size in traced.number_bytes.items()},
+        product_bytes=2 * traced.product_bytes,
+        other_bytes=2 * traced.other_bytes,
     )
