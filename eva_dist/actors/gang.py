@@ -152,14 +152,14 @@ class _Signs:
         if silent:
             raise GangTimeoutError(
                 f"global_rank {', '.join(map(str, silent))} gave no sign of life in {method} for "
-                f"cluster.heartbeat_s={self._heartbeat_s:g} (last seen: {self.describe(silent)}); its process stands "
+                f"cluster.heartbeat_s={self._heartbeat_s:g} ({self.describe(silent)}); its process stands "
                 "still, or its node is lost"
             )
 
     def describe(self, global_ranks: Sequence[int]) -> str:
         """Return what is known of these members."""
         self._collect()
-        return ", ".join(str(self._last.get(rank, "before this call")) for rank in global_ranks)
+        return ", ".join(str(self._last.get(rank, f"global_rank {rank} is silent")) for rank in global_ranks)
 
     def _collect(self) -> None:
         for rank, ref in list(self._asked.items()):

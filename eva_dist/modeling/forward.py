@@ -178,10 +178,11 @@ def find_layout(
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:
-        return all(
-            all_agree(agrees(layout, lambda laid, c=case: entering(model, c[0], replace(forward, layout=laid), c[1])))
-            for case in ((layers, short), (first, long))
-        )
+        def on(inside: Sequence[str], pieces: Mapping[str, Tensor]) -> bool:
+            found = agrees(layout, lambda laid: entering(model, inside, replace(forward, layout=laid), pieces))
+            return all_agree(found)
+
+        return on(layers, short) and on(first, long)
 
     allowed = [Layout.segments] if can_segment(forward.trunk.module) else []
     return next((layout for layout in [*allowed, Layout.packed] if holds(layout)), Layout.padded)

@@ -127,5 +127,5 @@ def test_a_worker_that_stands_still_is_named_with_what_it_was_doing(prepared):
         os.kill(pid, signal.SIGSTOP)
         started = time.monotonic()
         with pytest.raises(GangTimeoutError, match=r"global_rank 1 gave no sign of life in mark for .*heartbeat_s=3"):
-            gang.call("mark")
+            gang.call("mark", 0)
         assert 3.0 <= time.monotonic() - started < 15.0
