@@ -121,7 +121,7 @@ class CheckpointFolder:
         for folder in self._stored():
             try:
                 self._last = _read(folder)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 _log.warning("checkpoint %s is damaged (%s); it is passed over", folder, error)
             else:
                 return self._last

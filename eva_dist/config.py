@@ -262,6 +262,8 @@ class ClusterConfig:
             )
         for key, amount in self.resources.items():
             yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
+            if 0 < amount < 1e-4:
+                yield f"cluster.resources.{key}={amount} must be 0 or >= 0.0001; Ray counts no finer"
             if key in ("memory", "object_store_memory"):
                 yield f"cluster.resources.{key}={amount} must be left out; ask for CPUs or GPUs in proportion instead"
             if key == "GPU" and amount != int(amount):

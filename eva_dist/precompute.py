@@ -21,7 +21,7 @@ from eva_dist.config import Config, OnMaxSteps, Resume, Task
 from eva_dist.controller import PassState, refuse_unconverged
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.engine import make_tracker
-from eva_dist.errors import LayerError, NotConvergedError
+from eva_dist.errors import LayerError
 from eva_dist.modeling.load import (
     Architecture,
     check_length,
@@ -199,11 +199,7 @@ def _compute(run: Prepared, on_step: Callable[[PassState], None], stop: StopRequ
     told = each(PassMetrics(run.fingerprint, run.repo_id), on_step)
     result = run_on_gang(assignment(run), told, checkpoints, stop)
     if not run.accepts:
-        try:
-            refuse_unconverged(result.state)
-        except NotConvergedError:
-            checkpoints.clear()
-            raise
+        refuse_unconverged(result.state)  # its checkpoints stay: on_max_steps=accept goes on from them
     published = run.store.publish(
         run.fingerprint,
         run.repo_id,

@@ -49,8 +49,9 @@ class Failure:
     def __str__(self) -> str:
         """Return one line for a report: where, what, and the exception that was raised."""
         lines = self.message.strip().splitlines() or [self.kind.value]
-        raised = f" {lines[-1][:200]}" if self.kind is FailureKind.raised and len(lines) > 1 else ""
-        return f"{self.kind.value} after step {self.step} on {self.num_workers} workers: {lines[0]}{raised}"
+        raised = f": {lines[-1][:200]}" if self.kind is FailureKind.raised and len(lines) > 1 else ""
+        what = lines[0].removesuffix("; its own report:")
+        return f"{self.kind.value} after step {self.step} on {self.num_workers} workers: {what}{raised}"
 
 
 @dataclass(frozen=True)

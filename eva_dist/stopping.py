@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._made_at = 0.0
         self.at_once = False
 
     @property
@@ -26,7 +28,13 @@ class StopRequest:
 
     def make(self) -> None:
         """Ask the run to end."""
+        self._made_at = self._made_at or time.monotonic()
         self._event.set()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the run was asked to end; 0 if it was not."""
+        return time.monotonic() - self._made_at if self.made else 0.0
 
     def check(self, kept: str = "no step was done since the last checkpoint, if there is one") -> None:
         """Raise `PreemptedError` if the run has been asked to end; `kept` says what is not lost."""

@@ -96,3 +96,10 @@ def test_the_report_lists_every_failure_and_ends_with_the_last_error():
         "global_rank 0 gave no sign",
         "its log",
     ]
+
+
+def test_a_line_of_the_report_names_what_was_raised():
+    raised = failure(
+        FailureKind.raised, message="global_rank 0 failed in step; its own report:\nTraceback\nValueError: bad"
+    )
+    assert str(raised) == "raised after step 3 on 4 workers: global_rank 0 failed in step: ValueError: bad"

@@ -36,3 +36,12 @@ def test_a_request_that_was_made_before_ends_what_is_about_to_begin():
 
 def test_without_a_request_nothing_happens():
     StopRequest().check()
+
+
+def test_how_long_ago_the_request_was_made():
+    stop = StopRequest()
+    assert stop.waited_s == 0.0
+    stop.make()
+    first = stop.waited_s
+    stop.make()
+    assert stop.waited_s >= first >= 0.0

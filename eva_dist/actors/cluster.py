@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 _SAY_AFTER_S = 5.0
 _LOOK_EVERY_S = 1.0
 _NODES_JOIN_S = 5.0
+_CONNECT_S = 5.0
 
 
 @contextmanager
@@ -35,6 +37,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     local: dict[str, Any] = {}
     if address == "local":
         local = {"num_cpus": max(cluster.num_workers, os.cpu_count() or 1), "include_dashboard": False}
+    _refuse_unreachable(address)
     with _own_sigterm():
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
@@ -134,7 +137,7 @@ def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopR
                 "Wait until others are done, or lower cluster.num_workers"
             )
         if waited > _SAY_AFTER_S and not said:
-            _log.warning("waiting for %s: others hold them; free now: %s", asks, _free())
+            _log.warning("waiting for %s; free now: %s", asks, _free())
             said = True
 
 
@@ -146,6 +149,20 @@ def _free() -> dict[str, float]:
 def _is_rays_own(key: str) -> bool:
     """Tell whether Ray counts this for itself: node names, memory, and what placement groups have reserved."""
     return key.startswith("node:") or key in ("memory", "object_store_memory") or "_group_" in key or key == "bundle"
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise `GangError` if nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return  # auto, local, ray://...: Ray says quickly what is wrong
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise GangError(
+            f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
+            "or set cluster.address=null to run on this machine"
+        ) from error
 
 
 @contextmanager

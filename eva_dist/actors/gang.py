@@ -32,6 +32,8 @@ _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 5.0
 _NOTHING_LOST = ("address", "join", "load", "probe", "begin", "restore")
 """Calls that a request to stop may leave at once; after the others a checkpoint is worth its while."""
+_STEP_MAY_TAKE_S = 20.0
+"""After a request to stop: pods have 30 s by default, and the processes have to go too."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class Gang:
                 signs.look([rank_of[ref] for ref in waiting], method)
                 if method in _NOTHING_LOST:
                     self.stop.check()
+                elif self.stop.waited_s > _STEP_MAY_TAKE_S:
+                    self.stop.check(
+                        f"{method} did not end within {_STEP_MAY_TAKE_S:.0f} s; an older checkpoint is kept"
+                    )
         if failures:
             raise _failure(method, failures)
         if waiting:

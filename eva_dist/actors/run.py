@@ -73,7 +73,7 @@ def run_on_gang(
             room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)
             decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
             if decision.action is Action.stop:
-                if len(failures) == 1:
+                if cluster.max_failures == 0:
                     raise
                 raise type(error)(report(failures, decision)) from error
             _log.warning(

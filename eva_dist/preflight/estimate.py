@@ -186,6 +186,12 @@ def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[s
     kind = getattr(architecture.config, "dtype", None)
     if config.model.dtype is Dtype.auto and kind is None:
         yield "The config names no dtype: float32 is assumed, but the weights decide; set model.dtype."
+    per_node = case.subject.accelerator.per_node
+    if case.cluster.shard_size > per_node:
+        yield (
+            f"cluster.shard_size={case.cluster.shard_size} is more than the {per_node} of a node: a shard group must lie "
+            "inside one, so a run would be refused; lower it, or set accelerator.per_node."
+        )
     memory = memory_of(case, case.most_loaded)
     if case.steps_at_once > 1 and 4 * memory.rows > memory.peak:
         yield (

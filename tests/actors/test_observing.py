@@ -11,11 +11,14 @@ import urllib.request
 import pytest
 import ray
 
+from eva_dist.actors.cluster import connected
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.lock import alone
 from eva_dist.actors.metrics import PassMetrics
+from eva_dist.actors.run import run_on_gang
+from eva_dist.config import ClusterConfig
 from eva_dist.controller import PassState
-from eva_dist.errors import PreemptedError
+from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
 from eva_dist.placement import Request
 from eva_dist.precompute import precompute
 from eva_dist.stopping import StopRequest
@@ -117,8 +120,6 @@ def test_metrics_reach_rays_endpoint(prepared):
 
 
 def test_a_worker_that_stands_still_is_named_with_what_it_was_doing(prepared):
-    from eva_dist.errors import GangTimeoutError
-
     assignment = assignment_of(prepared(cluster={"heartbeat_s": 3.0}))
     with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
         gang.meet()
@@ -129,3 +130,31 @@ def test_a_worker_that_stands_still_is_named_with_what_it_was_doing(prepared):
         with pytest.raises(GangTimeoutError, match=r"global_rank 1 gave no sign of life in mark for .*heartbeat_s=3"):
             gang.call("mark", 0)
         assert 3.0 <= time.monotonic() - started < 15.0
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    started = time.monotonic()
+    with (
+        pytest.raises(GangError, match=r"cluster\.address=127\.0\.0\.1:1 cannot be reached"),
+        connected(ClusterConfig(address="127.0.0.1:1")),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+
+
+def test_a_request_to_stop_does_not_wait_for_a_step_that_hangs(prepared, monkeypatch):
+    """What is younger than the last checkpoint is lost then, and the processes have time to go."""
+    monkeypatch.setattr("eva_dist.actors.gang._STEP_MAY_TAKE_S", 1.0)
+    stop, pids = StopRequest(), []
+
+    def hang(state):
+        if state.steps == 3:
+            pids.append(worker_pids()[1])
+            os.kill(pids[0], signal.SIGSTOP)
+            threading.Timer(2.0, stop.make).start()
+
+    run = prepared(eva={"tau": 1.0, "max_steps": 10_000}, cluster={"heartbeat_s": 300.0, "checkpoint_every": 0})
+    with pytest.raises(PreemptedError, match=r"step did not end within 1 s"):
+        run_on_gang(assignment_of(run), hang, None, stop)
+    assert len(pids) == 1
