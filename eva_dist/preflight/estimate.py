@@ -189,8 +189,8 @@ def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[s
     per_node = case.subject.accelerator.per_node
     if case.cluster.shard_size > per_node:
         yield (
-            f"cluster.shard_size={case.cluster.shard_size} is more than the {per_node} of a node: a shard group must lie "
-            "inside one, so a run would be refused; lower it, or set accelerator.per_node."
+            f"cluster.shard_size={case.cluster.shard_size} is more than the {per_node} of a node, and a shard group must "
+            "lie inside one: a run would be refused; lower it, or set accelerator.per_node."
         )
     memory = memory_of(case, case.most_loaded)
     if case.steps_at_once > 1 and 4 * memory.rows > memory.peak:

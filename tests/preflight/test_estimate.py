@@ -104,6 +104,11 @@ def test_a_70b_llama_needs_shards(llamas):
     assert sharded.memory.trackers == pytest.approx(alone.memory.trackers / 8, rel=0.05)
 
 
+def test_a_shard_group_that_no_node_holds_is_noted(llamas):
+    found = plan_of(llamas["8b"], cluster={"num_workers": 16, "shard_size": 16})
+    assert any("cluster.shard_size=16 is more than the 8 of a node" in note for note in found.notes)
+
+
 def test_rows_of_many_steps_are_what_does_not_fit(llamas):
     found = plan_of(llamas["70b"], cluster={"num_workers": 8, "shard_size": 8})
     assert found.memory.rows == 8 * 2 * 512 * 2 * 80 * (3 * 8192 + 28672)  # 16 samples are the shares of 8 steps
