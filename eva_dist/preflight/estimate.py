@@ -188,9 +188,10 @@ def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[s
         yield "The config names no dtype: float32 is assumed, but the weights decide; set model.dtype."
     per_node = case.subject.accelerator.per_node
     if case.cluster.shard_size > per_node:
+        asked = f"cluster.shard_size={case.cluster.shard_size}"
         yield (
-            f"cluster.shard_size={case.cluster.shard_size} is more than the {per_node} of a node, and a shard group must "
-            "lie inside one: a run would be refused; lower it, or set accelerator.per_node."
+            f"{asked} is more than the {per_node} of a node, and a shard group must lie inside one: a run would be "
+            "refused; lower it, or set accelerator.per_node."
         )
     memory = memory_of(case, case.most_loaded)
     if case.steps_at_once > 1 and 4 * memory.rows > memory.peak:
