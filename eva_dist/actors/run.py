@@ -67,7 +67,8 @@ def run_on_gang(
         try:
             return attempt.run(request)
         except GangError as error:
-            stop.check(attempt.kept)
+            if stop.made:
+                stop.check(attempt.kept)
             failures.append(_describe(error, attempt.steps, request.num_workers))
             wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
             room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)

@@ -26,7 +26,7 @@ class Table:
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
 
     def add(self, fault: str, detected_s: float | None, lost_steps: int | None, outcome: str) -> None:
-        seconds = "-" if detected_s is None else f"{detected_s:.1f} s"
+        seconds = "-" if detected_s is None else f"{detected_s:.1f} s" if detected_s >= 0.1 else "< 0.1 s"
         self.rows.append((fault, seconds, "-" if lost_steps is None else str(lost_steps), outcome))
 
     def __str__(self) -> str:
