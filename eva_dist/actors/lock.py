@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from eva_dist.errors import GangError
 from eva_dist.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def alone(fingerprint: str, stop: StopRequest) -> Iterator[bool]:
     Yields whether there was a wait: what was to be computed may be there now.
 
     Raises:
+        GangError: this node takes no actor.
         PreemptedError: `stop` was made while waiting.
     """
     holder, waited = _take(fingerprint, stop)
@@ -64,6 +66,10 @@ def _take(fingerprint: str, stop: StopRequest) -> tuple[Any, bool]:
             if not waited:
                 _log.warning("%s computes %s already; waiting for it", _holder_of(name), fingerprint[:16])
             waited = True
+        except (RayActorError, GetTimeoutError) as error:
+            raise GangError(
+                f"the cluster could not start an actor on this node: {error}; look at `ray status`"
+            ) from error
         _wait_for_end(name, stop)
 
 

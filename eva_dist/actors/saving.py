@@ -81,12 +81,11 @@ class Saver:
             _log.warning(
                 "the checkpoint after step %d could not be written (%s); the run goes on, and would go on from step %d",
                 state.steps,
-                error,
+                str(error).strip().rpartition("\n")[2],
                 self._saved,
             )
         except RayError as error:  # the gang is gone, and the steps say why
             _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
-
         finally:
             for member in gang.members:
                 member.forget.remote(state.steps)
