@@ -121,15 +121,6 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
     return loaded
 
 
-def held_bytes(model: nn.Module) -> int:
-    """Return how many bytes of parameters this worker holds between forwards: its shard, or the whole model."""
-    return sum(_local(parameter).nbytes for parameter in model.parameters())
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
 def _obstacles(model: nn.Module, shard_size: int) -> Iterator[str]:
     """Yield why a model cannot be sharded, clearest first."""
     if not isinstance(model, PreTrainedModel):

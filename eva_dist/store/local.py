@@ -55,10 +55,6 @@ class LocalStore:
         check_names(repo_id, revision)
         return self.root / repo_id / revision
 
-    def revision_url(self, repo_id: str, revision: str) -> str:
-        """Return the `file://` URL of a revision, before it is published too: its card needs it."""
-        return self.revision_folder(repo_id, revision).as_uri()
-
     def fingerprint_of(self, repo_id: str, revision: str) -> str | None:
         """Return the fingerprint that a revision points to now, None if there is no such revision."""
         link = self.revision_folder(repo_id, revision)

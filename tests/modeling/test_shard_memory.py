@@ -14,9 +14,9 @@ from transformers import LlamaForCausalLM, modeling_utils
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.distributed.process_group import shard_mesh
 from eva_dist.modeling.load import load_model
-from eva_dist.modeling.shard import Sharding, held_bytes
+from eva_dist.modeling.shard import Sharding
 from tests.distributed.gang_of_processes import run
-from tests.modeling.tiny_models import llama_config
+from tests.modeling.tiny_models import held_bytes, llama_config
 
 pytestmark = [
     pytest.mark.distributed,

@@ -26,9 +26,9 @@ from eva_dist.modeling.blocks import find_blocks
 from eva_dist.modeling.forward import TokenForward, Trunk, entering, find_layout
 from eva_dist.modeling.load import load_model
 from eva_dist.modeling.packing import Layout
-from eva_dist.modeling.shard import Sharding, held_bytes
+from eva_dist.modeling.shard import Sharding
 from tests.distributed.gang_of_processes import run
-from tests.modeling.tiny_models import bert_config, gpt2_config, llama_config
+from tests.modeling.tiny_models import bert_config, gpt2_config, held_bytes, llama_config
 
 pytestmark = pytest.mark.distributed
 

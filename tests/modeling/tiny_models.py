@@ -3,6 +3,8 @@
 import warnings
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -16,6 +18,11 @@ from transformers import (
     LlamaForCausalLM,
     LlamaModel,
 )
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Return how many bytes of parameters this process holds between forwards: its shard, or the whole model."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in model.parameters())
 
 
 def llama_config(**changes) -> LlamaConfig:
