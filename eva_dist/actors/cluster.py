@@ -44,10 +44,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         except SystemExit as error:  # of the handler that Ray puts in while it starts
             raise PreemptedError("asked to end (SIGTERM): nothing had begun") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise GangError(
-                f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
-                "or set cluster.address=null to run on this machine"
-            ) from error
+            raise _unreachable(address, error) from error
     try:
         yield
     finally:
@@ -159,10 +156,14 @@ def _refuse_unreachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise GangError(
-            f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
-            "or set cluster.address=null to run on this machine"
-        ) from error
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> GangError:
+    return GangError(
+        f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
+        "or set cluster.address=null to run on this machine"
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from eva_dist.actors.cluster import first_request, wait_for_room
 from eva_dist.actors.gang import Gang
-from eva_dist.actors.saving import Saver
+from eva_dist.actors.saving import Saver, kept_after
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
 from eva_dist.config import OnMaxSteps
 from eva_dist.controller import PassResult, PassState, StepDecision, StepReport, first_state
@@ -100,9 +100,7 @@ class _Attempt:
     def kept(self) -> str:
         """What is not lost when the run ends now, in words."""
         found = self._checkpoints.latest() if self._checkpoints else None
-        return (
-            f"checkpoint after step {found.steps}; the same command goes on from there" if found else "nothing is kept"
-        )
+        return kept_after(found.steps) if found else "nothing is kept"
 
     def run(self, request: Request) -> PassResult:
         """Run the pass to its end on a gang of its own."""

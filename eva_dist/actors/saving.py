@@ -17,6 +17,11 @@ from eva_dist.controller import PassState
 _log = logging.getLogger(__name__)
 
 
+def kept_after(steps: int) -> str:
+    """Return what is not lost when a run ends and its last checkpoint is of so many steps, in words."""
+    return f"checkpoint after step {steps}; the same command goes on from there"
+
+
 class Saver:
     """Writes a checkpoint every `every` steps (0: never). One that is due while another is written comes after it.
 
@@ -58,9 +63,7 @@ class Saver:
         if self._saved < state.steps:
             self._begin(gang, state)
             self._join()
-        if self._saved == 0:
-            return "no checkpoint could be written"
-        return f"checkpoint after step {self._saved}; the same command goes on from there"
+        return kept_after(self._saved) if self._saved else "no checkpoint could be written"
 
     def _begin(self, gang: Gang, state: PassState) -> None:
         marked = gang.call("mark", state.steps)

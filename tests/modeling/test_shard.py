@@ -72,7 +72,11 @@ MIXTRAL = MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num
     "make_model", [lambda: LlamaModel(llama_config()), lambda: BertModel(bert_config()), lambda: MixtralModel(MIXTRAL)]
 )
 def test_what_can_be_sharded_is_not_refused(make_model):
-    refuse_unshardable(empty(make_model), 3, "")
+    """And would be, were its weights stored so that no slice of them can be read."""
+    model = empty(make_model)
+    refuse_unshardable(model, 3, "")
+    with pytest.raises(ConfigError, match=r"cluster\.shard_size=3 must be 1 .*: it is a GGUF file"):
+        refuse_unshardable(model, 3, "it is a GGUF file")
 
 
 def shared_blocks():
