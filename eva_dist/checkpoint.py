@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eva_dist.controller import ConvergenceRow, GroupState, PassState, first_state
+from eva_dist.controller import ConvergenceRow, GroupState, PointState, first_state
 from eva_dist.plan import Plan
 from eva_dist.store.files import sync, sync_tree
 
@@ -60,7 +60,7 @@ class Checkpoint:
         """Tell whether this is state of the plan's input groups."""
         return self.same_input == tuple(group.members for group in plan.groups)
 
-    def state(self, plan: Plan, tau: float, max_steps: int, accept: bool) -> PassState:
+    def state(self, plan: Plan, tau: float, max_steps: int, accept: bool) -> PointState:
         """Return the state of the pass; owners are those of `plan`."""
         summaries = {name: tensor.clone() for name, tensor in load_file(self.folder / _SUMMARIES).items()}
         groups = tuple(
@@ -95,7 +95,7 @@ class CheckpointFolder:
         self._keep = keep
         self._last: Checkpoint | None = None
 
-    def write(self, state: PassState, fetch: Fetch) -> Checkpoint:
+    def write(self, state: PointState, fetch: Fetch) -> Checkpoint:
         """Write a checkpoint after `state.steps` steps; of those before it the newest `keep - 1` stay.
 
         Raises:
@@ -133,7 +133,7 @@ class CheckpointFolder:
         with suppress(OSError):  # others' checkpoints are there
             self.folder.parent.rmdir()
 
-    def _fill(self, folder: Path, state: PassState, fetch: Fetch) -> dict[str, Any]:
+    def _fill(self, folder: Path, state: PointState, fetch: Fetch) -> dict[str, Any]:
         before = self._last if self._last and self._last.fits(state.plan) else None
         hashes: dict[str, str] = {}
         for group, known in zip(state.plan.groups, state.groups, strict=True):
@@ -179,7 +179,7 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, facts["steps"], same_input, {**facts, "hashes": manifest["sha256"]})
 
 
-def _facts(state: PassState) -> dict[str, Any]:
+def _facts(state: PointState) -> dict[str, Any]:
     counts = ("rows", "updates", "skipped", "step")
     return {
         **{name: getattr(state, name) for name in _COUNTS},
@@ -191,7 +191,7 @@ def _facts(state: PassState) -> dict[str, Any]:
     }
 
 
-def _summaries(state: PassState) -> dict[str, Tensor]:
+def _summaries(state: PointState) -> dict[str, Tensor]:
     named = {f"ratios.{i}": group.ratios_K for i, group in enumerate(state.groups)}
     named |= {f"cosines.{i}": group.cosines_K for i, group in enumerate(state.groups)}
     return {name: tensor.clone() for name, tensor in named.items() if tensor is not None}

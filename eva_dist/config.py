@@ -1,8 +1,6 @@
 """The settings of a run: one frozen dataclass a Hydra group, validated once.
 
-`Config` is what the package works with. Hydra needs unfrozen schemas, so `schema()`
-derives those twins from the same fields and `freeze()` turns a filled twin back into
-validated frozen values: no key is written down twice, and no `DictConfig` goes inside.
+`Config` is what the package works with; `schema.py` makes Hydra's schemas of it.
 
 Every complaint names key, value, allowed range and remedy; all of them are reported
 at once in one `ConfigError`.
@@ -75,6 +73,17 @@ class Resume(Enum):
 
     auto = "auto"
     never = "never"
+
+
+class SweepMode(Enum):
+    """What the points of a shared pass have in common.
+
+    `exact`: the forwards; each point gets the numbers of its own run. `shared_tracker`: also one tracker an input
+    group, of the largest component count among the points; cheaper, and other numbers.
+    """
+
+    exact = "exact"
+    shared_tracker = "shared_tracker"
 
 
 @dataclass(frozen=True)
@@ -306,6 +315,17 @@ class ArtifactConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep shares its work (`hydra/launcher=shared_pass`); a single run does not heed it."""
+
+    mode: SweepMode = SweepMode.exact
+
+    def problems(self) -> Iterator[str]:
+        """Yield nothing: every combination is possible."""
+        yield from ()
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run, by group; `resume` stands alone."""
 
@@ -316,6 +336,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     resume: Resume = Resume.auto
 
     def __post_init__(self) -> None:
@@ -333,44 +354,6 @@ class Config:
 def config_groups() -> dict[str, type]:
     """Return the groups of settings by name, in order."""
     return {name: group for name, group in get_type_hints(Config).items() if not issubclass(group, Enum)}
-
-
-def schema() -> type:
-    """Return the unfrozen twin of `Config`, for Hydra's ConfigStore."""
-    columns: list[tuple[str, type, Any]] = []
-    for f in dataclasses.fields(Config):
-        hint = get_type_hints(Config)[f.name]
-        twin = _unfrozen(hint) if f.name in config_groups() else hint
-        columns.append((f.name, twin, field(default_factory=twin) if twin is not hint else field(default=f.default)))
-    return dataclasses.make_dataclass("ConfigSchema", columns)
-
-
-def freeze(filled: Any) -> Config:
-    """Turn a filled `schema()` instance into a validated `Config`.
-
-    Raises:
-        ConfigError: one line for each setting that is unknown or out of range.
-    """
-    groups = config_groups()
-    unknown = [
-        f"{name}.{key}={value} is no setting; take it out"
-        for name, group in groups.items()
-        for key, value in vars(getattr(filled, name)).items()
-        if key not in get_type_hints(group)
-    ]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
-    alone = {f.name: getattr(filled, f.name) for f in dataclasses.fields(Config) if f.name not in groups}
-    return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups.items()}, **alone)
-
-
-def _unfrozen(frozen: type) -> type:
-    hints = get_type_hints(frozen)
-    columns = []
-    for f in dataclasses.fields(frozen):
-        given = f.default_factory if f.default_factory is not dataclasses.MISSING else None
-        columns.append((f.name, hints[f.name], field(default_factory=given) if given else field(default=f.default)))
-    return dataclasses.make_dataclass(frozen.__name__ + "Schema", columns)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Decisions of a pass, from summaries alone: no ray, no torch.distributed, no model.
 
-The driver folds the workers' `StepReport`s into a `PassState` and sends back one
+The driver folds the workers' `StepReport`s into a `PointState` and sends back one
 `StepDecision`. That record is the one backward edge of the flow: a layer counts as
 converged only over the components that the current allocation gives it, so the
 allocation decides which layers stay tapped. Every worker obeys the same record;
@@ -107,7 +107,7 @@ class ConvergenceRow:
 
 
 @dataclass(frozen=True)
-class PassState:
+class PointState:
     """All that is known after `steps` steps; replaced, never changed.
 
     `ranks` holds the maximum ranks until every group has components, then the allocation.
@@ -172,23 +172,23 @@ class PassState:
 
 
 @dataclass(frozen=True)
-class PassResult:
+class PointResult:
     """What a pass hands to the artifact: the last state, components by group, and how many workers it ended with."""
 
-    state: PassState
+    state: PointState
     components: Mapping[int, Components]
     world_size: int = 1
 
 
-def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PassState:
+def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PointState:
     """Return the state before the first step: every group is active over all its components."""
     owners = {group.index: group.owner for group in plan.groups}
-    return PassState(
+    return PointState(
         plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks(), owners=owners
     )
 
 
-def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PassState:
+def advance(state: PointState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PointState:
     """Fold one step's reports (one a worker) into the state.
 
     Raises:
@@ -224,7 +224,7 @@ def advance(state: PassState, reports: Sequence[StepReport], step_seconds: float
     return replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
 
 
-def refuse_unconverged(state: PassState) -> None:
+def refuse_unconverged(state: PointState) -> None:
     """Raise `NotConvergedError` that lists every layer that has not converged and by how much."""
     lines = [_shortfall(state, group) for group in state.active]
     if not lines:
@@ -250,12 +250,12 @@ def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupSt
     )
 
 
-def _last_chance_gone(state: PassState) -> bool:
+def _last_chance_gone(state: PointState) -> bool:
     """Tell whether a group without an update so far has to be given up: all data was seen, or no step is left."""
     return state.epoch > 0 or state.exhausted or state.steps >= state.max_steps
 
 
-def _allocate(state: PassState) -> Mapping[str, int]:
+def _allocate(state: PointState) -> Mapping[str, int]:
     ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
     if not all(len(ratios_K) for ratios_K in ratios) and not _last_chance_gone(state):
         return state.ranks
@@ -263,7 +263,7 @@ def _allocate(state: PassState) -> Mapping[str, int]:
     return allocate_ranks({layer.name: by_name[layer.name] for layer in state.plan.layers}, state.plan.rank_budget)
 
 
-def _refuse_starving(state: PassState) -> None:
+def _refuse_starving(state: PointState) -> None:
     starving = [group for group in state.plan.groups if state.groups[group.index].updates == 0]
     if not starving or (state.accept and len(starving) < len(state.groups)):
         return
@@ -281,13 +281,13 @@ def _refuse_starving(state: PassState) -> None:
     )
 
 
-def _row(state: PassState, group: int, seconds: float) -> ConvergenceRow:
+def _row(state: PointState, group: int, seconds: float) -> ConvergenceRow:
     known, rank = state.groups[group], state.group_rank(group)
     converged = 0 if known.cosines_K is None else int((known.cosines_K[:rank] >= state.tau).sum())
     return ConvergenceRow(state.steps - 1, group, known.rows, rank, converged, seconds)
 
 
-def _shortfall(state: PassState, group: int) -> str:
+def _shortfall(state: PointState, group: int) -> str:
     rank, cosines_K = state.group_rank(group), state.groups[group].cosines_K
     names = _some(state.plan.groups[group].members)
     if cosines_K is None:
@@ -301,7 +301,7 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _balance(state: PassState, world_size: int) -> Mapping[int, int]:
+def _balance(state: PointState, world_size: int) -> Mapping[int, int]:
     """Pack the active groups anew if those that are left burden some worker too much; the others stay."""
     active = state.active
     costs = {group: state.plan.groups[group].cost for group in active}

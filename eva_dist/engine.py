@@ -34,8 +34,8 @@ from torch import Tensor
 from eva_dist.config import SolverConfig, SolverName
 from eva_dist.controller import (
     GroupReport,
-    PassResult,
-    PassState,
+    PointResult,
+    PointState,
     StepDecision,
     StepReport,
     add_seconds,
@@ -133,10 +133,10 @@ def run_step(worker: Worker, decision: StepDecision, svds: dict[int, GroupSvd]) 
 
 
 def run_pass(
-    state: PassState,
+    state: PointState,
     step: Callable[[StepDecision], Sequence[StepReport]],
-    on_step: Callable[[PassState], None] = lambda state: None,
-) -> PassState:
+    on_step: Callable[[PointState], None] = lambda state: None,
+) -> PointState:
     """Drive steps until every layer has converged, `max_steps` is reached or the data is gone.
 
     Args:
@@ -189,14 +189,14 @@ def restore(worker: Worker, group: int, tensors: Mapping[str, Tensor]) -> GroupS
     return GroupSvd(state, tracker.components(state))
 
 
-def finish(state: PassState, components: Mapping[int, Components], world_size: int = 1) -> PassResult:
+def finish(state: PointState, components: Mapping[int, Components], world_size: int = 1) -> PointResult:
     """Merge what the workers own into the result of the pass; a group that was never updated has no component."""
     merged = {
         group.index: components.get(group.index)
         or Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
         for group in state.plan.groups
     }
-    return PassResult(state, merged, world_size)
+    return PointResult(state, merged, world_size)
 
 
 class _Updates:

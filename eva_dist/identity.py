@@ -87,7 +87,7 @@ def _fingerprint(config: Config) -> tuple[str | None, str | None]:
     model_here = Path(model).is_dir()
     if not model_here and (os.path.isabs(model) or model.startswith((".", "~"))):
         return None, f"model.name_or_path={model} is not on this machine"
-    from eva_dist.precompute import prepare  # torch, and seconds: only for what is here
+    from eva_dist.prepare import prepare  # torch, and seconds: only for what is here
 
     with tempfile.TemporaryDirectory() as store:
         try:

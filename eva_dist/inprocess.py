@@ -33,7 +33,7 @@ from eva_dist.callbacks import (
     prepare_model_inputs_fn_language_modeling,
 )
 from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
-from eva_dist.controller import PassState, StepDecision, StepReport, first_state, refuse_unconverged
+from eva_dist.controller import PointState, StepDecision, StepReport, first_state, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
 from eva_dist.engine import (
@@ -243,7 +243,7 @@ def _worker(
 
 def _run(
     worker: Worker, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
-) -> tuple[PassState, dict[int, GroupSvd]]:
+) -> tuple[PointState, dict[int, GroupSvd]]:
     svds: dict[int, GroupSvd] = {}
     owners: Mapping[int, int] = {group.index: group.owner for group in worker.plan.groups}
 
@@ -267,7 +267,7 @@ def _run(
 
 
 def _state_dict(
-    state: PassState, device: torch.device, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
+    state: PointState, device: torch.device, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
 ) -> dict[str, Tensor]:
     owned = {group: found for part in ring.everyones(collect_components(svds)) for group, found in part.items()}
     components = finish(state, owned).components
@@ -278,7 +278,7 @@ def _state_dict(
     }
 
 
-def _warn_unconverged(state: PassState) -> None:
+def _warn_unconverged(state: PointState) -> None:
     try:
         refuse_unconverged(state)
     except NotConvergedError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from eva_dist.controller import PassState
+from eva_dist.controller import PointState
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Progress:
         self._shown = float("-inf")
         self._unconverged: list[tuple[float, int]] = []
 
-    def __call__(self, state: PassState) -> None:
+    def __call__(self, state: PointState) -> None:
         """Show the state, at most every few seconds where lines add up."""
         self._unconverged.append((state.elapsed, len(state.plan.layers) - state.layers_converged))
         now = time.monotonic()
@@ -62,7 +62,7 @@ class RunFolder:
         self._folder = folder
         self._refused = False
 
-    def __call__(self, state: PassState) -> None:
+    def __call__(self, state: PointState) -> None:
         """Add the line of a step; a disk that takes no line costs the line, not the run."""
         line = {
             "time": round(time.time(), 3),
@@ -91,17 +91,17 @@ class RunFolder:
             self._refused = True
 
 
-def each(*watchers: Callable[[PassState], None]) -> Callable[[PassState], None]:
+def each(*watchers: Callable[[PointState], None]) -> Callable[[PointState], None]:
     """Return what tells the state to all of them, in order."""
 
-    def tell(state: PassState) -> None:
+    def tell(state: PointState) -> None:
         for watch in watchers:
             watch(state)
 
     return tell
 
 
-def describe(state: PassState, elapsed_s: float, expected_s: float | None) -> str:
+def describe(state: PointState, elapsed_s: float, expected_s: float | None) -> str:
     """Return the progress line; `elapsed_s` counts from the start of the run, speed from the steps alone."""
     speed = state.tokens / state.elapsed if state.elapsed > 0 else 0.0
     line = (
@@ -111,7 +111,7 @@ def describe(state: PassState, elapsed_s: float, expected_s: float | None) -> st
     return line if expected_s is None else f"{line} | expected {_clock(expected_s)} more"
 
 
-def expected_seconds(state: PassState, unconverged: Sequence[tuple[float, int]]) -> float:
+def expected_seconds(state: PointState, unconverged: Sequence[tuple[float, int]]) -> float:
     """Return the seconds until the last layer converges, at most those until `eva.max_steps`.
 
     The number of unconverged layers falls about exponentially, with a long tail: the decay

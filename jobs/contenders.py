@@ -31,7 +31,7 @@ from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.plan import Plan, make_plan
-from eva_dist.precompute import Prepared, assignment, provenance
+from eva_dist.prepare import Prepared, assignment, provenance
 from eva_dist.session import Session
 
 

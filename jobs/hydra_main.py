@@ -21,8 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eva_dist.config import Config, config_groups, freeze, schema
+from eva_dist.config import Config, config_groups
 from eva_dist.errors import EvaDistError, PreemptedError
+from eva_dist.schema import freeze, schema
 
 PREEMPTED = 75
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
-from eva_dist.controller import PassResult, StepDecision, first_state
+from eva_dist.controller import PointResult, StepDecision, first_state
 from eva_dist.engine import finish, make_tracker, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
-from eva_dist.precompute import Prepared, assignment, prepare
+from eva_dist.prepare import Prepared, assignment, prepare
 from jobs.contenders import Floor, begin, in_float32, median, session
 
 
@@ -175,7 +175,7 @@ def precision(run: Prepared, threads: int, dtypes: Sequence[Dtype], steps: int) 
     return rows
 
 
-def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PassResult:
+def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult:
     run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
     worker = session(run, threads)
     plan = begin(worker, run)

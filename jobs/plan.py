@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/plan.py` from a clone
 
-from eva_dist.config import Config, freeze, schema  # noqa: E402
+from eva_dist.config import Config  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.modeling.load import check_length, read_architecture  # noqa: E402
 from eva_dist.preflight.accelerator import Accelerator  # noqa: E402
 from eva_dist.preflight.estimate import Preflight, estimate  # noqa: E402
 from eva_dist.preflight.report import Check, checks_to_text, to_text  # noqa: E402
+from eva_dist.schema import freeze, schema  # noqa: E402
 from jobs.calibrate import calibrate  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
 

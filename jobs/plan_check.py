@@ -17,11 +17,11 @@ from eva_dist.config import Config, Exchange, StoreConfig
 from eva_dist.controller import StepDecision, StepReport, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import Architecture
-from eva_dist.precompute import Prepared, prepare, provenance
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import Preflight, estimate
 from eva_dist.preflight.report import Check
 from eva_dist.preflight.workload import tensor_bytes
+from eva_dist.prepare import Prepared, prepare, provenance
 from jobs import measures
 from jobs.contenders import Floor, begin, session
 

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
-from eva_dist.precompute import precompute, prepare  # noqa: E402
+from eva_dist.precompute import precompute  # noqa: E402
+from eva_dist.prepare import prepare  # noqa: E402
 from eva_dist.progress import Progress, RunFolder, each  # noqa: E402
 from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eva_dist.config import Config
-from eva_dist.precompute import Prepared, prepare
+from eva_dist.prepare import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
 

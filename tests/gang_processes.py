@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eva_dist.precompute import Prepared, assignment
+from eva_dist.prepare import Prepared, assignment
 from eva_dist.session import Assignment
 
 

@@ -22,11 +22,11 @@ from eva_dist.config import (
     SolverConfig,
     SolverName,
     StoreConfig,
+    SweepConfig,
     Task,
-    freeze,
-    schema,
 )
 from eva_dist.errors import ConfigError
+from eva_dist.schema import freeze, schema
 
 GROUPS = {
     "model": ModelConfig,
@@ -36,6 +36,7 @@ GROUPS = {
     "cluster": ClusterConfig,
     "store": StoreConfig,
     "artifact": ArtifactConfig,
+    "sweep": SweepConfig,
 }
 REQUIRED = {"model": {"name_or_path": "m"}, "data": {"path": "d"}}
 CONTRACT = """

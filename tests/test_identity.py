@@ -8,7 +8,7 @@ import pytest
 from eva_dist.config import ClusterConfig, OnMaxSteps, Resume
 from eva_dist.errors import ConfigError, DataError, LayerError
 from eva_dist.identity import code_digest, identify
-from eva_dist.precompute import prepare
+from eva_dist.prepare import prepare
 
 CLONE = Path(__file__).parents[1]
 FAR = {"model": {"name_or_path": "/cluster/llama"}}
@@ -53,7 +53,7 @@ def test_what_is_not_on_this_machine_is_said(configure):
 
 
 def test_a_hub_id_that_cannot_be_read_here_may_be_on_the_cluster(configure, monkeypatch):
-    monkeypatch.setattr("eva_dist.precompute.prepare", lambda config: (_ for _ in ()).throw(ConfigError("offline")))
+    monkeypatch.setattr("eva_dist.prepare.prepare", lambda config: (_ for _ in ()).throw(ConfigError("offline")))
     identity = identify(configure(model={"name_or_path": "org/model"}), CLONE)
     assert (identity.fingerprint, identity.note) == (None, "offline")
 

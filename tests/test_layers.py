@@ -86,7 +86,7 @@ def test_the_package_knows_nothing_of_jobs():
 
 
 @pytest.mark.parametrize("story", ["eva_dist.engine", "eva_dist.controller", "eva_dist.plan", "eva_dist.inprocess"])
-@pytest.mark.parametrize("above", ["eva_dist.actors", "eva_dist.artifact", "eva_dist.store", "eva_dist.precompute"])
+@pytest.mark.parametrize("above", ["eva_dist.actors", "eva_dist.artifact", "eva_dist.store", "eva_dist.prepare"])
 def test_imports_go_down_only(story, above):
     assert story not in importers(above)
 

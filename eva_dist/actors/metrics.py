@@ -2,7 +2,7 @@
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from eva_dist.controller import PassState
+from eva_dist.controller import PointState
 
 _STEP_SECONDS = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 
@@ -26,7 +26,7 @@ class PassMetrics:
             metric.set_default_tags(tags)
         self._before: tuple[int, float] | None = None
 
-    def __call__(self, state: PassState) -> None:
+    def __call__(self, state: PointState) -> None:
         """Show the state; the first step after a resume or a recovery gives no speed."""
         before, self._before = self._before, (state.tokens, state.elapsed)
         if state.steps == 1:

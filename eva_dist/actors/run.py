@@ -11,7 +11,7 @@ from eva_dist.actors.gang import Gang
 from eva_dist.actors.saving import Saver, kept_after
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
 from eva_dist.config import OnMaxSteps
-from eva_dist.controller import PassResult, PassState, StepDecision, StepReport, first_state
+from eva_dist.controller import PointResult, PointState, StepDecision, StepReport, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.errors import (
     ClusterBusyError,
@@ -40,10 +40,10 @@ _KINDS = {
 
 def run_on_gang(
     assignment: Assignment,
-    on_step: Callable[[PassState], None],
+    on_step: Callable[[PointState], None],
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
-) -> PassResult:
+) -> PointResult:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
     Args:
@@ -89,7 +89,7 @@ class _Attempt:
     def __init__(
         self,
         assignment: Assignment,
-        on_step: Callable[[PassState], None],
+        on_step: Callable[[PointState], None],
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
     ) -> None:
@@ -102,7 +102,7 @@ class _Attempt:
         found = self._checkpoints.latest() if self._checkpoints else None
         return kept_after(found.steps) if found else "nothing is kept"
 
-    def run(self, request: Request) -> PassResult:
+    def run(self, request: Request) -> PointResult:
         """Run the pass to its end on a gang of its own."""
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
@@ -126,7 +126,7 @@ class _Attempt:
         gang.call("begin", plan, probe, layout)
         return plan
 
-    def _first_state(self, gang: Gang, plan: Plan) -> PassState:
+    def _first_state(self, gang: Gang, plan: Plan) -> PointState:
         """Return where the pass begins: at the last good checkpoint, whose state the owners then hold, or at zero."""
         eva = self._assignment.config.eva
         settings = (plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
@@ -153,7 +153,7 @@ class _Attempt:
 
         return step
 
-    def _after_step(self, gang: Gang, saver: Saver, state: PassState) -> None:
+    def _after_step(self, gang: Gang, saver: Saver, state: PointState) -> None:
         self.steps = state.steps
         self._on_step(state)
         if state.decision.stop is not None:

@@ -11,12 +11,12 @@ from eva_dist.artifact.plots import write_plots
 from eva_dist.artifact.tables import write_tables
 from eva_dist.artifact.tensors import write_tensors
 from eva_dist.config import EvaConfig
-from eva_dist.controller import PassResult
+from eva_dist.controller import PointResult
 
 __all__ = ["Provenance", "build_artifact"]
 
 
-def build_artifact(folder: Path, result: PassResult, eva: EvaConfig, provenance: Provenance) -> dict[str, Any]:
+def build_artifact(folder: Path, result: PointResult, eva: EvaConfig, provenance: Provenance) -> dict[str, Any]:
     """Write every file of the artifact into the empty folder `folder`, and return the manifest.
 
     The layer names of `result.state.plan` must be those of the base model that users load.

@@ -11,13 +11,13 @@ from eva_dist.artifact.loading_code import adapter_code, state_dict_code
 from eva_dist.artifact.places import places, ranks_by_kind
 from eva_dist.artifact.plots import CONVERGENCE_FIGURE, RANKS_FIGURE, SPECTRA_FIGURE
 from eva_dist.config import EvaConfig
-from eva_dist.controller import PassResult, PassState
+from eva_dist.controller import PointResult, PointState
 
 _MOST_LISTED = 50
 
 
 def write_card(
-    folder: Path, layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance
+    folder: Path, layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance
 ) -> None:
     """Write the card."""
     sections = [
@@ -39,7 +39,7 @@ def _front_matter(provenance: Provenance) -> str:
     return f"---\nlibrary_name: peft\nbase_model: {base}\ntags:\n- eva\n- lora\n- eva_dist\n---"
 
 
-def _head(layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance) -> str:
+def _head(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance) -> str:
     state = result.state
     adapted = sum(facts.rank > 0 for facts in layers)
     ended = (
@@ -58,7 +58,7 @@ is trained, the model's outputs are those of the base model.
 {ended}, after {state.steps} steps and {state.tokens:,} tokens."""
 
 
-def _warning(layers: Sequence[LayerFacts], state: PassState) -> str:
+def _warning(layers: Sequence[LayerFacts], state: PointState) -> str:
     unconverged = [facts for facts in layers if not facts.converged]
     if not unconverged:
         return ""
@@ -133,7 +133,7 @@ def _settings(provenance: Provenance) -> str:
     return "## Settings\n\n" + _table(("key", "value"), rows)
 
 
-def _provenance(result: PassResult, provenance: Provenance) -> str:
+def _provenance(result: PointResult, provenance: Provenance) -> str:
     facts: dict[str, Any] = {
         "fingerprint": provenance.fingerprint,
         "created": provenance.created,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from eva_dist.controller import GroupState, PassResult
+from eva_dist.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
 
@@ -82,7 +82,7 @@ class LayerFacts:
         return int((handed_out < tau).sum()), float(handed_out.min()) if self.group_rank else None
 
 
-def layer_facts(result: PassResult) -> tuple[LayerFacts, ...]:
+def layer_facts(result: PointResult) -> tuple[LayerFacts, ...]:
     """Return the facts of every layer, in model order."""
     state = result.state
     group_of = {name: group for group in state.plan.groups for name in group.members}

@@ -10,7 +10,7 @@ from typing import Any
 from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, LayerFacts, Provenance
 from eva_dist.artifact.load import MANIFEST_FILE
 from eva_dist.config import EvaConfig
-from eva_dist.controller import PassResult
+from eva_dist.controller import PointResult
 
 
 def status(layers: Sequence[LayerFacts]) -> str:
@@ -19,7 +19,7 @@ def status(layers: Sequence[LayerFacts]) -> str:
 
 
 def write_manifest(
-    folder: Path, layers: Sequence[LayerFacts], result: PassResult, eva: EvaConfig, provenance: Provenance
+    folder: Path, layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance
 ) -> dict[str, Any]:
     """Write the manifest over the files that are in `folder`, and return it as it reads back."""
     state = result.state

@@ -14,7 +14,7 @@ import numpy as np
 
 from eva_dist.artifact.facts import LayerFacts
 from eva_dist.artifact.places import Place, kinds_in_order, places
-from eva_dist.controller import ConvergenceRow, PassState
+from eva_dist.controller import ConvergenceRow, PointState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ _MOST_NUMBERED_BLOCKS = 48
 _PANEL_COLUMNS = 4
 
 
-def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PassState, r: int) -> None:
+def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r: int) -> None:
     """Write the three figures as PNG, without a time stamp."""
     by_name = places([facts.name for facts in layers])
     _save(draw_ranks({facts.name: facts.rank for facts in layers}, by_name, r), folder / RANKS_FIGURE)
@@ -60,7 +60,7 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int) -> "Fig
     return figure
 
 
-def draw_convergence(state: PassState) -> "Figure":
+def draw_convergence(state: PointState) -> "Figure":
     """Return the curves of layers, and of components handed out, that have converged after each step."""
     layers, components = convergence_curves(state)
     steps = range(1, state.steps + 1)
@@ -82,7 +82,7 @@ def draw_convergence(state: PassState) -> "Figure":
     return figure
 
 
-def convergence_curves(state: PassState) -> tuple[list[float], list[float]]:
+def convergence_curves(state: PointState) -> tuple[list[float], list[float]]:
     """Return per cent of layers, and of components with a rank, that have converged after each step.
 
     A group is tapped at a step exactly when it had not converged after the step before, so

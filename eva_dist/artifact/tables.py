@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eva_dist.artifact.facts import CONVERGENCE_FILE, SPECTRUM_FILE, LayerFacts
-from eva_dist.controller import PassState
+from eva_dist.controller import PointState
 
 _SPECTRUM = pa.schema(
     [
@@ -33,7 +33,7 @@ _CONVERGENCE = pa.schema(
 )
 
 
-def write_tables(folder: Path, layers: Sequence[LayerFacts], state: PassState) -> None:
+def write_tables(folder: Path, layers: Sequence[LayerFacts], state: PointState) -> None:
     """Write both tables; the same input gives the same bytes."""
     spectrum = [row for facts in layers for row in _spectrum_rows(facts)]
     pq.write_table(pa.Table.from_pylist(spectrum, schema=_SPECTRUM), folder / SPECTRUM_FILE)

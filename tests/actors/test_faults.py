@@ -17,7 +17,8 @@ import tests.actors.trap
 from eva_dist.checkpoint import CheckpointFolder
 from eva_dist.config import OnMaxSteps, Resume
 from eva_dist.errors import PreemptedError, WorkerFailedError
-from eva_dist.precompute import precompute, prepare
+from eva_dist.precompute import precompute
+from eva_dist.prepare import prepare
 from eva_dist.stopping import StopRequest
 from tests.actors.faults import artifact_of, half_written, least_cosine, wait_until
 from tests.gang_processes import worker_pids

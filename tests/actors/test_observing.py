@@ -17,7 +17,7 @@ from eva_dist.actors.lock import alone
 from eva_dist.actors.metrics import PassMetrics
 from eva_dist.actors.run import run_on_gang
 from eva_dist.config import ClusterConfig
-from eva_dist.controller import PassState
+from eva_dist.controller import PointState
 from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
 from eva_dist.placement import Request
 from eva_dist.precompute import precompute
@@ -96,7 +96,7 @@ def test_two_that_ask_for_the_same_get_one_computation(prepared):
 
 
 def test_metrics_reach_rays_endpoint(prepared):
-    state: PassState | None = None
+    state: PointState | None = None
 
     def keep(found):
         nonlocal state

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
-from eva_dist.controller import GroupReport, PassResult, PassState, StepReport, advance, first_state
+from eva_dist.controller import GroupReport, PointResult, PointState, StepReport, advance, first_state
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Layer, Plan, make_layer, make_plan
 
@@ -33,7 +33,7 @@ SMALL, LARGE = "layers.1.self_attn.o_proj", "layers.0.self_attn.q_proj"
 class Built:
     folder: Path
     manifest: dict
-    result: PassResult
+    result: PointResult
     eva: EvaConfig
     provenance: Provenance
 
@@ -60,10 +60,10 @@ def llama_plan(base: nn.Module, eva: EvaConfig) -> Plan:
     return make_plan(layers, list(inputs.values()))
 
 
-def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: tuple[str, ...] = ()) -> PassResult:
+def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: tuple[str, ...] = ()) -> PointResult:
     """Fold made-up reports into a state; `turning` are taps whose first component never settles."""
     components = {group.index: _components(group) for group in plan.groups}
-    state: PassState = first_state(plan, eva.tau, max_steps=len(cosine_by_step) + 1)
+    state: PointState = first_state(plan, eva.tau, max_steps=len(cosine_by_step) + 1)
     for cosine in [None, *cosine_by_step]:
         if state.decision.stop:
             break
@@ -72,7 +72,7 @@ def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: 
             for index in state.active
         ]
         state = advance(state, [StepReport(tuple(reports), 40, 0, {"forward": 0.5, "svd": 0.25})], 0.75)
-    return PassResult(replace(state, pass_seconds=3.5), components)
+    return PointResult(replace(state, pass_seconds=3.5), components)
 
 
 def _cosines(plan, index, cosine, turning):
@@ -93,7 +93,7 @@ def _components(group) -> Components:
 
 
 @pytest.fixture
-def run_pass() -> Callable[..., PassResult]:
+def run_pass() -> Callable[..., PointResult]:
     return make_pass
 
 

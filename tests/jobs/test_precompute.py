@@ -17,7 +17,8 @@ import eva_dist
 import eva_dist.artifact.build
 from eva_dist.config import OnMaxSteps
 from eva_dist.errors import NotConvergedError, StoreError
-from eva_dist.precompute import precompute, prepare
+from eva_dist.precompute import precompute
+from eva_dist.prepare import prepare
 
 JOB = Path(__file__).parents[2] / "jobs" / "precompute.py"
 
@@ -148,7 +149,7 @@ def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs/main").write_text(commit)
     code = (
-        "from pathlib import Path; from eva_dist.precompute import prepare; from tests.tiny_run import tiny_config\n"
+        "from pathlib import Path; from eva_dist.prepare import prepare; from tests.tiny_run import tiny_config\n"
         f"run = prepare(tiny_config('org/tiny', Path({str(words_file)!r}), Path({str(tmp_path / 'store')!r})))\n"
         "print(run.model['weights'], run.model['id'], len(run.targets.layers))"
     )
