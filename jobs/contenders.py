@@ -212,7 +212,7 @@ def session(run: Prepared, threads: int) -> Session:
 def begin(worker: Session, run: Prepared) -> Plan:
     """Let a loaded session find its input groups and start a pass."""
     probe, layout = worker.probe()
-    plan = make_plan(run.targets.layers, probe.groups)
+    plan = make_plan(run.targets.layers, probe.groups, budget=run.config.eva.budget)
     worker.begin(plan, probe, layout)
     return plan
 

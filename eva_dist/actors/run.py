@@ -122,7 +122,9 @@ class _Attempt:
         gang.meet()
         gang.call("load")
         probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
-        plan = make_plan(self._assignment.layers, probe.groups, request.num_workers)
+        plan = make_plan(
+            self._assignment.layers, probe.groups, request.num_workers, budget=self._assignment.config.eva.budget
+        )
         gang.call("begin", plan, probe, layout)
         return plan
 
