@@ -3,8 +3,8 @@
     python jobs/precompute.py model.name_or_path=... data.path=... eva.r=16 eva.rho=2.0 cluster.num_workers=2
     python jobs/precompute.py -m hydra/launcher=shared_pass eva.rho=1,1.5,2 eva.tau=0.9,0.99 ...
 
-`--help` lists every setting. The last line on standard output is one JSON object; a sweep prints one a
-point that ends well, in the order of the points, when all have been computed or as each is, by the launcher.
+`--help` lists every setting. The last line on standard output is one JSON object; a sweep prints one for
+each point that ends well, in the order of the points.
 """
 
 import dataclasses
