@@ -76,10 +76,11 @@ def _effect(found: Comparison, effect: Effect) -> str:
     gain = (
         f"leaves the explained variance at {share(before.explained_variance)}"
         if abs(more) < 5e-5
-        else f"changes the explained variance by {100 * more:+.2f} points (to {share(after.explained_variance, 2)})"
+        else f"{'raises' if more > 0 else 'lowers'} the explained variance from {share(before.explained_variance, 2)} "
+        f"to {share(after.explained_variance, 2)}"
     )
     cost = (
-        f"takes {steps(after.steps)} steps as before"
+        f"takes as many steps ({steps(after.steps)})"
         if abs(after.steps - before.steps) < 0.05
         else f"takes {times(after.steps / before.steps)} the steps ({steps(before.steps)} to {steps(after.steps)})"
     )

@@ -11,6 +11,7 @@ Grid = Sequence[Sequence[float | None]]
 
 _LEFT, _TOP, _BOTTOM, _WIDTH = 26.0, 4.0, 18.0, 320.0
 _LABEL_HEIGHT, _LABEL_WIDTH = 12.0, 24.0
+_GAP_FROM = 14.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def draw_heat(heat: Heat) -> str:
     """Return the drawing."""
     width = (_WIDTH - _LEFT) / max(len(heat.column_names), 1)
     bottom = _TOP + heat.row_height * len(heat.row_names)
-    parts = [element("rect", class_="void", x=_LEFT, y=_TOP, width=_WIDTH - _LEFT, height=bottom - _TOP)]
-    parts += _cells(heat, width)
+    parts = _cells(heat, width)
     parts += _row_labels(heat) + _column_labels(heat, width, bottom)
     if heat.with_numbers:
         parts += _numbers(heat, width)
@@ -69,6 +69,8 @@ def scale(low: str, high: str, what: str) -> str:
 
 def _cells(heat: Heat, width: float) -> list[str]:
     runs: dict[int, list[str]] = defaultdict(list)
+    thick = heat.row_height - (1.2 if heat.row_height >= _GAP_FROM else 0)
+    empty = []
     for y, row in enumerate(heat.grid):
         levels = [None if value is None else _level(heat, value) for value in row]
         x = 0
@@ -76,12 +78,16 @@ def _cells(heat: Heat, width: float) -> list[str]:
             end = x + 1
             while end < len(levels) and levels[end] == levels[x]:
                 end += 1
-            if (level := levels[x]) is not None:
+            left, long = _LEFT + x * width, (end - x) * width
+            if (level := levels[x]) is None:
+                empty.append(
+                    element("rect", class_="void", x=left, y=_TOP + y * heat.row_height, width=long, height=thick)
+                )
+            else:
                 middle = _TOP + (y + 0.5) * heat.row_height
-                runs[level].append(f"M{number(_LEFT + x * width)} {number(middle)}h{number((end - x) * width)}")
+                runs[level].append(f"M{number(left)} {number(middle)}h{number(long)}")
             x = end
-    thick = heat.row_height - (0.6 if heat.row_height > 4 else 0)
-    return [
+    return empty + [
         element("path", stroke=cividis(level / LEVELS), stroke_width=thick, d="".join(path))
         for level, path in sorted(runs.items())
     ]

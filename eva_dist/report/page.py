@@ -79,9 +79,10 @@ def _explained() -> str:
     return _note(
         "Explained: each layer's kept components explain a share of the total variance of the layer's inputs (the sum "
         "of their explained-variance ratios, 0 for a layer of rank 0); total explained variance is the mean of these "
-        "shares over the layers. Parameters: LoRA's A and B, rank × (inputs + outputs), summed over the layers. Steps "
-        "and pass time: SVD updates and seconds, from the first forward to the last allocation, of the pass that made "
-        "the artifact, also where a point was answered from the store (cached)."
+        "shares over the layers. Each point estimates it from the tokens that its layers saw until they converged, so "
+        "small differences are those of samples. Parameters: LoRA's A and B, rank × (inputs + outputs), summed over "
+        "the layers. Steps and pass time: SVD updates, and seconds from the first forward to the last allocation, of "
+        "the pass that made the artifact, also where a point was answered from the store (cached)."
     )
 
 

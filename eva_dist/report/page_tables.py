@@ -9,7 +9,7 @@ from eva_dist.report.points import Point
 from eva_dist.report.settings import shared, short, text
 from eva_dist.report.words import NONE, amount, counted, overlap, seconds, share, steps
 
-_FIGURES = ("layers converged", "total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
+_FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
 _GOOD = ("done", "cached")
 
 
@@ -21,9 +21,10 @@ def points_table(found: Comparison) -> str:
     for place, (point, figures) in enumerate(zip(found.points, found.figures, strict=True)):
         settings = [point.settings.get(key) for key in found.varied]
         cells = [said(text(point.settings[key])) if key in point.settings else NONE for key in found.varied]
-        number = str(point.number) + (" (reference)" if place == found.reference and len(found.compared) > 1 else "")
-        status = element("span", said(point.status.replace("_", " ")), class_=_status_class(point))
-        rows.append([said(number), *cells, status, *map(said, _figures(figures)), _link(point), _load(point)])
+        number = str(point.number) + (" (ref.)" if place == found.reference and len(found.compared) > 1 else "")
+        rows.append(
+            [said(number), *cells, _status(point, figures), *map(said, _figures(figures)), _link(point), _load(point)]
+        )
         revision = point.result.revision if point.result else None
         keys.append([point.number, *settings, point.status, *_sort_keys(figures), revision, None])
     return table(f"All {counted(len(found.points), 'point')} of the sweep", head, rows, keys)
@@ -70,46 +71,61 @@ def effects_table(found: Comparison) -> str:
 
 
 def shared_table(found: Comparison) -> str:
-    """Return model, data and solver, then every setting that all points have in common."""
-    facts = _facts(found)
-    settings = shared(found.points)
-    rows = [[said(fact), element("code", said(value))] for fact, value in facts]
-    listed = [[element("code", said(key)), element("code", said(_whole(value)))] for key, value in settings.items()]
-    parts = [table("What they were computed from", ["fact", "value"], rows, class_="words")] if rows else []
-    if listed:
-        inner = table("Settings that all points share", ["setting", "value"], listed, class_="words")
-        parts.append(element("details", element("summary", f"{counted(len(listed), 'setting')} in common"), inner))
-    return "".join(parts) or element("p", "Nothing is known of their settings.")
+    """Return model, data and solver, then every fact and setting that all points have in common."""
+    facts = {**_facts(found), **{key: _whole(value) for key, value in shared(found.points).items()}}
+    first = [key for key in _TELLING if key in facts]
+    rest = [key for key in facts if key not in first]
+    if not facts:
+        return element("p", "Nothing is known of their settings.")
+    tables = [
+        table(caption, ["fact or setting", "value"], [[_code(key), _code(facts[key])] for key in keys], class_="words")
+        for caption, keys in (("What they were computed from", first), ("All else that they share", rest))
+    ]
+    more = element("details", element("summary", f"{counted(len(rest), 'fact')} and settings more"), tables[1])
+    return (tables[0] if first else "") + (more if rest else "")
 
 
-def _facts(found: Comparison) -> list[tuple[str, str]]:
-    """Return the facts of the run that all artifacts state alike, and the shared settings that say the most."""
-    facts = []
+_TELLING = (
+    *("model: id", "model: revision", "model: weights", "model.dtype", "model.config_overrides.num_hidden_layers"),
+    *("data.path", "data: digest", "data: samples", "data.max_length", "data.step_size", "data.seed"),
+    *("solver.name", "eva.r", "eva.rho", "eva.tau", "eva.whiten", "eva.target_modules", "eva.max_steps"),
+)
+"""Facts (of the manifests) and settings that a reader looks for first."""
+
+
+def _facts(found: Comparison) -> dict[str, str]:
+    """Return the facts of the runs that all artifacts state alike."""
+    facts = {}
     manifests = [point.artifact.manifest for point in found.points if point.artifact is not None]
     for group in ("model", "tokenizer", "data", "versions"):
         stated = [manifest.get(group) for manifest in manifests]
         of_first = stated[0] if stated and isinstance(stated[0], dict) else {}
         for key, value in of_first.items():
             if value is not None and all(isinstance(one, dict) and one.get(key) == value for one in stated):
-                facts.append((f"{group}: {key}", _whole(value)))
-    settings = shared(found.points)
-    telling = ("data.path", "data.step_size", "data.max_length", "solver.name", "eva.r", "eva.rho", "eva.tau")
-    return facts + [(key, _whole(settings[key])) for key in telling if key in settings]
+                facts[f"{group}: {key}"] = _whole(value)
+    return facts
+
+
+def _code(value: str) -> str:
+    return element("code", said(value))
 
 
 def _whole(value: Any) -> str:
     return value if isinstance(value, str) else text(value, most=None)
 
 
-def _status_class(point: Point) -> str:
-    return "status" if point.status in _GOOD else "status bad"
+def _status(point: Point, figures: PointFigures | None) -> str:
+    """Return how it ended, and how many layers converged where not all did."""
+    told = point.status.replace("_", " ")
+    if figures is not None and figures.layers_converged < figures.layers:
+        told += f" {figures.layers_converged}/{figures.layers}"
+    return element("span", said(told), class_="status" if point.status in _GOOD else "status bad")
 
 
 def _figures(figures: PointFigures | None) -> list[str]:
     if figures is None:
         return [NONE] * len(_FIGURES)
     return [
-        f"{figures.layers_converged}/{figures.layers}",
         f"{figures.total_rank:,}",
         f"{figures.trainable_parameters:,}",
         share(figures.explained_variance, 2),
@@ -124,7 +140,6 @@ def _sort_keys(figures: PointFigures | None) -> list[Any]:
     if figures is None:
         return [None] * len(_FIGURES)
     return [
-        figures.layers_converged,
         figures.total_rank,
         figures.trainable_parameters,
         figures.explained_variance,
@@ -138,7 +153,12 @@ def _sort_keys(figures: PointFigures | None) -> list[Any]:
 def _link(point: Point) -> str:
     if point.artifact is None or point.result is None:
         return NONE
-    return element("a", said(point.result.revision), href=point.artifact.url, title=point.result.repo_id)
+    return element(
+        "a",
+        said(point.result.revision),
+        href=point.artifact.url,
+        title=f"{point.result.repo_id} {point.result.revision}",
+    )
 
 
 def _load(point: Point) -> str:

@@ -163,7 +163,8 @@ def _caption(found: Comparison, encoding: Encoding) -> str:
         said_of.append(f"A line goes along {names[encoding.along]}, all else being equal.")
     ways = [f"{how} is {names[key]}" for how, key in (("colour", encoding.colour), ("shape", encoding.shape)) if key]
     if ways:
-        said_of.append(f"{' and '.join(ways)}.")
+        together = " and ".join(ways)
+        said_of.append(f"{together[0].upper()}{together[1:]}.")
     for key, most in ((encoding.colour, KINDS), (encoding.shape, SHAPES)):
         if key is not None and len(_values(found, key)) > most:
             said_of.append(f"{names[key]} has more than {most} values, so they come round again.")

@@ -9,7 +9,7 @@ CSS = """
   --c0: #4aa8e0; --c1: #f2823d; --c2: #2fc79d; --c3: #e49ac6; --c4: #efb435; --c5: #a5daf7; --c6: #b4bcc4; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-header, main, footer { max-width: 76rem; margin: 0 auto; padding: 0 1rem; }
+header, main, footer { max-width: 84rem; margin: 0 auto; padding: 0 1rem; }
 header { padding-top: 1.5rem; }
 footer { margin: 3rem auto 2rem; color: var(--soft); font-size: .875rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; text-wrap: balance; }
@@ -24,7 +24,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20rem; overflo
 .findings .bad { color: var(--bad); font-weight: 600; }
 .note, figcaption, .legend, .scale { color: var(--soft); font-size: .875rem; }
 figure { margin: 1rem 0 .5rem; }
-figure.one { max-width: 40rem; }
+figure.one { max-width: 33rem; }
 figcaption { max-width: 48rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; margin: .75rem 0; border: 1px solid var(--rule); border-radius: 6px; }
 .scroll:focus-visible { outline: 2px solid var(--link); }
@@ -34,7 +34,9 @@ th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-t
 thead th { vertical-align: bottom; background: var(--pale); border-top: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--back); }
 th.text, td.text, .words th, .words td { text-align: left; }
-.words td { white-space: normal; overflow-wrap: anywhere; }
+.words td, .words th { white-space: normal; overflow-wrap: anywhere; }
+.words th { min-width: 8rem; }
+td a { display: inline-block; max-width: 10rem; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom; }
 tbody tr:hover > * { background: var(--pale); }
 tr.reference > th { box-shadow: inset 3px 0 var(--link); }
 th button { all: unset; cursor: pointer; }
@@ -55,7 +57,8 @@ details { margin: .75rem 0; }
 details > summary { cursor: pointer; color: var(--link); }
 .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .panels { display: grid; gap: 1.25rem 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
-.matrices { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 30rem)); }
+.matrices { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+  max-width: 62rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 svg.chart text { font-size: 12px; }
@@ -72,7 +75,7 @@ svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke
 .line.c6 { stroke: var(--c6); }
 .point:hover .mark { stroke: var(--ink); stroke-width: 2; }
 .heat path { fill: none; shape-rendering: crispEdges; }
-.heat .void { fill: url(#hatch); stroke: var(--rule); }
+.heat .void { fill: url(#hatch); }
 .scale .bar { display: inline-block; width: 8rem; height: .7rem; border-radius: 2px; vertical-align: baseline;
   border: 1px solid var(--rule); margin: 0 .25rem; }
 .legend, .legend ul { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: 0; }

@@ -7,7 +7,7 @@ NONE = "–"
 
 def share(value: float | None, digits: int = 1) -> str:
     """Return a share in 0..1 as per cent."""
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
+    return NONE if value is None else f"{100 * value:.{digits}f}%"
 
 
 def overlap(value: float | None) -> str:
@@ -19,7 +19,7 @@ def amount(value: float, digits: int = 3) -> str:
     """Return a count in thousands, millions, ..., with so many digits at least."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
-            return f"{value / size:,.{max(digits, len(str(int(value / size))))}g} {unit}"
+            return f"{value / size:,.{max(digits, len(str(int(value / size))))}g}{unit}"
     return f"{value:.{digits}g}"
 
 
@@ -30,8 +30,8 @@ def told_apart(values: Sequence[float], write: Callable[[float, int], str], digi
 
 
 def seconds(value: float) -> str:
-    """Return a time with three digits."""
-    return f"{value:.3g} s" if value < 999.5 else f"{value:,.0f} s"
+    """Return a time with three digits; it is never torn from its unit."""
+    return f"{value:.3g}\u00a0s" if value < 999.5 else f"{value:,.0f}\u00a0s"
 
 
 def steps(value: float) -> str:
