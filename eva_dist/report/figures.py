@@ -36,6 +36,16 @@ class PointFigures:
 
 
 @dataclass(frozen=True)
+class Means:
+    """Means over points."""
+
+    steps: float
+    pass_seconds: float
+    trainable_parameters: float
+    explained_variance: float
+
+
+@dataclass(frozen=True)
 class Effect:
     """What going from one value of a setting to another does, all other varied settings being equal.
 
@@ -47,20 +57,10 @@ class Effect:
     low: Any
     high: Any
     pairs: int
-    before: "Means"
-    after: "Means"
+    before: Means
+    after: Means
     overlap: float | None
     equal_ranks: float | None
-
-
-@dataclass(frozen=True)
-class Means:
-    """Means over points."""
-
-    steps: float
-    pass_seconds: float
-    trainable_parameters: float
-    explained_variance: float
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def compare(points: Sequence[Point]) -> Comparison:
     reference = max(compared, key=lambda place: _dearness(points[place], alone[place]), default=None)
     found = Comparison(tuple(points), keys, tuple(alone), compared, agreed, reference, ())
     if reference is not None:
-        told = [
-            None if figures is None else _with_agreement(figures, *found.between(place, reference))
-            for place, figures in enumerate(alone)
-        ]
+        told = list(alone)
+        for place in compared:
+            overlap, equal_ranks = found.between(place, reference)
+            told[place] = replace(found.known(place), overlap=overlap, equal_ranks=equal_ranks)
         found = replace(found, figures=tuple(told))
     effects = [effect for key in keys if (effect := _effect(found, key)) is not None]
     return replace(found, effects=tuple(effects))
@@ -123,10 +123,6 @@ def most_different(found: Comparison) -> tuple[int, int] | None:
         if (overlap := found.between(a, b)[0]) is not None
     ]
     return min(pairs)[1:] if pairs else None
-
-
-def _with_agreement(figures: PointFigures, overlap: float | None, equal_ranks: float | None) -> PointFigures:
-    return replace(figures, overlap=overlap, equal_ranks=equal_ranks)
 
 
 def _figures(point: Point, artifact: StoredArtifact) -> PointFigures:
@@ -169,7 +165,7 @@ def _effect(found: Comparison, key: str) -> Effect | None:
         return None
     between = [found.between(a, b) for a, b in pairs]
     before, after = (_means([found.known(pair[end]) for pair in pairs]) for end in (0, 1))
-    overlap, equal_ranks = (mean_known(column) for column in zip(*between, strict=True))
+    overlap, equal_ranks = (_mean_known(column) for column in zip(*between, strict=True))
     return Effect(key, values[0], values[-1], len(pairs), before, after, overlap, equal_ranks)
 
 
@@ -193,7 +189,6 @@ def _means(figures: Sequence[PointFigures]) -> Means:
     )
 
 
-def mean_known(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the values that are known, None if none is."""
+def _mean_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None

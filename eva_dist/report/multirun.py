@@ -1,6 +1,7 @@
 """Points from a Hydra multirun folder: `<folder>/<n>/` with Hydra's own record, and how the run ended."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ def _result(path: Path) -> RunResult:
         value = getattr(result, field.name)
         if not isinstance(value, (int, float) if field.type is float else cast(type, field.type)):
             raise TypeError(f"{field.name}={value!r}")
+    if result.steps < 1 or not all(map(math.isfinite, (result.seconds, result.pass_seconds))):
+        raise ValueError(f"steps={result.steps}, seconds={result.seconds}, pass_seconds={result.pass_seconds}")
     return result
 
 

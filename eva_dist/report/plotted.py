@@ -45,8 +45,7 @@ def budget_figure(found: Comparison) -> str:
 
 def setting_figure(found: Comparison) -> str:
     """Return steps, seconds and explained variance, against tau where it varies, else another number, else points."""
-    numeric = _numeric(found)
-    along = TAU if TAU in numeric else next(iter(numeric), None)
+    along = _setting_axis(found)
     encoding = _encoding(found, along)
     values = _values(found, along)
     texts = [same(value) for value in values]
@@ -60,7 +59,7 @@ def setting_figure(found: Comparison) -> str:
         ("seconds of the pass", lambda f: f.pass_seconds, _each(seconds)),
         ("explained variance", lambda f: f.explained_variance, _shares),
     ]
-    axis = "point" if along is None else short(found.varied)[along]
+    axis = axis_of_settings(found)
     charts = [
         draw_chart(
             Chart(f"{y_label} of each point against {axis}", axis, y_label, _each(text), y_text, series, x_values=named)
@@ -74,9 +73,13 @@ def setting_figure(found: Comparison) -> str:
 
 def axis_of_settings(found: Comparison) -> str:
     """Return the name of the x axis of `setting_figure`."""
-    numeric = _numeric(found)
-    along = TAU if TAU in numeric else next(iter(numeric), None)
+    along = _setting_axis(found)
     return "point" if along is None else short(found.varied)[along]
+
+
+def _setting_axis(found: Comparison) -> str | None:
+    numeric = _numeric(found)
+    return TAU if TAU in numeric else next(iter(numeric), None)
 
 
 def point_words(found: Comparison, place: int) -> str:

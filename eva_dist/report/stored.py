@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
     with safe_open(folder / STATE_DICT_FILE, "np") as rows, safe_open(folder / ADAPTER_FILE, "np") as adapter:
         sizes = _parameters(adapter)
         ranks = {name: rows.get_slice(name).get_shape()[0] for name in rows.keys()}  # noqa: SIM118
-    if not (ranks.keys() == described.keys() >= spectra.keys()):
+    if not ranks or not (ranks.keys() == described.keys() >= spectra.keys()):
         raise IntegrityError(f"the files in {folder} do not speak of the same layers; {_REMEDY}")
     nothing = _Spectrum(0, 0.0, None)
     layers = []
@@ -101,6 +102,8 @@ def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
                 f"{folder}: layer {name} has rank {rank} in {MANIFEST_FILE}, {ranks[name]} in {STATE_DICT_FILE} "
                 f"and {spectrum.kept} in {SPECTRUM_FILE}; {_REMEDY}"
             )
+        if not math.isfinite(spectrum.explained_variance):
+            raise IntegrityError(f"{folder}: {SPECTRUM_FILE} holds NaN or infinity for layer {name}; {_REMEDY}")
         converged = described[name]["stop_reason"] == "converged"
         steps = None if spectrum.last_step is None or not converged else spectrum.last_step + 1
         explained, parameters = spectrum.explained_variance, sizes.get(name, 0)

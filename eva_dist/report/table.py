@@ -48,14 +48,14 @@ def _figures(figures: PointFigures | None) -> list[str]:
 
 def _complaint(point: Point) -> str:
     assert point.problem is not None
-    first = " ".join(printable(point.problem.message).split())
-    cut = first if len(first) <= _MOST_ERROR else first[: _MOST_ERROR - 1] + "…"
-    return f"point {point.number} {point.status}: {point.problem.type}: {cut}"
+    message = " ".join(point.problem.message.split())
+    cut = message if len(message) <= _MOST_ERROR else message[: _MOST_ERROR - 1] + "…"
+    return printable(f"point {point.number} {point.status}: {point.problem.type}: {cut}")
 
 
 def printable(message: str) -> str:
-    """Return a message without what would steer a terminal."""
-    return "".join(c if c.isprintable() or c.isspace() else "?" for c in message)
+    """Return a line without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\u00a0" else "?" for c in message)
 
 
 def _aligned(rows: list[list[str]], left: int) -> list[str]:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from eva_dist.report.agreement import agreement, subspace_overlap
 from eva_dist.report.figures import compare, most_different
 from eva_dist.report.multirun import read_points
+from tests.report.sweeps import KINDS
 
 
 def projector(rows_KD: np.ndarray) -> np.ndarray:
@@ -119,6 +120,17 @@ def test_points_of_other_targets_are_compared_over_what_is_common(sweep, a_pass)
     assert found.figures[2].explained_variance == pytest.approx(
         sum(layer.explained_variance for layer in found.points[2].artifact.layers) / 2
     )
+
+
+def test_layers_of_one_name_and_two_widths_are_compared_by_rank_alone(sweep, a_pass, monkeypatch):
+    sweep.done(a_pass())
+    monkeypatch.setitem(KINDS, "mlp.down_proj", (20, 16))
+    sweep.done(a_pass(), lora_alpha=3)
+    found = compare(read_points(sweep.folder))
+    tensors = [load_file(point.artifact.folder / "eva_state_dict.safetensors") for point in found.points]
+    attention = [{name: rows for name, rows in of_one.items() if "self_attn" in name} for of_one in tensors]
+    assert found.between(0, 1)[0] == pytest.approx(overlap_by_projectors(*attention), abs=1e-6)
+    assert found.between(0, 1)[1] == np.mean([len(tensors[0][name]) == len(tensors[1][name]) for name in tensors[0]])
 
 
 def test_layers_of_rank_0_span_nothing_and_count_as_equal(sweep, a_pass, monkeypatch):

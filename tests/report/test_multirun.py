@@ -114,6 +114,15 @@ def test_a_result_that_is_none(sweep, text):
     assert point.status == "damaged" and "result.json is not what a run prints" in point.problem.message
 
 
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"pass_seconds": float("nan")}, {"steps": "7"}, {"url": None}])
+def test_a_result_whose_numbers_cannot_be(sweep, wrong):
+    folder, _ = sweep.done()
+    result = json.loads((folder / "result.json").read_text()) | wrong
+    (folder / "result.json").write_text(json.dumps(result))
+    (point,) = read_points(sweep.folder)
+    assert point.status == "damaged" and point.result is None
+
+
 def test_a_url_that_is_no_folder(sweep):
     folder, _ = sweep.done()
     result = json.loads((folder / "result.json").read_text()) | {"url": "https://example.com/team/tiny"}

@@ -7,6 +7,7 @@ import pytest
 
 from eva_dist.report.colours import cividis
 from eva_dist.report.figures import most_different
+from eva_dist.report.heat import Heat, draw_heat
 from eva_dist.report.sweep import write_sweep
 
 VOID = {"meta", "br", "img", "input", "link"}
@@ -172,6 +173,19 @@ def test_sweeps_with_little_in_them(case, sweep, a_pass):
     }
     assert expected[case] in page.text
     assert ("Agreement between points" in page.text) == (case == "alike")
+
+
+def test_the_dearest_heat_map_is_small():
+    """30 points by 210 layers, no two neighbours alike: the page must stay below 1 MB."""
+    points, layers = 30, 210
+    grid = [[float((7 * row + 11 * column) % 33) for column in range(layers)] for row in range(points)]
+    names = [f"point {row}: rho=1.25 tau=0.95 whiten=false" for row in range(points)]
+    columns = [f"q_proj, block {column}" for column in range(layers)]
+    heat = Heat("ranks", grid, names, columns, names, columns, 0.0, 32.0, 0, 8.0)
+    drawn = draw_heat(heat)
+    assert len(drawn) < 200_000
+    cells = sum(float(run) for run in re.findall(r"h([\d.]+)", drawn)) / ((320 - 26) / layers)
+    assert cells == pytest.approx(points * layers, rel=0.01)  # each cell is drawn once
 
 
 def test_colours_are_matplotlibs_cividis():
