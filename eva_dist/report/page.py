@@ -70,8 +70,8 @@ def _main(found: Comparison) -> list[str]:
 _AGREEMENT = (
     "Overlap: for each layer in which both points keep components, how much of the smaller subspace lies in the "
     "other, ‖VₐVᵦᵀ‖²/min(rankₐ, rankᵦ), where the rows of V are the kept vectors, orthonormalised (whitening scales "
-    "them); then the mean over layers. 1: one contains the other; about max(rankₐ, rankᵦ)/inputs: no more alike than by "
-    "chance. Equal ranks: the share of the layers that both points target whose ranks are equal."
+    "them); then the mean over layers. 1: one contains the other; about max(rankₐ, rankᵦ)/inputs: no more alike than "
+    "by chance. Equal ranks: the share of the layers that both points target whose ranks are equal."
 )
 
 
