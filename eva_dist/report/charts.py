@@ -8,14 +8,14 @@ from eva_dist.report.colours import KINDS
 from eva_dist.report.markup import element, number, said, svg
 
 _WIDTH, _HEIGHT = 420.0, 290.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68.0, 16.0, 14.0, 46.0
-_NEAR = 9.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0
+_NEAR = 13.0
 SHAPES = 4
 """How many shapes of marks there are: disc, square, triangle, diamond."""
 _CORNERS: dict[int, list[tuple[float, float]]] = {
-    1: [(-4, -4), (4, -4), (4, 4), (-4, 4)],
-    2: [(0, -5.5), (5.2, 4), (-5.2, 4)],
-    3: [(0, -5.8), (5.8, 0), (0, 5.8), (-5.8, 0)],
+    1: [(-5.5, -5.5), (5.5, -5.5), (5.5, 5.5), (-5.5, 5.5)],
+    2: [(0, -7), (6.5, 4.5), (-6.5, 4.5)],
+    3: [(0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)],
 }
 
 
@@ -78,37 +78,30 @@ def draw_chart(chart: Chart) -> str:
     return svg(_WIDTH, _HEIGHT, chart.name, *parts, class_="chart")
 
 
-def shape(kind: int, x: float, y: float, **attributes: object) -> str:
-    """Return a mark's outline."""
-    kind %= SHAPES
-    if kind == 0:
-        return element("circle", cx=x, cy=y, r=4.5, **attributes)
-    path = " ".join(f"{number(x + a)},{number(y + b)}" for a, b in _CORNERS[kind])
-    return element("polygon", points=path, **attributes)
-
-
 def swatch(colour: int | None, kind: int) -> str:
     """Return a small mark for a legend; a colour of None is that of the text."""
-    drawn = shape(kind, 7, 7, class_=_class(colour))
-    return element("svg", drawn, viewBox="0 0 14 14", class_="swatch", aria_hidden="true")
+    return element("svg", _shape(colour, kind, 9, 9), viewBox="0 0 18 18", class_="swatch", aria_hidden="true")
 
 
-def _class(colour: int | None) -> str:
-    return "mark" if colour is None else f"mark c{colour % KINDS}"
+def _shape(colour: int | None, kind: int, x: float, y: float) -> str:
+    """Return a mark: a disc, or an outline that lets a disc at its place be seen."""
+    kind %= SHAPES
+    of_colour = "" if colour is None else f" c{colour % KINDS}"
+    if kind == 0:
+        return element("circle", cx=x, cy=y, r=4.5, class_=f"mark{of_colour}")
+    path = " ".join(f"{number(x + a)},{number(y + b)}" for a, b in _CORNERS[kind])
+    return element("polygon", points=path, class_=f"mark hollow{of_colour}")
 
 
 def _mark(series: Series, mark: Mark, at: tuple[float, float]) -> str:
-    return element(
-        "g", element("title", said(mark.words)), shape(series.shape, *at, class_=_class(series.colour)), class_="point"
-    )
+    drawn = _shape(series.colour, series.shape, *at)
+    return element("g", element("title", said(mark.words)), drawn, class_="point")
 
 
 def _line(series: Series, place: Callable[[float, float], tuple[float, float]]) -> str:
     path = " ".join(",".join(map(number, place(mark.x, mark.y))) for mark in series.marks)
     dashes = (None, "5 3", "2 3", "8 3 2 3")[series.shape % SHAPES]
-    return element(
-        "polyline", points=path, class_=f"line {_class(series.colour).removeprefix('mark ')}", stroke_dasharray=dashes
-    )
+    return element("polyline", points=path, class_=f"line c{series.colour % KINDS}", stroke_dasharray=dashes)
 
 
 def _numbers(placed: Sequence[tuple[int, tuple[float, float]]]) -> list[str]:
@@ -171,7 +164,7 @@ def _ticks(values: Sequence[float], about: int) -> tuple[float, ...]:
         low, high = max(low - width / 2, 0.0) if low >= 0 else low - width / 2, high + width / 2
     raw = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(at * step for at in range(first, last + 1))
 

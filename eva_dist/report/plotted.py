@@ -10,7 +10,7 @@ from eva_dist.report.colours import KINDS
 from eva_dist.report.figures import Comparison, PointFigures
 from eva_dist.report.markup import element, figure, said
 from eva_dist.report.settings import is_number, label, same, short, text, values_in_order
-from eva_dist.report.words import amount, seconds, share, steps, told_apart
+from eva_dist.report.words import amount, digits_for, seconds, share, steps
 
 TAU = "eva.tau"
 _BUDGETS = ("eva.rho", "eva.r")
@@ -175,12 +175,12 @@ def _caption(found: Comparison, encoding: Encoding) -> str:
 
 
 def _shares(values: Sequence[float]) -> list[str]:
-    digits = told_apart(values, share, (0, 1, 2, 3, 4))
+    digits = digits_for(values, share, range(5))
     return [share(value, digits) for value in values]
 
 
 def _amounts(values: Sequence[float]) -> list[str]:
-    digits = told_apart(values, amount, (2, 3, 4, 5, 6))
+    digits = digits_for(values, amount, range(2, 8))
     return [amount(value, digits) for value in values]
 
 

@@ -66,13 +66,11 @@ svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke
   stroke-width: 3px; }
 .grid { stroke: var(--rule); }
 .axis { stroke: var(--soft); fill: none; }
-.mark { fill: var(--ink); stroke: var(--back); stroke-width: 1; }
-.line { fill: none; stroke: var(--ink); stroke-width: 1.6; opacity: .75; }
-.mark.c0 { fill: var(--c0); } .mark.c1 { fill: var(--c1); } .mark.c2 { fill: var(--c2); } .mark.c3 { fill: var(--c3); }
-.mark.c4 { fill: var(--c4); } .mark.c5 { fill: var(--c5); } .mark.c6 { fill: var(--c6); }
-.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); }
-.line.c3 { stroke: var(--c3); } .line.c4 { stroke: var(--c4); } .line.c5 { stroke: var(--c5); }
-.line.c6 { stroke: var(--c6); }
+.mark { fill: currentColor; stroke: var(--back); stroke-width: 1; color: var(--ink); }
+.mark.hollow { fill: none; stroke: currentColor; stroke-width: 1.8; }
+.line { fill: none; stroke: currentColor; stroke-width: 1.6; opacity: .75; color: var(--ink); }
+.c0.c0 { color: var(--c0); } .c1.c1 { color: var(--c1); } .c2.c2 { color: var(--c2); } .c3.c3 { color: var(--c3); }
+.c4.c4 { color: var(--c4); } .c5.c5 { color: var(--c5); } .c6.c6 { color: var(--c6); }
 .point:hover .mark { stroke: var(--ink); stroke-width: 2; }
 .heat path { fill: none; shape-rendering: crispEdges; }
 .heat .void { fill: url(#hatch); }
@@ -80,7 +78,7 @@ svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke
   border: 1px solid var(--rule); margin: 0 .25rem; }
 .legend, .legend ul { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: 0; }
 .legend ul { display: inline-flex; margin-left: .75rem; }
-.swatch { display: inline-block; width: 14px; height: 14px; margin-right: .3rem; vertical-align: -2px; }
+.swatch { display: inline-block; width: 17px; height: 17px; margin-right: .2rem; vertical-align: -3px; }
 #hint { position: fixed; z-index: 9; pointer-events: none; max-width: 22rem; padding: .3rem .6rem; font-size: .8125rem;
   background: var(--ink); color: var(--back); border-radius: 4px; }
 .defs { position: absolute; width: 0; height: 0; }

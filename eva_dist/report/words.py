@@ -23,10 +23,15 @@ def amount(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def told_apart(values: Sequence[float], write: Callable[[float, int], str], digits: Sequence[int]) -> int:
-    """Return the least of `digits` with which `write` writes different values differently, else the last."""
-    count = len(set(values))
-    return next((few for few in digits if len({write(value, few) for value in values}) == count), digits[-1])
+def digits_for(values: Sequence[float], write: Callable[[float, int], str], digits: Sequence[int]) -> int:
+    """Return the least of `digits` with which `write` rounds no value, else the last."""
+
+    def number(value: float, count: int) -> float:
+        return float(write(value, count).rstrip("%kMG").replace(",", ""))
+
+    return next(
+        (few for few in digits if all(number(value, few) == number(value, digits[-1]) for value in values)), digits[-1]
+    )
 
 
 def seconds(value: float) -> str:

@@ -9,6 +9,7 @@ from eva_dist.report.colours import cividis
 from eva_dist.report.figures import most_different
 from eva_dist.report.heat import Heat, draw_heat
 from eva_dist.report.sweep import write_sweep
+from eva_dist.report.words import amount, digits_for, share
 
 VOID = {"meta", "br", "img", "input", "link"}
 ATTACK = '<script>alert("x")</script>'
@@ -175,6 +176,21 @@ def test_sweeps_with_little_in_them(case, sweep, a_pass):
     assert ("Agreement between points" in page.text) == (case == "alike")
 
 
+@pytest.mark.parametrize(
+    ("values", "write", "written"),
+    [
+        ((0.345, 0.35, 0.355), share, ["34.5%", "35.0%", "35.5%"]),
+        ((0.2, 0.3), share, ["20%", "30%"]),
+        ((11_512, 11_514), amount, ["11.512k", "11.514k"]),
+        ((450_000, 1_000_000), amount, ["450k", "1M"]),
+        ((0, 50), amount, ["0", "50"]),
+    ],
+)
+def test_ticks_are_not_rounded(values, write, written):
+    digits = digits_for(values, write, range(8) if write is share else range(2, 8))
+    assert [write(value, digits) for value in values] == written
+
+
 def test_the_dearest_heat_map_is_small():
     """30 points by 210 layers, no two neighbours alike: the page must stay below 1 MB."""
     points, layers = 30, 210
@@ -191,7 +207,7 @@ def test_the_dearest_heat_map_is_small():
 def test_colours_are_matplotlibs_cividis():
     from matplotlib import colormaps
 
-    for share in (0.0, 0.13, 0.5, 0.77, 1.0):
-        ours = [int(cividis(share)[i : i + 2], 16) for i in (1, 3, 5)]
-        theirs = [round(255 * value) for value in colormaps["cividis"](share)[:3]]
+    for at in (0.0, 0.13, 0.5, 0.77, 1.0):
+        ours = [int(cividis(at)[i : i + 2], 16) for i in (1, 3, 5)]
+        theirs = [round(255 * value) for value in colormaps["cividis"](at)[:3]]
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 3
