@@ -50,7 +50,7 @@ def scenarios(rank):
     def restless():
         """Every active group changes its owner at every step."""
         swap = lambda costs, owners, world_size: {group: 1 - owners[group] for group in costs}  # noqa: E731
-        with mock.patch("eva_dist.controller.balance", swap):
+        with mock.patch("eva_dist.points.balance", swap):
             return from_llama(half)
 
     return {

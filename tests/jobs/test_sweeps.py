@@ -42,7 +42,7 @@ class Computing:
     def __init__(self):
         self.batches = []
 
-    def together(self, runs, on_steps, started, stop, ended):
+    def together(self, runs, on_steps, started, stop, ended, on_pass):
         self.batches.append([run.revision for run in runs])
         answers = {}
         for at in reversed(range(len(runs))):  # the last one converges first
@@ -51,7 +51,7 @@ class Computing:
             ended(at, answers[at])
         return [answers[at] for at in range(len(runs))]
 
-    def alone(self, run, on_step, started, stop):
+    def alone(self, run, on_step, started, stop, on_pass):
         self.batches.append([run.revision])
         answer = self.one(run, on_step)
         if isinstance(answer, Exception):
@@ -194,13 +194,13 @@ def test_a_point_that_cannot_be_composed_costs_no_other(run, monkeypatch, comput
 def test_interpolations_of_hydra_are_each_point_s_own(run, monkeypatch, tmp_path):
     urls = []
     really = jobs.shared_points.prepare
-    monkeypatch.setattr(jobs.shared_points, "prepare", lambda config: urls.append(config.store.url) or really(config))
+    monkeypatch.setattr(jobs.shared_points, "prepare", lambda c, known: urls.append(c.store.url) or really(c))
     code, _, _ = run("-m", SHARED, "eva.rho=1,2", "store.url=${hydra:runtime.output_dir}/store")
     assert (code, urls) == (0, [str(tmp_path / f"sweep/{n}/store") for n in (0, 1)])
 
 
 def test_a_signal_in_the_pass_keeps_what_was_published_and_ends_the_rest(run, monkeypatch, summaries, tmp_path):
-    def stopped(runs, on_steps, started, stop, ended):
+    def stopped(runs, on_steps, started, stop, ended, on_pass):
         ended(1, outcome_of(runs[1]))
         raise PreemptedError("asked to end (SIGTERM): checkpoint after step 3")
 
@@ -249,10 +249,10 @@ def test_what_nobody_foresaw_has_its_traceback_once_and_is_exit_code_1(run, laun
 def test_one_point_whose_preparation_breaks_costs_no_other(run, monkeypatch, computing):
     really = jobs.shared_points.prepare
 
-    def prepare(config):
+    def prepare(config, known):
         if config.eva.rho == 1.0:
             raise RuntimeError("a bug")
-        return really(config)
+        return really(config, known)
 
     monkeypatch.setattr(jobs.shared_points, "prepare", prepare)
     code, outcomes, _ = run("-m", SHARED, "eva.rho=1,2")
