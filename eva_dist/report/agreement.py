@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from eva_dist.report.points import StoredArtifact
-from eva_dist.report.stored import kept_rows
+from eva_dist.report.stored import open_rows
 
 Array = np.ndarray[Any, Any]
+
+_ORTHOGONAL = 1e-5
+"""Cosine between rows that count as orthogonal: float32 keeps them to 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,28 @@ def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
     overlaps, compared = np.zeros((count, count)), np.zeros((count, count))
     equal, together = np.zeros((count, count)), np.zeros((count, count))
     ranks = [{layer.name: layer.rank for layer in artifact.layers} for artifact in artifacts]
-    for name in dict.fromkeys(name for of_one in ranks for name in of_one):
-        holders = [i for i, of_one in enumerate(ranks) if name in of_one]
-        rank_H = np.array([ranks[i][name] for i in holders])
-        both = np.ix_(holders, holders)
-        equal[both] += rank_H[:, None] == rank_H
-        together[both] += 1
-        bases = {i: _basis(kept_rows(artifacts[i].folder, name)) for i in holders if ranks[i][name]}
-        for width in {len(basis) for basis in bases.values()}:  # points of two models may name a layer alike
-            alike = [i for i, basis in bases.items() if len(basis) == width]
-            both = np.ix_(alike, alike)
-            overlaps[both] += subspace_overlap([bases[i] for i in alike])
-            compared[both] += 1
+    with ExitStack() as opened:
+        rows = [opened.enter_context(open_rows(artifact.folder)) for artifact in artifacts]
+        for name in dict.fromkeys(name for of_one in ranks for name in of_one):
+            holders = [i for i, of_one in enumerate(ranks) if name in of_one]
+            rank_H = np.array([ranks[i][name] for i in holders])
+            both = np.ix_(holders, holders)
+            equal[both] += rank_H[:, None] == rank_H
+            together[both] += 1
+            bases = {i: _basis(rows[i](name)) for i in holders if ranks[i][name]}
+            for width in {basis.shape[1] for basis in bases.values()}:  # points of two models may name a layer alike
+                alike = [i for i, basis in bases.items() if basis.shape[1] == width]
+                both = np.ix_(alike, alike)
+                overlaps[both] += subspace_overlap([bases[i] for i in alike])
+                compared[both] += 1
     return Agreement(_ratio(overlaps, compared), _ratio(equal, together))
 
 
 def subspace_overlap(bases: Sequence[Array]) -> Array:
-    """Return `[N, N]` overlaps of N subspaces, given as orthonormal columns `[in_features, rank]`, rank > 0."""
-    ranks = [basis.shape[1] for basis in bases]
-    joined = np.concatenate(bases, axis=1)
-    squares = (joined.T @ joined) ** 2
+    """Return `[N, N]` overlaps of N subspaces, given as orthonormal rows `[rank, in_features]`, rank > 0."""
+    ranks = [len(basis) for basis in bases]
+    joined = np.concatenate(bases)
+    squares = (joined @ joined.T) ** 2
     starts = np.cumsum([0, *ranks[:-1]])
     shared = np.add.reduceat(np.add.reduceat(squares, starts, axis=0), starts, axis=1)
     return np.minimum(shared / np.minimum.outer(ranks, ranks), 1.0)  # rounding alone brings it above
@@ -69,9 +75,12 @@ def none_if_nan(value: float) -> float | None:
 
 
 def _basis(rows_KD: Array) -> Array:
-    """Return orthonormal columns `[in_features, rank]` that span the rows, which whitening has scaled."""
-    basis, _ = np.linalg.qr(rows_KD.astype(np.float64).T)
-    return basis
+    """Return orthonormal rows that span these, which whitening has scaled; what EVA stores is orthogonal already."""
+    rows_KD = rows_KD.astype(np.float64)
+    normed_KD = rows_KD / np.linalg.norm(rows_KD, axis=1, keepdims=True)
+    if np.abs(normed_KD @ normed_KD.T - np.eye(len(normed_KD))).max() < _ORTHOGONAL:
+        return normed_KD
+    return np.linalg.qr(rows_KD.T)[0].T
 
 
 def _ratio(total: Array, count: Array) -> Array:

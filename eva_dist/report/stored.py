@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
         raise IntegrityError(f"{folder} is no whole artifact ({error!r}); {_REMEDY}") from error
 
 
-def kept_rows(folder: Path, layer: str) -> "np.ndarray[Any, Any]":
-    """Return the rows `[rank, in_features]` that the artifact in `folder` holds for a layer."""
+@contextmanager
+def open_rows(folder: Path) -> Iterator[Callable[[str], "np.ndarray[Any, Any]"]]:
+    """While open, give a layer's rows `[rank, in_features]` by its name, as the artifact in `folder` holds them."""
     with safe_open(folder / STATE_DICT_FILE, "np") as tensors:
-        rows: np.ndarray[Any, Any] = tensors.get_tensor(layer)
-    return rows
+        yield tensors.get_tensor
 
 
 def _folder(revision: Path, fingerprint: str) -> Path:

@@ -90,7 +90,7 @@ def test_overlap_is_that_of_subspaces_whatever_their_bases():
     generator = np.random.default_rng(0)
     q, _ = np.linalg.qr(generator.standard_normal((9, 6)))
     turned = q[:, :4] @ np.linalg.qr(generator.standard_normal((4, 4)))[0]
-    matrix = subspace_overlap([q[:, :4], turned, q[:, :2], q[:, 3:6]])
+    matrix = subspace_overlap([basis.T for basis in (q[:, :4], turned, q[:, :2], q[:, 3:6])])
     np.testing.assert_allclose(
         matrix, [[1, 1, 1, 1 / 3], [1, 1, 1, 1 / 3], [1, 1, 1, 0], [1 / 3, 1 / 3, 0, 1]], atol=1e-12
     )
