@@ -49,7 +49,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors",
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is known to be possible, and what decides its numbers."""
+    """A run that is known to be possible, and what decides its numbers.
+
+    `name_taken` says that an earlier point of the same sweep has the plain default revision.
+    """
 
     config: Config
     task: Task
@@ -60,6 +63,7 @@ class Prepared:
     model: dict[str, Any]
     tokenizer: dict[str, Any]
     data: dict[str, Any]
+    name_taken: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,7 +102,7 @@ class Prepared:
         name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
         name += "-shared" if "shared_tracker" in self.decisive else ""
         name += "-params" if eva.budget is Budget.params else ""
-        taken = self.store.fingerprint_of(self.repo_id, name) not in (None, self.fingerprint)
+        taken = self.name_taken or self.store.fingerprint_of(self.repo_id, name) not in (None, self.fingerprint)
         return f"{name}-{self.fingerprint[:8]}" if taken else name
 
 

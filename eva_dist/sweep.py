@@ -103,6 +103,7 @@ class _Sweep:
         groups = passes(self._runs)
         for group in groups:
             self._name_companions(group)
+        self._tell_names_apart()
         for group in groups:
             self._look_up(group)
             if not self._left(group):  # checkpoints are of a driver that died between publishing and clearing
@@ -244,6 +245,14 @@ class _Sweep:
             if len({self._runs[point].fingerprint for point in points}) > 1:
                 wrong = f"artifact.revision={revision} is asked for by {len(points)} points of the sweep; "
                 self._fail(points, ConfigError(wrong + "leave it null, or make it part of what is swept"))
+
+    def _tell_names_apart(self) -> None:
+        """Let the first point that has a default name keep it, whichever ends first; others add their fingerprint."""
+        holders: dict[tuple[str, str, str], str] = {}
+        for point, run in enumerate(self._runs):
+            name = (run.store.url, run.repo_id, run.revision)
+            if run.config.artifact.revision is None and holders.setdefault(name, run.fingerprint) != run.fingerprint:
+                self._runs[point] = replace(run, name_taken=True)
 
 
 class _Publishing:

@@ -47,9 +47,8 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget:
     axes = figure.subplots()
     axes.set_facecolor("#dddddd")  # where a block has no such layer
     image = axes.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0, aspect="auto")
-    lines = {"color": "white", "linewidth": 0.6}
-    axes.vlines(np.arange(0.5, len(blocks) - 1), -0.5, len(kinds) - 0.5, **lines)
-    axes.hlines(np.arange(0.5, len(kinds) - 1), -0.5, len(blocks) - 0.5, **lines)
+    axes.vlines(np.arange(0.5, len(blocks) - 1), -0.5, len(kinds) - 0.5, color="white", linewidth=0.6)
+    axes.hlines(np.arange(0.5, len(kinds) - 1), -0.5, len(blocks) - 0.5, color="white", linewidth=0.6)
     axes.set_yticks(range(len(kinds)), kinds)
     shown = range(0, len(blocks), 1 + len(blocks) // _MOST_NUMBERED_BLOCKS)
     axes.set_xticks(list(shown), ["none" if blocks[i] is None else str(blocks[i]) for i in shown])
