@@ -105,12 +105,17 @@ def _checkpoints(run: Prepared) -> CheckpointFolder:
 
 
 def _outcome(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
+    return outcome(published, run.repo_id, run.revision, status, seconds)
+
+
+def outcome(published: Published, repo_id: str, revision: str, status: str, seconds: float) -> Outcome:
+    """Return the outcome of publishing, or finding, an artifact under this name, in so many seconds."""
     manifest = published.manifest
     return Outcome(
         url=published.url,
-        repo_id=run.repo_id,
-        revision=run.revision,
-        fingerprint=run.fingerprint,
+        repo_id=repo_id,
+        revision=revision,
+        fingerprint=published.fingerprint,
         status=status,
         steps=manifest["steps"],
         tokens=manifest["tokens"],

@@ -31,6 +31,7 @@ from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patte
 from eva_dist.plan import fingerprint
 from eva_dist.session import Assignment
 from eva_dist.store.local import LocalStore
+from eva_dist.store.names import default_repo_id, default_revision
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Prepared:
     targets: Targets
     store: LocalStore
     fingerprint: str
+    decisive: dict[str, Any]
     model: dict[str, Any]
     tokenizer: dict[str, Any]
     data: dict[str, Any]
@@ -62,24 +64,14 @@ class Prepared:
     @property
     def repo_id(self) -> str:
         """Name of the artifact in the store: as set, else `local/<last part of the model's name>`."""
-        if self.config.artifact.repo_id is not None:
-            return self.config.artifact.repo_id
-        stem = Path(self.config.model.name_or_path).name
-        return "local/" + ("".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".") or "model")
+        return self.config.artifact.repo_id or default_repo_id(self.config.model.name_or_path)
 
     @property
     def revision(self) -> str:
-        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`.
-
-        Where another artifact (other r, targets, data) has that name, the fingerprint is added
-        to it: a name that nobody asked for takes no other artifact's place.
-        """
-        if self.config.artifact.revision is not None:
-            return self.config.artifact.revision
-        eva = self.config.eva
-        name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
-        taken = self.store.fingerprint_of(self.repo_id, name) not in (None, self.fingerprint)
-        return f"{name}-{self.fingerprint[:8]}" if taken else name
+        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`."""
+        return self.config.artifact.revision or default_revision(
+            self.config.eva, self.fingerprint, lambda name: self.store.fingerprint_of(self.repo_id, name)
+        )
 
 
 def prepare(config: Config) -> Prepared:
@@ -103,13 +95,15 @@ def prepare(config: Config) -> Prepared:
     TokenStream(rows, loaded, config.data, config.eva.label_mask_value)  # refuses what it cannot tokenise
     model = describe_model(config.model, architecture)
     data = {"digest": rows.digest, "samples": len(rows), "blank": rows.blank}
+    decisive = _decisive(config, architecture, targets, model, tokenizer, rows.digest)
     run = Prepared(
         config=config,
         task=architecture.task,
         prefix=prefix,
         targets=targets,
         store=store,
-        fingerprint=fingerprint(_decisive(config, architecture, targets, model, tokenizer, rows.digest)),
+        fingerprint=fingerprint(decisive),
+        decisive=decisive,
         model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
         data=data,
@@ -134,6 +128,7 @@ def provenance(run: Prepared, world_size: int = 1) -> Provenance:
     """Return the facts of the run that its artifact states; `world_size` is that of the gang that ended it."""
     return Provenance(
         fingerprint=run.fingerprint,
+        decisive=run.decisive,
         config=run.config.to_dict(),
         model=run.model | {"task_type": run.task.value},
         tokenizer=run.tokenizer,

@@ -1,11 +1,13 @@
-"""Which names may become folders of a store."""
+"""Which names may become folders of a store, and which ones artifacts get that nobody named."""
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from eva_dist.config import EvaConfig
 from eva_dist.errors import StoreError
 
 SNAPSHOTS = "snapshots"
@@ -29,6 +31,27 @@ def root_folder(url: str) -> Path:
     if not url:
         raise StoreError("store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva")
     return Path(url).expanduser().absolute()
+
+
+def default_repo_id(model: str) -> str:
+    """Return `local/<last part of the model's name>`, with what is not plain in it replaced."""
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(model).name)
+    return f"local/{stem.lstrip('.') or 'model'}"
+
+
+def default_revision(eva: EvaConfig, fingerprint: str, fingerprint_of: Callable[[str], str | None]) -> str:
+    """Return a revision made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten`.
+
+    Where another artifact (other r, targets, data) has that name, the fingerprint is added
+    to it: a name that nobody asked for takes no other artifact's place.
+
+    Args:
+        eva: settings of the artifact.
+        fingerprint: of the artifact.
+        fingerprint_of: tells which artifact a revision is now, None if it is free.
+    """
+    name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
+    return name if fingerprint_of(name) in (None, fingerprint) else f"{name}-{fingerprint[:8]}"
 
 
 def check_fingerprint(fingerprint: str) -> None:
