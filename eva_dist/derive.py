@@ -28,7 +28,7 @@ from eva_dist.artifact.facts import LayerFacts, Provenance, layer_facts
 from eva_dist.artifact.load import source_folder
 from eva_dist.artifact.restore import Stored, restore_artifact
 from eva_dist.config import EvaConfig, OnMaxSteps
-from eva_dist.controller import GroupState, PointResult, Stop, first_state, reallocated
+from eva_dist.controller import GroupState, PointResult, PointState, Stop, first_state, reallocated
 from eva_dist.errors import DerivationError, LayerError
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
 from eva_dist.numerics.components import Components
@@ -112,7 +112,7 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
     plan = _plan(source, eva, changed)
     _refuse(list(_uncovered(source, plan, changed)))
     result = _result(source.result, plan, eva)
-    _refuse_unconverged(result, eva)
+    _refuse_unconverged(result, eva, source.result.state)
     return Stored(result, eva, _provenance(source, plan, eva, changed))
 
 
@@ -220,8 +220,12 @@ def _cut(known: GroupState, group: InputGroup) -> GroupState:
     return replace(known, ratios_K=ratios_K, cosines_K=cosines_K)
 
 
-def _refuse_unconverged(result: PointResult, eva: EvaConfig) -> None:
-    """Raise unless the stored cosines of all components that get a rank are at least `tau`, or that is accepted."""
+def _refuse_unconverged(result: PointResult, eva: EvaConfig, before: PointState) -> None:
+    """Raise unless the stored cosines of all components that get a rank are at least `tau`, or that is accepted.
+
+    A smaller `rho` takes ranks from some layers and gives them to others: these may get components that
+    nobody waited for when the pass left the layer.
+    """
     if eva.on_max_steps is OnMaxSteps.accept:
         return
     layers = layer_facts(result)
@@ -236,17 +240,19 @@ def _refuse_unconverged(result: PointResult, eva: EvaConfig) -> None:
         else ""
     )
     raise DerivationError(
-        f"eva.tau={eva.tau} is not shown by the source: the stored cosines of {len(short)} of {len(layers)} layers "
-        f"are below it; {looser}take them as they are with eva.on_max_steps=accept, {_RUN}\n"
-        + _listed([_shortfall(facts, eva.tau) for facts in short])
+        f"eva.tau={eva.tau} is not shown by the source: these settings give {len(short)} of {len(layers)} layers "
+        f"components whose stored cosines are below it; {looser}take them as they are with eva.on_max_steps=accept, "
+        f"{_RUN}\n" + _listed([_shortfall(facts, eva.tau, before) for facts in short])
     )
 
 
-def _shortfall(facts: LayerFacts, tau: float) -> str:
+def _shortfall(facts: LayerFacts, tau: float, before: PointState) -> str:
     below, lowest = facts.shortfall(tau)
     if lowest is None:
         return f"  {facts.name}: only {facts.known.updates} updates, so no cosine"
-    return f"  {facts.name}: {below} of {facts.group_rank} components below, lowest cosine {lowest:.6f}"
+    rank = max(before.ranks[name] for name in facts.group.members)
+    was = f" (the source gave {rank})" if rank != facts.group_rank else ""
+    return f"  {facts.name}: {below} of {facts.group_rank} components{was} below, lowest cosine {lowest:.6f}"
 
 
 def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str, Any]) -> Provenance:
