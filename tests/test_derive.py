@@ -169,8 +169,8 @@ class TestNear:
         {"rho": 1.0},
         {"r": 3},
         {"tau": 0.8},
-        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.(up|gate)_proj": 3}},
-        {"target_modules": ["q_proj", "v_proj"]},
+        {"rank_pattern": {"q_proj": 2, r".*layers\.1\.mlp\..*": 3}},
+        {"target_modules": ["v_proj", "o_proj", "up_proj"]},  # without the layers that were tapped
         {"r": 2, "rho": 1.5, "whiten": True},
     ]
 
@@ -235,6 +235,11 @@ class TestNear:
         narrow = make(rho=1.25)
         then = derive_and_publish(narrow.url, {"whiten": True}, store)
         assert then.fingerprint == at_once.fingerprint and then.status == "cached"
+        pattern = {"q_proj": 2, ".*": 3}  # the first that fits counts, but sorted it would be the second
+        patterned = make(rank_pattern=pattern)
+        smaller = derive_and_publish(patterned.url, {"rho": 1.5}, store)
+        assert smaller.fingerprint == make(rank_pattern=pattern, rho=1.5).fingerprint
+        assert manifest_of(smaller)["layers"]["model.layers.0.self_attn.q_proj"]["r"] == 2
         wide = derive_and_publish(make(rho=1.5).url, {"rho": 1.25}, store)
         assert wide.fingerprint == narrow.fingerprint
 

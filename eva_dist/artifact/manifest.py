@@ -37,6 +37,8 @@ def write_manifest(
         "seconds": result.state.pass_seconds,
         "seconds_by_phase": dict(state.seconds),
         "r": eva.r,
+        # sorted keys would change which pattern comes first, and so which one counts
+        "rank_pattern": [list(item) for item in eva.rank_pattern.items()],
         "rank_budget": state.plan.rank_budget,
         "largest_rank": max(facts.rank for facts in layers),
         "layers_converged": state.layers_converged,

@@ -64,6 +64,7 @@ def restore_artifact(folder: Path) -> Stored:
         provenance = Provenance(**{f.name: manifest[f.name] for f in fields(Provenance)})
         if fingerprint(provenance.decisive) != provenance.fingerprint:
             raise ValueError("the fingerprint is not that of `decisive`")
+        provenance.config["eva"]["rank_pattern"] = dict(manifest["rank_pattern"])  # in PEFT, the first that fits counts
         eva = _eva_config(provenance.config["eva"])
         plan = _plan(manifest)
         components, cosines = _components(plan, contents)

@@ -179,7 +179,7 @@ def artifact_facts(plan: Plan, ranks: Mapping[str, int], solver: SolverName) -> 
     names = sum(len(layer.name) for layer in layers)
     components = sum(layer.max_rank for layer in layers)
     # measured: plots and card; headers, manifest and configs by layer; spectrum.parquet by component
-    other = 280_000 + 8 * names + 500 * len(layers) + 17 * components
+    other = 282_000 + 11 * names + 800 * len(layers) + 17 * components
     return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), itemsize * followed, other)
 
 

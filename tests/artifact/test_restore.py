@@ -39,6 +39,15 @@ def test_what_is_read_back_is_what_was_written(unconverged):
         assert (before.rows, before.updates, before.step) == (after.rows, after.updates, after.step)
 
 
+def test_patterns_keep_their_order(build):
+    """The first one that fits counts, and a manifest sorts its keys."""
+    ordered = build(rank_pattern={"layers.1.mlp.down_proj": 3, "down_proj": 6})
+    stored = restore_artifact(ordered.folder)
+    assert list(stored.eva.rank_pattern.items()) == [("layers.1.mlp.down_proj", 3), ("down_proj", 6)]
+    assert stored.result.state.plan == ordered.result.state.plan
+    assert list(stored.provenance.config["eva"]["rank_pattern"]) == ["layers.1.mlp.down_proj", "down_proj"]
+
+
 def test_components_are_kept_unwhitened_beyond_the_ranks(build):
     whitened = build(whiten=True)
     kept = load_file(whitened.folder / "components.safetensors")
