@@ -1,11 +1,12 @@
-"""Checkpoints of a pass: what the driver knows, and the tracker state of each input group, by group.
+"""Checkpoints of a pass: what the driver knows of each point, and the tracker states of each input group, by group.
 
     <root>/<fingerprint>/step-00000025/manifest.json      sha256 of the files beside it; written last
-                                       pass.json           counts, ranks, history
-                                       summaries.safetensors   ratios and cosines of each group
-                                       group-00007.safetensors tracker state of one input group
+                                       pass.json           counts, ranks, history of each point
+                                       summaries.safetensors   ratios and cosines of each point's groups
+                                       group-00007.safetensors tracker states of one input group
 
-State lies by input group, not by worker, so that a pass goes on on any number of workers.
+State lies by input group, not by worker, so that a pass goes on on any number of workers, and by
+point, so that it goes on with those that are still wanted.
 A checkpoint becomes visible by one rename. A group that has not changed since the
 checkpoint before is copied from there, not fetched again. No pickle.
 """
@@ -17,9 +18,10 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eva_dist.controller import ConvergenceRow, GroupState, PointState, first_state
-from eva_dist.plan import Plan
+from eva_dist import errors
+from eva_dist.controller import ConvergenceRow, GroupState, PointState
+from eva_dist.errors import EvaDistError
+from eva_dist.plan import InputGroup, PassPlan, Plan
+from eva_dist.points import PassState, first_pass
 from eva_dist.store.files import sync, sync_tree
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _MANIFEST, _PASS, _SUMMARIES = "manifest.json", "pass.json", "summaries.safetensors"
 _COUNTS = ("steps", "tokens", "elapsed", "epoch", "exhausted", "sent_bytes", "svd_processor_seconds", "pass_seconds")
 
@@ -48,42 +53,75 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         steps: steps that were done.
-        same_input: members of each input group, in order; another partition cannot take the state.
+        keys: the points that it holds.
+        same_input: members of each input group of the stream, in order.
     """
 
     folder: Path
     steps: int
-    same_input: tuple[tuple[str, ...], ...]
+    keys: tuple[str, ...]
+    same_input: list[list[str]]
     facts: Mapping[str, Any]
 
-    def fits(self, plan: Plan) -> bool:
-        """Tell whether this is state of the plan's input groups."""
-        return self.same_input == tuple(group.members for group in plan.groups)
+    def fits(self, plan: PassPlan) -> bool:
+        """Tell whether the pass can go on from here: all its points are here, with the same input groups."""
+        if not set(plan.keys) <= set(self.keys):
+            return False
+        here = {layer.name for layer in plan.stream.layers}
+        left = [kept for members in self.same_input if (kept := [name for name in members if name in here])]
+        then = [self._points[key]["same_input"] for key in plan.keys]
+        return left == _members(plan.stream) and then == [_members(point) for point in plan.points]
 
-    def state(self, plan: Plan, tau: float, max_steps: int, accept: bool) -> PointState:
-        """Return the state of the pass; owners are those of `plan`."""
-        summaries = {name: tensor.clone() for name, tensor in load_file(self.folder / _SUMMARIES).items()}
-        groups = tuple(
-            GroupState(summaries.get(f"ratios.{i}"), summaries.get(f"cosines.{i}"), **counts)
-            for i, counts in enumerate(self.facts["groups"])
-        )
-        return dataclasses.replace(
-            first_state(plan, tau, max_steps, accept),
-            groups=groups,
-            ranks=self.facts["ranks"],
-            seconds=self.facts["seconds"],
-            history=tuple(ConvergenceRow(*row) for row in self.facts["history"]),
-            **{name: self.facts[name] for name in _COUNTS},
-        )
+    def state(self, plan: PassPlan, points: Sequence[PointState]) -> PassState:
+        """Return the state of the pass; `points` are as before their first step, owners are those of `plan`."""
+        summaries = load_file(self.folder / _SUMMARIES)
+        restored = [self._restored(key, point, summaries) for key, point in zip(plan.keys, points, strict=True)]
+        found = [self._points[key]["error"] for key in plan.keys]
+        return replace(first_pass(plan, restored), errors=tuple(_to_error(error) for error in found))
+
+    def points(self, plan: PassPlan) -> dict[int, int]:
+        """Return where each point of the plan stood in this checkpoint, as index then to index now."""
+        return {self.keys.index(key): point for point, key in enumerate(plan.keys)}
+
+    def updates(self, group: int) -> tuple[int, ...]:
+        """Return how many updates a group of the stream, as numbered then, has seen for each point."""
+        members = self.same_input[group]
+        own = [next((groups[name] for name in members if name in groups), None) for groups in self._group_of]
+        facts = [self._points[key]["groups"] for key in self.keys]
+        return tuple(0 if at is None else groups[at]["updates"] for at, groups in zip(own, facts, strict=True))
+
+    def tensors(self, group: InputGroup) -> dict[str, Tensor] | None:
+        """Return the tracker states of a group of the present stream by name; None if there are none."""
+        then = next(i for i, members in enumerate(self.same_input) if group.tap in members)
+        if not any(self.updates(then)):
+            return None
+        return {name: tensor.clone() for name, tensor in load_file(self.folder / _group_file(then)).items()}
+
+    @cached_property
+    def _group_of(self) -> list[dict[str, int]]:
+        """For each point its layers and which of its own groups they are in."""
+        partitions = [self._points[key]["same_input"] for key in self.keys]
+        return [{name: i for i, members in enumerate(groups) for name in members} for groups in partitions]
 
     @property
-    def updates(self) -> tuple[int, ...]:
-        """How many updates each group's state has seen; 0: there is no state."""
-        return tuple(group["updates"] for group in self.facts["groups"])
+    def _points(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.facts["points"]
+        return found
 
-    def tensors(self, group: int) -> dict[str, Tensor]:
-        """Return a group's tracker state by name."""
-        return {name: tensor.clone() for name, tensor in load_file(self.folder / _group_file(group)).items()}
+    def _restored(self, key: str, point: PointState, summaries: Mapping[str, Tensor]) -> PointState:
+        facts, at = self._points[key], self.keys.index(key)
+        groups = tuple(
+            GroupState(_clone(summaries.get(f"{at}.ratios.{i}")), _clone(summaries.get(f"{at}.cosines.{i}")), **counts)
+            for i, counts in enumerate(facts["groups"])
+        )
+        return replace(
+            point,
+            groups=groups,
+            ranks=facts["ranks"],
+            seconds=facts["seconds"],
+            history=tuple(ConvergenceRow(*row) for row in facts["history"]),
+            **{name: facts[name] for name in _COUNTS},
+        )
 
 
 class CheckpointFolder:
@@ -95,7 +133,7 @@ class CheckpointFolder:
         self._keep = keep
         self._last: Checkpoint | None = None
 
-    def write(self, state: PointState, fetch: Fetch) -> Checkpoint:
+    def write(self, state: PassState, fetch: Fetch) -> Checkpoint:
         """Write a checkpoint after `state.steps` steps; of those before it the newest `keep - 1` stay.
 
         Raises:
@@ -113,7 +151,7 @@ class CheckpointFolder:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         self._prune(target)
-        self._last = Checkpoint(target, state.steps, _members(state.plan), facts)
+        self._last = Checkpoint(target, state.steps, state.plan.keys, _members(state.plan.stream), facts)
         return self._last
 
     def latest(self) -> Checkpoint | None:
@@ -133,19 +171,21 @@ class CheckpointFolder:
         with suppress(OSError):  # others' checkpoints are there
             self.folder.parent.rmdir()
 
-    def _fill(self, folder: Path, state: PointState, fetch: Fetch) -> dict[str, Any]:
-        before = self._last if self._last and self._last.fits(state.plan) else None
+    def _fill(self, folder: Path, state: PassState, fetch: Fetch) -> dict[str, Any]:
+        facts = _facts(state)
+        now = Checkpoint(folder, state.steps, state.plan.keys, _members(state.plan.stream), facts)
+        last = self._last
+        before = last if last and (last.keys, last.same_input) == (now.keys, now.same_input) else None
         hashes: dict[str, str] = {}
-        for group, known in zip(state.plan.groups, state.groups, strict=True):
-            name = _group_file(group.index)
-            if known.updates == 0:
+        for group in range(len(now.same_input)):
+            name, updates = _group_file(group), now.updates(group)
+            if not any(updates):
                 continue
-            unchanged = before is not None and before.updates[group.index] == known.updates
+            unchanged = before is not None and before.updates(group) == updates
             if not (unchanged and _copied(before, name, folder)):
-                save_file(dict(fetch(group.index)), folder / name)
+                save_file(dict(fetch(group)), folder / name)
             hashes[name] = _sha256(folder / name)
         save_file(_summaries(state), folder / _SUMMARIES)
-        facts = _facts(state)
         _write_json(folder / _PASS, facts)
         hashes |= {name: _sha256(folder / name) for name in (_SUMMARIES, _PASS)}
         _write_json(folder / _MANIFEST, {"version": _VERSION, "sha256": hashes})
@@ -175,30 +215,61 @@ def _read(folder: Path) -> Checkpoint:
         if _sha256(folder / name) != digest:
             raise ValueError(f"{name} differs from its sha256")
     facts = json.loads((folder / _PASS).read_text(encoding="utf-8"))
-    same_input = tuple(tuple(members) for members in facts["same_input"])
-    return Checkpoint(folder, facts["steps"], same_input, {**facts, "hashes": manifest["sha256"]})
+    same_input = facts["same_input"]
+    return Checkpoint(
+        folder, facts["steps"], tuple(facts["points"]), same_input, {**facts, "hashes": manifest["sha256"]}
+    )
 
 
-def _facts(state: PointState) -> dict[str, Any]:
-    counts = ("rows", "updates", "skipped", "step")
+def _facts(state: PassState) -> dict[str, Any]:
+    points = zip(state.plan.keys, state.points, state.errors, strict=True)
     return {
-        **{name: getattr(state, name) for name in _COUNTS},
-        "same_input": _members(state.plan),
-        "groups": [{name: getattr(group, name) for name in counts} for group in state.groups],
-        "ranks": dict(state.ranks),
-        "seconds": dict(state.seconds),
-        "history": [dataclasses.astuple(row) for row in state.history],
+        "steps": state.steps,
+        "same_input": _members(state.plan.stream),
+        "points": {key: _point_facts(point) | {"error": _from_error(error)} for key, point, error in points},
     }
 
 
-def _summaries(state: PointState) -> dict[str, Tensor]:
-    named = {f"ratios.{i}": group.ratios_K for i, group in enumerate(state.groups)}
-    named |= {f"cosines.{i}": group.cosines_K for i, group in enumerate(state.groups)}
+def _point_facts(point: PointState) -> dict[str, Any]:
+    counts = ("rows", "updates", "skipped", "step")
+    return {
+        **{name: getattr(point, name) for name in _COUNTS},
+        "same_input": _members(point.plan),
+        "groups": [{name: getattr(group, name) for name in counts} for group in point.groups],
+        "ranks": dict(point.ranks),
+        "seconds": dict(point.seconds),
+        "history": [dataclasses.astuple(row) for row in point.history],
+    }
+
+
+def _summaries(state: PassState) -> dict[str, Tensor]:
+    named: dict[str, Tensor | None] = {}
+    for at, point in enumerate(state.points):
+        named |= {f"{at}.ratios.{i}": group.ratios_K for i, group in enumerate(point.groups)}
+        named |= {f"{at}.cosines.{i}": group.cosines_K for i, group in enumerate(point.groups)}
     return {name: tensor.clone() for name, tensor in named.items() if tensor is not None}
 
 
-def _members(plan: Plan) -> tuple[tuple[str, ...], ...]:
-    return tuple(group.members for group in plan.groups)
+def _from_error(error: EvaDistError | None) -> list[str] | None:
+    return None if error is None else [type(error).__name__, str(error)]
+
+
+def _to_error(written: Sequence[str] | None) -> EvaDistError | None:
+    """Return the error that ended a point, of the kind that it was."""
+    if written is None:
+        return None
+    kind = getattr(errors, written[0], EvaDistError)
+    assert issubclass(kind, EvaDistError), written
+    return kind(written[1])
+
+
+def _clone(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _members(plan: Plan) -> list[list[str]]:
+    """Return the members of each input group as JSON has them."""
+    return [list(group.members) for group in plan.groups]
 
 
 def _group_file(group: int) -> str:

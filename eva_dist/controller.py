@@ -1,7 +1,7 @@
 """Decisions of a pass, from summaries alone: no ray, no torch.distributed, no model.
 
-The driver folds the workers' `StepReport`s into a `PointState` and sends back one
-`StepDecision`. That record is the one backward edge of the flow: a layer counts as
+The driver folds the workers' `StepReport`s into a `PointState`, one for each point of the
+pass, and sends back one `StepDecision`. That record is the one backward edge of the flow: a layer counts as
 converged only over the components that the current allocation gives it, so the
 allocation decides which layers stay tapped. Every worker obeys the same record;
 workers that disagreed on the active groups would enter different collectives and hang.
@@ -14,6 +14,7 @@ converged; ranks are allocated anew after each step once every group has compone
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConv
 from eva_dist.numerics.allocation import allocate_ranks
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import is_converged
-from eva_dist.plan import Plan, balance
+from eva_dist.plan import Plan
 
 
 class Stop(Enum):
@@ -37,21 +38,29 @@ class Stop(Enum):
 class StepDecision:
     """What every worker does next: run step `step` on the `active` input groups, or stop.
 
-    `owners` maps every input group to the worker that keeps its SVD from this step on.
+    `owners` maps every input group to the worker that keeps its SVD from this step on. `points`
+    maps an active group to the points that it is updated for; one that it leaves out is
+    updated for point 0.
     """
 
     step: int
     active: tuple[int, ...]
     owners: Mapping[int, int]
-    stop: Stop | None = None
+    stop: bool = False
+    points: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def points_of(self, group: int) -> tuple[int, ...]:
+        """Return the points that an active group is updated for."""
+        return self.points.get(group, (0,))
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """One input group after one step, from its owner.
+    """One input group after one step, from its owner, for the `points` that have it in common.
 
-    `cosines_K` and `ratios_K` are None when the tracker was not updated: the step had
-    fewer token rows than components. `cosines_K` alone is None at the first update.
+    K is the most components that one of them has. `cosines_K` and `ratios_K` are None when the
+    tracker was not updated: the step had fewer token rows than components. `cosines_K` alone is
+    None at the first update.
     """
 
     group: int
@@ -59,6 +68,7 @@ class GroupReport:
     ratios_K: Tensor | None = None
     cosines_K: Tensor | None = None
     finite: bool = True
+    points: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class StepReport:
     `epoch` counts how often the data has been used up when the step ends; `exhausted` says
     that there was no data left for this step and never will be. `sent_bytes` counts token
     rows sent to other workers; `svd_processor_seconds` is time of this worker's processors.
+    `point_tokens` has the token rows of points whose active groups saw fewer than `tokens`.
     """
 
     groups: tuple[GroupReport, ...]
@@ -77,6 +88,7 @@ class StepReport:
     exhausted: bool = False
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
+    point_tokens: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,14 +120,15 @@ class ConvergenceRow:
 
 @dataclass(frozen=True)
 class PointState:
-    """All that is known after `steps` steps; replaced, never changed.
+    """All that is known of a point after `steps` steps; replaced, never changed.
+
+    A point is one (r, rho, tau, ...); a pass serves one or many (`points.py`), and each is folded as if it were alone.
 
     `ranks` holds the maximum ranks until every group has components, then the allocation.
     With `accept`, a group that a whole epoch could not update (an expert that no token
     reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
     `tokens` counts token rows; `elapsed` is the seconds of all steps, `pass_seconds` with the
-    decisions between them, `seconds` the slowest worker's by phase. `owners` follows the work:
-    when groups converge and leave it lopsided, those that stay active are packed again.
+    decisions between them, `seconds` the slowest worker's by phase; points of one pass share them.
     `sent_bytes` and `svd_processor_seconds` are summed over the workers.
     """
 
@@ -132,7 +145,6 @@ class PointState:
     exhausted: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     history: tuple[ConvergenceRow, ...] = ()
-    owners: Mapping[int, int] = field(default_factory=dict)
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
     pass_seconds: float = 0.0
@@ -146,7 +158,7 @@ class PointState:
         known = self.groups[group]
         return known.updates > 0 and is_converged(known.cosines_K, self.group_rank(group), self.tau)
 
-    @property
+    @cached_property
     def active(self) -> tuple[int, ...]:
         """Indices of the groups that still need data."""
         return tuple(group.index for group in self.plan.groups if not self.is_converged(group.index))
@@ -158,17 +170,13 @@ class PointState:
         return sum(len(group.members) for group in self.plan.groups if group.index not in active)
 
     @property
-    def decision(self) -> StepDecision:
-        """What the workers do next."""
-        active = self.active
-        stop = None
-        if not active:
-            stop = Stop.converged
-        elif self.exhausted:
-            stop = Stop.exhausted
-        elif self.steps >= self.max_steps:
-            stop = Stop.max_steps
-        return StepDecision(self.steps, active, self.owners, stop)
+    def stop(self) -> Stop | None:
+        """Why the point has ended; None while it goes on."""
+        if not self.active:
+            return Stop.converged
+        if self.exhausted:
+            return Stop.exhausted
+        return Stop.max_steps if self.steps >= self.max_steps else None
 
 
 @dataclass(frozen=True)
@@ -182,10 +190,7 @@ class PointResult:
 
 def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PointState:
     """Return the state before the first step: every group is active over all its components."""
-    owners = {group.index: group.owner for group in plan.groups}
-    return PointState(
-        plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks(), owners=owners
-    )
+    return PointState(plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
 
 
 def advance(state: PointState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PointState:
@@ -220,7 +225,6 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
     if _last_chance_gone(moved):
         _refuse_starving(moved)
     moved = replace(moved, ranks=_allocate(moved))
-    moved = replace(moved, owners=_balance(moved, world_size=len(reports)))
     return replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
 
 
@@ -304,14 +308,6 @@ def _shortfall(state: PointState, group: int) -> str:
 def _some(names: Sequence[str], most: int = 3) -> str:
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _balance(state: PointState, world_size: int) -> Mapping[int, int]:
-    """Pack the active groups anew if those that are left burden some worker too much; the others stay."""
-    active = state.active
-    costs = {group: state.plan.groups[group].cost for group in active}
-    moved = balance(costs, {group: state.owners[group] for group in active}, world_size)
-    return {**state.owners, **moved}
 
 
 def add_seconds(total: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:

@@ -33,13 +33,14 @@ from eva_dist.errors import DerivationError, LayerError
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, fingerprint, make_layer, make_plan
-from eva_dist.precompute import Outcome, outcome
+from eva_dist.prepare import AFTER_THE_PASS
+from eva_dist.publishing import Outcome, outcome
 from eva_dist.store.local import LocalStore
 from eva_dist.store.names import check_names, default_revision
 
 _BY_LAYERS = ("rho", "r", "rank_pattern", "target_modules")
 """Settings that reach the pass through the layers' ranks alone."""
-_AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors", "max_steps", "on_max_steps")
+_LIMITS = ("max_steps", "on_max_steps")
 _FIXED = {
     "use_label_mask": "it decides which tokens count, and the pass has counted them",
     "label_mask_value": "it decides which tokens count, and the pass has counted them",
@@ -47,6 +48,7 @@ _FIXED = {
 }
 _NOT_DECISIVE = ("on_max_steps", "rank_pattern", "target_modules")
 """Not among the settings in `decisive`: they do not decide, or the layers say it."""
+_SHARED = "shared_tracker"
 _RUN = "or run jobs/precompute.py with these settings"
 _MOST_LISTED = 10
 
@@ -86,7 +88,9 @@ def derive_and_publish(
     derived = derive(stored, changes)
     key = derived.provenance.fingerprint
     repo_id = repo_id or stored.provenance.repo_id
-    revision = revision or default_revision(derived.eva, key, lambda name: store.fingerprint_of(repo_id, name))
+    revision = revision or default_revision(
+        derived.eva, derived.provenance.decisive, lambda name: store.fingerprint_of(repo_id, name)
+    )
     check_names(repo_id, revision)
     if store.find(key) is not None:
         published, status = store.point(key, repo_id, revision), "cached"
@@ -127,11 +131,11 @@ def _underivable(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
     for key, value in changed.items():
         if key in _FIXED:
             yield f"eva.{key}={_shown(value)} cannot be derived: {_FIXED[key]}; leave it, {_RUN}"
-        elif key not in (*_BY_LAYERS, *_AFTER_THE_PASS, "tau"):
+        elif key not in (*_BY_LAYERS, *_LIMITS, *AFTER_THE_PASS, "tau"):
             yield f"eva.{key}={_shown(value)} cannot be derived; leave it, {_RUN}"
     steps = changed.get("max_steps", state.max_steps)
-    if "max_steps" in changed and (state.decision.stop is not Stop.converged or steps < state.steps):
-        how = "converged in" if state.decision.stop is Stop.converged else "had not converged after"
+    if "max_steps" in changed and (state.stop is not Stop.converged or steps < state.steps):
+        how = "converged in" if state.stop is Stop.converged else "had not converged after"
         yield (
             f"eva.max_steps={steps} cannot be derived: the source's pass {how} {state.steps} steps; "
             f"leave it at {state.max_steps}, {_RUN}"
@@ -263,7 +267,9 @@ def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str
         "eva": before.decisive["eva"] | settings,
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in plan.layers],
     }
-    same_pass = now["layers"] == before.decisive["layers"] and changed.keys() <= {*_BY_LAYERS, *_AFTER_THE_PASS}
+    # the fingerprint of a point that shared its tracker names its pass a second time, by a hash
+    free = {*AFTER_THE_PASS, "on_max_steps"} | (set() if _SHARED in before.decisive else {*_BY_LAYERS, *_LIMITS})
+    same_pass = now["layers"] == before.decisive["layers"] and changed.keys() <= free
     derived_from = before.derived_from
     if same_pass or not before.is_own_run:
         decisive = before.decisive | now

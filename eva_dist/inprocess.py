@@ -36,18 +36,7 @@ from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.controller import PointState, StepDecision, StepReport, first_state, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
-from eva_dist.engine import (
-    GroupSvd,
-    Worker,
-    collect_components,
-    finish,
-    give,
-    make_trackers,
-    receive,
-    rows_at_once,
-    run_pass,
-    run_step,
-)
+from eva_dist.engine import Worker, finish, run_pass, run_step
 from eva_dist.errors import ConfigError, NotConvergedError
 from eva_dist.feed import RowFeed, make_taps, probe_inputs
 from eva_dist.modeling.forward import (
@@ -60,8 +49,10 @@ from eva_dist.modeling.forward import (
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.numerics.components import adapter_rows
-from eva_dist.plan import Layer, make_plan
+from eva_dist.plan import Layer, make_plan, share
+from eva_dist.points import first_pass
 from eva_dist.progress import Progress
+from eva_dist.svds import Svds, collect_components, give, make_trackers, receive, rows_at_once
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +135,7 @@ def get_eva_state_dict(
         _warn_unconverged(state)
     else:
         refuse_unconverged(state)
-    return _state_dict(state, worker.feed.device, svds, ring, eva.whiten)
+    return _state_dict(state, worker, svds, ring, eva.whiten)
 
 
 @dataclass(frozen=True)
@@ -227,25 +218,26 @@ def _worker(
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     names = {layer.name: layer.name for layer in layers}
     probe = ring.everyones(probe_inputs(forward.model, list(names), forward, stream.peek(_PROBE_MINIBATCHES)))[0]
-    plan = make_plan(layers, probe.groups, ring.world_size)
+    plan = share([make_plan(layers, probe.groups, ring.world_size)], ring.world_size)
     exchange = LocalExchange() if ring.world_size == 1 else ToOwnerExchange()
     device = next(p.device for p in forward.model.parameters() if p.is_floating_point() and p.device.type != "meta")
     feed = RowFeed(
         model=forward.model,
         forward=forward,
         source=stream,
-        taps=make_taps(plan.groups, probe, names),
+        taps=make_taps(plan.stream.groups, probe, names),
         device=device,
         consumed_at_once=exchange.is_local and rows_at_once(device) == 0,
     )
-    return Worker(plan, feed, exchange, make_trackers(solver, plan.groups))
+    return Worker(plan, feed, exchange, make_trackers(solver, plan))
 
 
 def _run(
     worker: Worker, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
-) -> tuple[PointState, dict[int, GroupSvd]]:
-    svds: dict[int, GroupSvd] = {}
-    owners: Mapping[int, int] = {group.index: group.owner for group in worker.plan.groups}
+) -> tuple[PointState, Svds]:
+    svds: Svds = {}
+    first = first_pass(worker.plan, [first_state(worker.plan.points[0], tau, max_steps, accept)])
+    owners = first.owners
 
     def step(decision: StepDecision) -> list[StepReport]:
         """Every process folds the same reports by the same pure function, so all come to the same decision."""
@@ -259,17 +251,16 @@ def _run(
         return ring.everyones(run_step(worker, decision, svds))
 
     try:
-        state = run_pass(first_state(worker.plan, tau, max_steps, accept), step, progress or (lambda state: None))
+        state = run_pass(first, step, progress or (lambda state: None)).only()
     finally:
         if progress:
             progress.close()
     return state, svds
 
 
-def _state_dict(
-    state: PointState, device: torch.device, svds: Mapping[int, GroupSvd], ring: _Ring, whiten: bool
-) -> dict[str, Tensor]:
-    owned = {group: found for part in ring.everyones(collect_components(svds)) for group, found in part.items()}
+def _state_dict(state: PointState, worker: Worker, svds: Svds, ring: _Ring, whiten: bool) -> dict[str, Tensor]:
+    mine, device = collect_components(worker.plan, svds), worker.feed.device
+    owned = {group: found for part in ring.everyones(mine) for group, found in part.items()}
     components = finish(state, owned).components
     group_of = {name: group.index for group in state.plan.groups for name in group.members}
     return {

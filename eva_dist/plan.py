@@ -54,7 +54,7 @@ class InputGroup:
 
     @property
     def cost(self) -> int:
-        """What the group's SVD update costs, next to that of other groups: owners are balanced by it."""
+        """What the group's SVD update costs, next to that of other groups."""
         return self.in_features * self.n_components
 
 
@@ -74,6 +74,38 @@ class Plan:
         """Return the most components each layer can get, by layer name in model order."""
         by_name = {name: group.n_components for group in self.groups for name in group.members}
         return {layer.name: by_name[layer.name] for layer in self.layers}
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """Points that one stream of forwards serves; a run of its own is a pass of one point.
+
+    Attributes:
+        stream: the layers of all points, each input group with the most components that any point has of it.
+        points: what each point would plan on its own.
+        own_group: for each point, the stream's index of an input group to the point's own index of it.
+        keys: of each point, what a checkpoint knows it by.
+        shared_tracker: whether one tracker of `stream`'s components serves all points of an input group.
+    """
+
+    stream: Plan
+    points: tuple[Plan, ...]
+    own_group: tuple[Mapping[int, int], ...]
+    keys: tuple[str, ...]
+    shared_tracker: bool = False
+
+    def n_components(self, point: int, group: int) -> int:
+        """Return how many components a point has of an input group of the stream."""
+        return self.points[point].groups[self.own_group[point][group]].n_components
+
+    def tracked_components(self, point: int, group: int) -> int:
+        """Return how many components the tracker has that serves a point."""
+        return self.stream.groups[group].n_components if self.shared_tracker else self.n_components(point, group)
+
+    def cost(self, group: int, points: Sequence[int]) -> int:
+        """Return what an update of a group for these points costs, next to that of other groups."""
+        tracked = {self.tracked_components(point, group) for point in points}
+        return self.stream.groups[group].in_features * sum(tracked)
 
 
 def make_layer(name: str, in_features: int, out_features: int, r: int, rho: float, transposed: bool = False) -> Layer:
@@ -96,12 +128,15 @@ def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], worl
 
     Args:
         layers: the target layers, in model order.
-        same_input: names of layers that receive the same input, each name once.
+        same_input: names of layers that receive the same input, each name once; those of other layers are left out.
         world_size: number of workers; input groups are packed onto them by cost.
     """
     by_name = {layer.name: layer for layer in layers}
     order = {layer.name: i for i, layer in enumerate(layers)}
-    members = sorted((tuple(sorted(names, key=order.__getitem__)) for names in same_input), key=lambda m: order[m[0]])
+    present = ([name for name in names if name in order] for names in same_input)
+    members = sorted(
+        (tuple(sorted(names, key=order.__getitem__)) for names in present if names), key=lambda m: order[m[0]]
+    )
     assert sorted(name for names in members for name in names) == sorted(by_name), "input groups must partition layers"
     unowned = [
         InputGroup(i, names, by_name[names[0]].in_features, max(by_name[name].max_rank for name in names), owner=0)
@@ -110,6 +145,37 @@ def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], worl
     owners = _pack([group.cost for group in unowned], world_size)
     groups = tuple(replace(group, owner=owner) for group, owner in zip(unowned, owners, strict=True))
     return Plan(tuple(layers), groups, sum(layer.r for layer in layers))
+
+
+def share(
+    points: Sequence[Plan], world_size: int = 1, keys: Sequence[str] | None = None, shared_tracker: bool = False
+) -> PassPlan:
+    """Let these points share a stream of forwards: the layers of one of them contain those of all others.
+
+    Args:
+        points: each made from the input groups of the same first forward.
+        world_size: number of workers; input groups are packed onto them by cost.
+        keys: of each point; None numbers them.
+        shared_tracker: one tracker an input group, of the largest component count.
+    """
+    widest = max(points, key=lambda plan: len(plan.layers))
+    index = {name: group.index for group in widest.groups for name in group.members}
+    own = tuple({index[group.tap]: group.index for group in plan.groups} for plan in points)
+    n_components = [
+        max(
+            plan.groups[mine[group.index]].n_components
+            for plan, mine in zip(points, own, strict=True)
+            if group.index in mine
+        )
+        for group in widest.groups
+    ]
+    owners = _pack([g.in_features * k for g, k in zip(widest.groups, n_components, strict=True)], world_size)
+    groups = tuple(
+        replace(group, n_components=k, owner=owner)
+        for group, k, owner in zip(widest.groups, n_components, owners, strict=True)
+    )
+    named = tuple(keys if keys is not None else map(str, range(len(points))))
+    return PassPlan(replace(widest, groups=groups), tuple(points), own, named, shared_tracker)
 
 
 def balance(

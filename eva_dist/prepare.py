@@ -6,17 +6,18 @@ before anything starts.
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eva_dist import __version__
 from eva_dist.artifact.build import Provenance
-from eva_dist.config import Config, OnMaxSteps, Task
+from eva_dist.config import Config, DataConfig, OnMaxSteps, Task
 from eva_dist.data import TokenStream, open_rows
-from eva_dist.engine import make_tracker
 from eva_dist.errors import LayerError
 from eva_dist.modeling.load import (
     Architecture,
@@ -29,14 +30,20 @@ from eva_dist.modeling.load import (
 )
 from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
 from eva_dist.plan import fingerprint
-from eva_dist.session import Assignment
+from eva_dist.session import Assignment, PointAssignment
 from eva_dist.store.local import LocalStore
 from eva_dist.store.names import default_repo_id, default_revision
+from eva_dist.svds import make_tracker
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
+
+AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors")
+"""Settings of EVA that no forward and no SVD heeds."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
 
@@ -50,11 +57,21 @@ class Prepared:
     prefix: str
     targets: Targets
     store: LocalStore
-    fingerprint: str
     decisive: dict[str, Any]
     model: dict[str, Any]
     tokenizer: dict[str, Any]
     data: dict[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What names the artifact: the sha256 of what decides its numbers."""
+        return fingerprint(self.decisive)
+
+    @cached_property
+    def pass_key(self) -> str:
+        """What names the pass: points that differ only in what is done with its result have it in common."""
+        eva = {name: value for name, value in self.decisive["eva"].items() if name not in AFTER_THE_PASS}
+        return fingerprint(self.decisive | {"eva": eva})
 
     @property
     def accepts(self) -> bool:
@@ -70,56 +87,99 @@ class Prepared:
     def revision(self) -> str:
         """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`."""
         return self.config.artifact.revision or default_revision(
-            self.config.eva, self.fingerprint, lambda name: self.store.fingerprint_of(self.repo_id, name)
+            self.config.eva, self.decisive, lambda name: self.store.fingerprint_of(self.repo_id, name)
         )
 
 
-def prepare(config: Config) -> Prepared:
+class Known:
+    """What has been read for earlier points of a sweep: most have model, tokenizer and data in common."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._found: dict[Any, Any] = {}
+
+    def get(self, settings: Any, read: Callable[[], T]) -> T:
+        """Return what `read` returned for these settings before, or returns now."""
+        key = repr(settings)
+        if key not in self._found:
+            self._found[key] = read()
+        found: T = self._found[key]
+        return found
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the data is, once it is known that it can be tokenised."""
+
+    digest: str
+    samples: int
+    blank: int
+
+
+def prepare(config: Config, known: Known | None = None) -> Prepared:
     """Check everything that can be checked without weights and actors.
+
+    Args:
+        config: of the run.
+        known: what earlier points of a sweep have read; what this one reads is added.
 
     Raises:
         ConfigError, DataError, LayerError, StoreError: each with key, value and remedy.
     """
     store = LocalStore(config.store.url)
     config = _with_absolute_paths(config)
-    architecture = read_architecture(config.model)
+    known = known or Known()
+    architecture = known.get(config.model, lambda: read_architecture(config.model))
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
     _refuse_or_warn_unsupported(targets)
     refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
     prefix = architecture.prefix([layer.name for layer in targets.layers])
     check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
-    loaded = load_tokenizer(config.model)
+    loaded = known.get(("tokenizer", config.model), lambda: load_tokenizer(config.model))
     tokenizer = describe_tokenizer(loaded)
-    rows = open_rows(config.data)
-    TokenStream(rows, loaded, config.data, config.eva.label_mask_value)  # refuses what it cannot tokenise
-    model = describe_model(config.model, architecture)
-    data = {"digest": rows.digest, "samples": len(rows), "blank": rows.blank}
-    decisive = _decisive(config, architecture, targets, model, tokenizer, rows.digest)
+    mask = config.eva.label_mask_value
+    read = known.get((config.model, config.data, mask), lambda: _read_data(config.data, loaded, mask))
+    model = known.get(("hashes", config.model), lambda: describe_model(config.model, architecture))
     run = Prepared(
         config=config,
         task=architecture.task,
         prefix=prefix,
         targets=targets,
         store=store,
-        fingerprint=fingerprint(decisive),
-        decisive=decisive,
+        decisive=_decisive(config, architecture, targets, model, tokenizer, read.digest),
         model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
-        data=data,
+        data=asdict(read),
     )
     store.revision_folder(run.repo_id, run.revision)  # refuses names that the store keeps for itself
     store.check_writable()
     return run
 
 
-def assignment(run: Prepared) -> Assignment:
-    """Return what the workers of this run are told."""
+def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int) -> _Data:
+    rows = open_rows(config)
+    TokenStream(rows, tokenizer, config, label_mask_value)  # refuses what it cannot tokenise
+    return _Data(rows.digest, len(rows), rows.blank)
+
+
+def assignment(*runs: Prepared) -> Assignment:
+    """Return what the workers are told of these runs, which share their forwards: each is a point."""
+    run = runs[0]
     return Assignment(
         config=run.config,
         task=run.task,
         prefix=run.prefix,
-        layers=run.targets.layers,
+        points=tuple(
+            PointAssignment(
+                key=each.pass_key,
+                layers=each.targets.layers,
+                tau=each.config.eva.tau,
+                max_steps=each.config.eva.max_steps,
+                accept=each.accepts,
+            )
+            for each in runs
+        ),
         data_digest=run.data["digest"],
     )
 

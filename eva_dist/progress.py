@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eva_dist.controller import PointState
+from eva_dist.points import PassState
 
 _log = logging.getLogger(__name__)
 
@@ -18,9 +19,10 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 class Progress:
-    """Call it with the state after each step; `close` ends a live line.
+    """Call it with the state of the pass after each step; `close` ends a live line.
 
-    Shows step, layers converged, tokens a second, elapsed and expected time.
+    Shows step, points that have ended if there are several, layers converged of the point that is furthest
+    from its end, tokens a second, elapsed and expected time.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -30,15 +32,16 @@ class Progress:
         self._shown = float("-inf")
         self._unconverged: list[tuple[float, int]] = []
 
-    def __call__(self, state: PointState) -> None:
+    def __call__(self, whole: PassState) -> None:
         """Show the state, at most every few seconds where lines add up."""
+        state = whole.slowest
         self._unconverged.append((state.elapsed, len(state.plan.layers) - state.layers_converged))
         now = time.monotonic()
-        last = state.decision.stop is not None
+        last = not whole.running
         if not (self._live or last or now - self._shown >= _PLAIN_INTERVAL_S):
             return
         self._shown = now
-        text = describe(state, now - self._started, None if last else expected_seconds(state, self._unconverged))
+        text = describe(whole, now - self._started, None if last else expected_seconds(state, self._unconverged))
         self._stream.write(f"\r\x1b[K{text}" if self._live else f"{text}\n")
         self._stream.flush()
 
@@ -101,11 +104,15 @@ def each(*watchers: Callable[[PointState], None]) -> Callable[[PointState], None
     return tell
 
 
-def describe(state: PointState, elapsed_s: float, expected_s: float | None) -> str:
+def describe(whole: PassState, elapsed_s: float, expected_s: float | None) -> str:
     """Return the progress line; `elapsed_s` counts from the start of the run, speed from the steps alone."""
+    state = whole.slowest
+    points = len(whole.points)
+    ended = f"points ended {points - len(whole.running)}/{points} | " if points > 1 else ""
     speed = state.tokens / state.elapsed if state.elapsed > 0 else 0.0
     line = (
-        f"step {state.steps}/{state.max_steps} | layers converged {state.layers_converged}/{len(state.plan.layers)} | "
+        f"step {state.steps}/{state.max_steps} | {ended}"
+        f"layers converged {state.layers_converged}/{len(state.plan.layers)} | "
         f"{speed:,.0f} tokens/s | elapsed {_clock(elapsed_s)}"
     )
     return line if expected_s is None else f"{line} | expected {_clock(expected_s)} more"

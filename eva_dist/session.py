@@ -6,29 +6,19 @@ comes to another conclusion.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from eva_dist.config import Config, Exchange, Task
-from eva_dist.controller import StepDecision, StepReport
+from eva_dist.config import Config, Exchange, SweepMode, Task
+from eva_dist.controller import PointState, StepDecision, StepReport, first_state
 from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
 from eva_dist.distributed.process_group import process_group, shard_mesh
-from eva_dist.engine import (
-    GroupSvd,
-    Worker,
-    collect_components,
-    give,
-    make_trackers,
-    receive,
-    restore,
-    rows_at_once,
-    run_step,
-)
+from eva_dist.engine import Worker, run_step
 from eva_dist.errors import DataError
 from eva_dist.feed import Alone, Probe, RowFeed, make_taps, probe_inputs
 from eva_dist.lockstep import keep_in_step
@@ -37,23 +27,70 @@ from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.shard import Sharding
 from eva_dist.numerics.components import Components
-from eva_dist.plan import Layer, Plan
+from eva_dist.plan import Layer, PassPlan, Plan, make_plan, share
+from eva_dist.svds import (
+    GroupSvd,
+    Svds,
+    collect_components,
+    give,
+    make_trackers,
+    receive,
+    restore,
+    rows_at_once,
+)
 
 _PROBE_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What every worker of a run is told: all of it plain data.
+class PointAssignment:
+    """One point of a pass: its layers with their ranks, in model order, and when it ends.
 
-    `prefix` is what layer names in the base model have before their names in the loaded model.
+    `key` names what decides its numbers; a checkpoint knows it by that.
+    """
+
+    key: str
+    layers: tuple[Layer, ...]
+    tau: float
+    max_steps: int
+    accept: bool
+
+    def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> Plan:
+        """Return what this point plans on its own."""
+        return make_plan(self.layers, same_input, world_size)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every worker of a pass is told: all of it plain data.
+
+    `config` is that of any point, for all share what workers heed of it; the layers of one point contain
+    those of all others. `prefix` is what layer names in the base model have before their names in the loaded model.
     """
 
     config: Config
     task: Task
     prefix: str
-    layers: tuple[Layer, ...]
+    points: tuple[PointAssignment, ...]
     data_digest: str
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the stream, in model order."""
+        return max((point.layers for point in self.points), key=len)
+
+    def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> PassPlan:
+        """Return what the pass will do, from the input groups of a first forward."""
+        plans = [point.plan(same_input, world_size) for point in self.points]
+        keys = [point.key for point in self.points]
+        return share(plans, world_size, keys, self.config.sweep.mode is SweepMode.shared_tracker)
+
+    def begin(self, plan: PassPlan) -> list[PointState]:
+        """Return the points before their first step."""
+        return [
+            first_state(own, point.tau, point.max_steps, point.accept)
+            for own, point in zip(plan.points, self.points, strict=True)
+        ]
 
     @property
     def names(self) -> dict[str, str]:
@@ -70,7 +107,7 @@ class Session:
         self._world_size = world_size
         self._device = device
         self._open = ExitStack()
-        self.svds: dict[int, GroupSvd] = {}
+        self.svds: Svds = {}
 
     def join(self, address: str) -> None:
         """Join the process group."""
@@ -124,7 +161,7 @@ class Session:
         with attention_by_segment(self.model, layout is Layout.segments):
             return probe_inputs(self.model, list(in_base), forward, minibatches).renamed(in_base), layout
 
-    def begin(self, plan: Plan, probe: Probe, layout: Layout) -> None:
+    def begin(self, plan: PassPlan, probe: Probe, layout: Layout) -> None:
         """Take the plan and what the probe found."""
         self._open.enter_context(attention_by_segment(self.model, layout is Layout.segments))
         exchange, forward = self._exchange(), replace(self.forward, layout=layout)
@@ -132,12 +169,12 @@ class Session:
             model=self.model,
             forward=forward,
             source=self.source,
-            taps=make_taps(plan.groups, probe, self._assignment.names),
+            taps=make_taps(plan.stream.groups, probe, self._assignment.names),
             device=self._device,
             consumed_at_once=exchange.is_local and rows_at_once(self._device) == 0,
             lockstep=replace(self._lockstep, forward=forward) if self._lockstep else Alone(),
         )
-        trackers = make_trackers(self._assignment.config.solver, plan.groups)
+        trackers = make_trackers(self._assignment.config.solver, plan)
         self.worker = Worker(plan, feed, exchange, trackers, self.on_phase)
 
     def step(self, decision: StepDecision) -> StepReport:
@@ -146,21 +183,21 @@ class Session:
         self.on_phase("idle")
         return report
 
-    def give(self, groups: tuple[int, ...]) -> dict[int, GroupSvd]:
+    def give(self, groups: tuple[int, ...]) -> Svds:
         """Part with the SVDs of these groups, those that are kept here."""
         return give(self.svds, groups)
 
-    def receive(self, svds: dict[int, GroupSvd]) -> None:
+    def receive(self, svds: Mapping[int, Mapping[int, GroupSvd]]) -> None:
         """Keep these SVDs from now on."""
         receive(self.svds, svds, self._device)
 
-    def restore(self, group: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a group's SVD from now on, as a checkpoint holds it."""
-        self.svds[group] = restore(self.worker, group, tensors)
+    def restore(self, group: int, tensors: Mapping[str, Tensor], points: Mapping[int, int]) -> None:
+        """Keep a group's SVDs from now on, as a checkpoint holds them; `points` maps those of then to those of now."""
+        self.svds[group] = restore(self.worker.trackers[group], self._device, tensors, points)
 
-    def components(self) -> dict[int, Components]:
-        """Return the components of the groups that this worker owns."""
-        return collect_components(self.svds)
+    def components(self, point: int = 0) -> dict[int, Components]:
+        """Return a point's components of the groups that this worker owns."""
+        return collect_components(self.worker.plan, self.svds, point)
 
     def leave(self) -> None:
         """Leave the process group in good order."""

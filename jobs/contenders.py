@@ -30,7 +30,8 @@ from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
-from eva_dist.plan import Plan, make_plan
+from eva_dist.plan import Plan
+from eva_dist.points import one_point
 from eva_dist.prepare import Prepared, assignment, provenance
 from eva_dist.session import Session
 
@@ -121,7 +122,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
 
     begun = time.perf_counter()
     eva = run.config.eva
-    state = run_pass(first_state(plan, eva.tau, eva.max_steps, accept=True), step)
+    state = run_pass(one_point(first_state(plan, eva.tau, eva.max_steps, accept=True)), step).only()
     result = finish(state, worker.components())
     tensors = state_dict(layer_facts(result), run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused
@@ -212,9 +213,9 @@ def session(run: Prepared, threads: int) -> Session:
 def begin(worker: Session, run: Prepared) -> Plan:
     """Let a loaded session find its input groups and start a pass."""
     probe, layout = worker.probe()
-    plan = make_plan(run.targets.layers, probe.groups)
+    plan = assignment(run).plan(probe.groups, world_size=1)
     worker.begin(plan, probe, layout)
-    return plan
+    return plan.stream
 
 
 class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):

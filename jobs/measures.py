@@ -15,9 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
 from eva_dist.controller import PointResult, StepDecision, first_state
-from eva_dist.engine import finish, make_tracker, run_pass
+from eva_dist.engine import finish, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
+from eva_dist.points import one_point
 from eva_dist.prepare import Prepared, assignment, prepare
+from eva_dist.svds import make_tracker
 from jobs.contenders import Floor, begin, in_float32, median, session
 
 
@@ -129,7 +131,9 @@ def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> Scal
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
     config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
     with connected(cluster):
-        state = run_on_gang(assignment(replace(run, config=config)), lambda state: None).state
+        (end,) = run_on_gang(assignment(replace(run, config=config)), lambda state: None).values()
+    assert isinstance(end, PointResult), end
+    state = end.state
     return ScalingRow(
         workers,
         exchange.value,
@@ -179,7 +183,9 @@ def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult
     run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
     worker = session(run, threads)
     plan = begin(worker, run)
-    state = run_pass(first_state(plan, 1.0, steps, accept=True), lambda decision: [worker.step(decision)])
+    state = run_pass(
+        one_point(first_state(plan, 1.0, steps, accept=True)), lambda decision: [worker.step(decision)]
+    ).only()
     worker.leave()
     return finish(state, worker.components())
 

@@ -17,6 +17,7 @@ from eva_dist.config import Config, Exchange, StoreConfig
 from eva_dist.controller import StepDecision, StepReport, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import Architecture
+from eva_dist.points import one_point
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import Preflight, estimate
 from eva_dist.preflight.report import Check
@@ -121,7 +122,9 @@ def one_worker(run: Prepared, threads: int, steps: int) -> Measured:
         reports.append(worker.step(decision))
         return reports[-1:]
 
-    state = run_pass(first_state(plan, 1.0, steps, accept=True), step)  # no layer converges at tau = 1
+    state = run_pass(
+        one_point(first_state(plan, 1.0, steps, accept=True)), step
+    ).only()  # no layer converges at tau = 1
     result = finish(state, worker.components())
     active = tuple(group.index for group in plan.groups)
     floor = Floor(worker)

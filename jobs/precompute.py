@@ -19,7 +19,7 @@ sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
 from eva_dist.precompute import precompute  # noqa: E402
 from eva_dist.prepare import prepare  # noqa: E402
-from eva_dist.progress import Progress, RunFolder, each  # noqa: E402
+from eva_dist.progress import Progress, RunFolder  # noqa: E402
 from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 
@@ -38,7 +38,7 @@ def main(settings: DictConfig) -> None:
             run = prepare(to_config(settings))
         record = RunFolder(Path(HydraConfig.get().runtime.output_dir))
         with closing(Progress()) as progress:
-            outcome = precompute(run, each(progress, record), started, _stop)
+            outcome = precompute(run, record, started, _stop, progress)
         emit(outcome)
         record.finish(outcome)
 

@@ -5,12 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eva_dist.actors.run import run_on_gang
+from eva_dist.controller import PointResult
 from eva_dist.prepare import Prepared, assignment
 from eva_dist.session import Assignment
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:
     return replace(assignment(run), **changes)
+
+
+def run_alone(assignment: Assignment, on_step: Any, *options: Any) -> PointResult:
+    """Run a pass of one point on a gang; what refused the point is raised."""
+    (end,) = run_on_gang(assignment, on_step, *options).values()
+    if isinstance(end, Exception):
+        raise end
+    return end
 
 
 def worker_pids() -> list[int]:

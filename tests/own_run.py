@@ -1,10 +1,11 @@
 """A whole run in this process: what `precompute` does, without a gang."""
 
-from eva_dist.artifact.build import build_artifact
 from eva_dist.config import Config
 from eva_dist.controller import first_state
 from eva_dist.engine import finish, run_pass
-from eva_dist.prepare import prepare, provenance
+from eva_dist.points import one_point
+from eva_dist.prepare import prepare
+from eva_dist.publishing import publish
 from eva_dist.store.local import Published
 from jobs.contenders import begin, session
 
@@ -15,9 +16,7 @@ def own_run(config: Config) -> Published:
     worker = session(run, 1)
     plan = begin(worker, run)
     eva = config.eva
-    state = run_pass(first_state(plan, eva.tau, eva.max_steps, run.accepts), lambda d: [worker.step(d)])
+    first = one_point(first_state(plan, eva.tau, eva.max_steps, run.accepts))
+    state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     worker.leave()
-    result = finish(state, worker.components())
-    return run.store.publish(
-        run.fingerprint, run.repo_id, run.revision, lambda folder: build_artifact(folder, result, eva, provenance(run))
-    )
+    return publish(run, finish(state, worker.components()))

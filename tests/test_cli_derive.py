@@ -31,7 +31,7 @@ def source(tmp_path_factory):
     for cosines_K in (None, torch.tensor([0.999, 0.98, 0.97, 0.5], dtype=torch.float64)):
         reports = tuple(GroupReport(i, 9, components[i].explained_variance_ratio_K, cosines_K) for i in (0, 1))
         state = advance(state, [StepReport(reports, 9, 0, {})])
-    assert state.decision.stop is not None
+    assert state.stop is not None
     store = LocalStore(str(tmp_path_factory.mktemp("cli") / "store"))
     decisive = {
         "method": "eva",

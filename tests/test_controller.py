@@ -8,7 +8,6 @@ import torch
 
 from eva_dist.controller import (
     GroupReport,
-    StepDecision,
     StepReport,
     Stop,
     advance,
@@ -40,8 +39,9 @@ def report(*groups, tokens=100, epoch=0, exhausted=False, **seconds):
     return StepReport(tuple(groups), tokens, epoch, seconds, exhausted)
 
 
-def decision(step, active, stop=None, groups=3):
-    return StepDecision(step, active, dict.fromkeys(range(groups), 0), stop)
+def ended(state):
+    """Steps done, what is still active, and why it ended."""
+    return state.steps, state.active, state.stop
 
 
 EVEN = [0.4, 0.3, 0.2, 0.1]
@@ -50,14 +50,14 @@ GOOD, BAD = [1.0] * 4, [0.0] * 4
 
 def test_before_the_first_step_all_groups_are_active_over_all_their_components():
     state = start()
-    assert state.decision == decision(0, (0, 1, 2))
+    assert ended(state) == (0, (0, 1, 2), None)
     assert state.ranks == {"q": 4, "k": 4, "v": 4, "o": 4, "up": 4}
     assert state.layers_converged == 0
 
 
 def test_the_first_update_has_no_cosines_and_converges_nothing():
     state = advance(start(), [report(*(group(i, EVEN) for i in range(3)))])
-    assert state.decision == decision(1, (0, 1, 2))
+    assert ended(state) == (1, (0, 1, 2), None)
     assert sum(state.ranks.values()) == state.plan.rank_budget == 10
 
 
@@ -72,13 +72,13 @@ def test_a_converged_group_is_frozen_and_thawed_by_an_allocation_that_gives_it_u
     state = first_state(plan(groups=(("a",), ("b",))), TAU, 20)  # budget 4, at most 4 components each
     half = [1.0, 1.0, 0.2, 0.2]
     state = advance(state, [report(group(0, EVEN), group(1, EVEN))])
-    assert state.ranks == {"a": 2, "b": 2} and state.decision.active == (0, 1)
+    assert state.ranks == {"a": 2, "b": 2} and state.active == (0, 1)
     state = advance(state, [report(group(0, EVEN, half), group(1, EVEN, BAD))])
-    assert state.decision.active == (1,) and state.layers_converged == 1  # a: its two components have converged
+    assert state.active == (1,) and state.layers_converged == 1  # a: its two components have converged
     state = advance(state, [report(group(1, [0.35, 0.15, 0.1, 0.1], BAD))])
-    assert state.ranks == {"a": 3, "b": 1} and state.decision.active == (0, 1)  # a got a third one: thawed
+    assert state.ranks == {"a": 3, "b": 1} and state.active == (0, 1)  # a got a third one: thawed
     state = advance(state, [report(group(0, EVEN, [1.0, 1.0, 1.0, 0.0]), group(1, [0.35, 0.15, 0.1, 0.1], GOOD))])
-    assert state.decision == decision(4, (), Stop.converged, groups=2)
+    assert ended(state) == (4, (), Stop.converged)
     assert [s.updates for s in state.groups] == [3, 4] and [s.step for s in state.groups] == [3, 3]
 
 
@@ -87,30 +87,30 @@ def test_a_group_of_rank_zero_has_converged_and_layers_are_counted_not_groups():
     strong, weak = [0.9, 0.8, 0.7, 0.6], [1e-6] * 4
     state = advance(state, [report(group(0, strong), group(1, weak), group(2, weak))])
     assert [state.group_rank(i) for i in range(3)] == [4, 0, 0]
-    assert state.decision.active == (0,) and state.layers_converged == 2
+    assert state.active == (0,) and state.layers_converged == 2
     state = advance(state, [report(group(0, strong, GOOD))])
-    assert state.decision.stop is Stop.converged and state.layers_converged == 5
+    assert state.stop is Stop.converged and state.layers_converged == 5
 
 
 def test_tau_is_reached_at_equality_and_one_component_short_is_not_enough():
     state = first_state(plan(groups=(("a",),), rho=1.0), TAU, 20)
     state = advance(state, [report(group(0, [0.6, 0.3]))])
-    assert advance(state, [report(group(0, [0.6, 0.3], [TAU, TAU]))]).decision.stop is Stop.converged
-    assert advance(state, [report(group(0, [0.6, 0.3], [1.0, TAU - 1e-9]))]).decision.active == (0,)
+    assert advance(state, [report(group(0, [0.6, 0.3], [TAU, TAU]))]).stop is Stop.converged
+    assert advance(state, [report(group(0, [0.6, 0.3], [1.0, TAU - 1e-9]))]).active == (0,)
 
 
 def test_max_steps_stops_the_pass_and_convergence_comes_first():
     state = dataclasses.replace(first_state(plan(groups=(("a",),)), TAU, 2))
     one = advance(state, [report(group(0, EVEN))])
-    assert one.decision.stop is None
-    assert advance(one, [report(group(0, EVEN, BAD))]).decision == decision(2, (0,), Stop.max_steps, groups=1)
-    assert advance(one, [report(group(0, EVEN, GOOD))]).decision == decision(2, (), Stop.converged, groups=1)
+    assert one.stop is None
+    assert ended(advance(one, [report(group(0, EVEN, BAD))])) == (2, (0,), Stop.max_steps)
+    assert ended(advance(one, [report(group(0, EVEN, GOOD))])) == (2, (), Stop.converged)
 
 
 def test_data_that_ran_out_stops_the_pass():
     state = advance(start(), [report(*(group(i, EVEN) for i in range(3)))])
     last = advance(state, [report(*(GroupReport(i, 0) for i in range(3)), tokens=0, exhausted=True)])
-    assert last.decision == decision(2, (0, 1, 2), Stop.exhausted)
+    assert ended(last) == (2, (0, 1, 2), Stop.exhausted)
     with pytest.raises(NotConvergedError, match="^the data ran out and 5 of 5 layers have not converged"):
         refuse_unconverged(last)
 
@@ -209,27 +209,6 @@ def test_sent_bytes_and_processor_time_are_those_of_all_workers_and_steps():
     assert (state.sent_bytes, state.svd_processor_seconds) == (108, 1.75)
 
 
-def test_owners_follow_the_groups_that_stay_active():
-    """Four groups of one cost on two workers: those of one worker settle, so it takes over one of the other's."""
-    state = first_state(plan(groups=(("a",), ("b",), ("c",), ("d",)), world_size=2), TAU, 20)
-    assert state.owners == state.decision.owners == {0: 0, 1: 1, 2: 0, 3: 1}
-
-    def step(state, good):
-        """Every active group is updated; a cosine of 1 for those of `good`."""
-        reports = [group(i, EVEN, None if state.steps == 0 else GOOD if i in good else BAD) for i in state.active]
-        return advance(state, [report(*reports), report()])
-
-    even = step(state, ())
-    assert even.owners == state.owners
-    one_left_each = step(even, (0, 1))
-    assert one_left_each.active == (2, 3) and one_left_each.owners == state.owners  # nothing is moved for nothing
-    lopsided = step(even, (1, 3))
-    assert lopsided.active == (0, 2) and sorted(lopsided.owners[i] for i in (0, 2)) == [0, 1]
-    assert {i: lopsided.owners[i] for i in (1, 3)} == {1: 1, 3: 1}  # what is frozen stays where it is
-    assert lopsided.decision.owners == lopsided.owners and set(lopsided.owners) == set(range(4))
-    assert even.owners == {0: 0, 1: 1, 2: 0, 3: 1}
-
-
 def test_the_order_of_the_reports_does_not_matter():
     reports = [
         report(group(0, EVEN), svd=1.0),
@@ -239,7 +218,7 @@ def test_the_order_of_the_reports_does_not_matter():
     states = [advance(start(), order, 1.0) for order in (reports, reports[::-1], reports[1:] + reports[:1])]
     first = states[0]
     for other in states[1:]:
-        assert (other.decision, other.ranks, other.tokens) == (first.decision, first.ranks, first.tokens)
+        assert (ended(other), other.ranks, other.tokens) == (ended(first), first.ranks, first.tokens)
         assert other.seconds == first.seconds
     assert all(
         sorted(s.history, key=lambda row: row.group) == sorted(states[0].history, key=lambda r: r.group) for s in states
@@ -298,10 +277,10 @@ def test_a_whole_pass_takes_the_steps_freezes_and_ranks_of_pefts_loop(seed):
     made = plan(groups=groups, r=2, rho=2.0)
     state = first_state(made, TAU, max_steps=500)
     peft, updates, thawed = PeftLoop(groups, 4, made.rank_budget), [0] * 6, 0
-    while state.decision.stop is None:
-        assert state.decision.active == peft.active()
+    while state.stop is None:
+        assert state.active == peft.active()
         reports, seen = [], []
-        for index in state.decision.active:
+        for index in state.active:
             if draw.random() < 0.1:
                 reports.append(GroupReport(index, 3))
                 continue
@@ -318,6 +297,6 @@ def test_a_whole_pass_takes_the_steps_freezes_and_ranks_of_pefts_loop(seed):
         for index, names in enumerate(groups):
             assert sorted(state.ranks[n] for n in names) == sorted(peft.ranks[n] for n in names)
             assert state.group_rank(index) == peft.ranks[names[0]] == state.ranks[names[0]]
-    assert state.decision.stop is Stop.converged and peft.active() == ()
+    assert state.stop is Stop.converged and peft.active() == ()
     assert 5 < state.steps < 500 and [s.updates for s in state.groups] == updates
     assert thawed > 0

@@ -323,6 +323,18 @@ class TestRefused:
             make(use_label_mask=False, exclude_modules=["a"], max_steps=1, whiten=True)
         assert len(str(error.value).splitlines()) == 3
 
+    def test_a_point_that_shared_its_tracker_is_exact_only_after_the_pass(self, source):
+        """Its fingerprint names the passes that it shared with, its own among them."""
+        stored = restore_artifact(source.folder)
+        decisive = stored.provenance.decisive | {"shared_tracker": ["a" * 64, "b" * 64]}
+        shared = replace(
+            stored, provenance=replace(stored.provenance, decisive=decisive, fingerprint=fingerprint(decisive))
+        )
+        whitened = derive(shared, {"whiten": True}).provenance
+        assert whitened.derived_from["exact"] and whitened.decisive["shared_tracker"] == decisive["shared_tracker"]
+        same_ranks = derive(shared, {"rho": 2.05}).provenance
+        assert not same_ranks.derived_from["exact"] and same_ranks.decisive["derived_from"] == fingerprint(decisive)
+
     def test_what_the_source_has_already_is_no_change(self, source):
         stored = restore_artifact(source.folder)
         same = derive(stored, {"use_label_mask": True, "r": 4, "exclude_modules": None})

@@ -7,22 +7,14 @@ from eva_dist.config import SolverConfig, SolverName
 from eva_dist.controller import StepDecision, Stop, first_state
 from eva_dist.data import Window
 from eva_dist.distributed.exchange import LocalExchange
-from eva_dist.engine import (
-    Worker,
-    collect_components,
-    finish,
-    give,
-    make_tracker,
-    make_trackers,
-    rows_at_once,
-    run_pass,
-    run_step,
-)
+from eva_dist.engine import Worker, finish, run_pass, run_step
 from eva_dist.feed import RowFeed, make_taps, probe_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
 from eva_dist.numerics.subspace import SubspaceTracker
-from eva_dist.plan import make_layer, make_plan
+from eva_dist.plan import make_layer, make_plan, share
+from eva_dist.points import one_point
+from eva_dist.svds import collect_components, give, make_tracker, make_trackers, rows_at_once
 from tests.toy import LAYERS, Block, D, Plainly, R, Steps, hooks, minibatch, toy_feed, toy_plan
 
 CPU = torch.device("cpu")
@@ -31,10 +23,10 @@ OWNERS = {0: 0, 1: 0, 2: 0}
 
 def make_worker(steps, solver=SolverName.covariance, **options):
     """A lone worker whose step k forwards the minibatches `steps[k]`."""
-    plan = toy_plan()
+    plan = share([toy_plan()])
     source = steps if isinstance(steps, Steps) else Steps.one_by_one(steps)
-    feed = toy_feed(source, groups=plan.groups, **{"consumed_at_once": True, **options})
-    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan.groups))
+    feed = toy_feed(source, groups=plan.stream.groups, **{"consumed_at_once": True, **options})
+    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
 def decide(step, *active):
@@ -82,7 +74,7 @@ def test_a_step_forwards_all_minibatches_and_updates_each_active_group_once_with
     assert report.svd_processor_seconds > 0
     expected = CovarianceTracker(4)
     state = expected.update(None, torch.cat([first, second]))
-    assert torch.equal(svds[0].components.v_KD, expected.components(state).v_KD)
+    assert torch.equal(svds[0][0].components.v_KD, expected.components(state).v_KD)
     assert torch.equal(report.groups[0].ratios_K, expected.components(state).explained_variance_ratio_K)
 
 
@@ -93,7 +85,7 @@ def test_groups_updated_together_are_as_those_updated_one_by_one(monkeypatch):
     for at in steps:
         one = run_step(alone, decide(at, 0, 1, 2), expected)
     for most in (10**6, 2 * 30 * D * 4):
-        monkeypatch.setattr("eva_dist.engine.rows_at_once", lambda device, most=most: most)
+        monkeypatch.setattr("eva_dist.svds.rows_at_once", lambda device, most=most: most)
         worker, svds = make_worker(steps, SolverName.subspace, consumed_at_once=False), {}
         for at in steps:
             report = run_step(worker, decide(at, 0, 1, 2), svds)
@@ -101,8 +93,8 @@ def test_groups_updated_together_are_as_those_updated_one_by_one(monkeypatch):
         for together, single in zip(report.groups, one.groups, strict=True):
             torch.testing.assert_close(together.ratios_K, single.ratios_K, rtol=1e-5, atol=1e-8)
             torch.testing.assert_close(together.cosines_K, single.cosines_K, rtol=0, atol=1e-5, check_dtype=False)
-        for group, svd in svds.items():
-            torch.testing.assert_close(svd.components.v_KD, expected[group].components.v_KD, rtol=0, atol=1e-5)
+        for group, svd in ((group, by_point[0]) for group, by_point in svds.items()):
+            torch.testing.assert_close(svd.components.v_KD, expected[group][0].components.v_KD, rtol=0, atol=1e-5)
 
 
 def test_a_cpu_updates_a_group_as_soon_as_its_rows_are_there():
@@ -112,11 +104,11 @@ def test_a_cpu_updates_a_group_as_soon_as_its_rows_are_there():
 def test_groups_that_are_not_active_are_left_alone_and_no_svd_is_changed_but_replaced():
     worker, svds = make_worker({0: [minibatch(0)], 1: [minibatch(1)]}), {}
     run_step(worker, decide(0, 0, 1, 2), svds)
-    before = dict(svds)
+    before = {group: by_point[0] for group, by_point in svds.items()}
     kept = {group: svd.components.v_KD.clone() for group, svd in before.items()}
     report = run_step(worker, decide(1, 1), svds)
     assert [g.group for g in report.groups] == [1] and report.groups[0].cosines_K.shape == (4,)
-    assert svds[0] is before[0] and svds[1] is not before[1] and svds[2] is before[2]
+    assert svds[0][0] is before[0] and svds[1][0] is not before[1] and svds[2][0] is before[2]
     assert all(torch.equal(svd.components.v_KD, kept[group]) for group, svd in before.items())
 
 
@@ -125,7 +117,7 @@ def test_too_few_rows_leave_a_group_as_it_was_and_no_minibatch_is_no_row():
     windows = Steps.one_by_one({0: [minibatch(0)], 1: [minibatch(1, rows=3)]}).windows | {2: end}
     worker, svds = make_worker(Steps(windows)), {}
     run_step(worker, decide(0, 0, 1, 2), svds)
-    before = dict(svds)
+    before = {group: dict(by_point) for group, by_point in svds.items()}
     report = run_step(worker, decide(1, 0), svds)
     assert (report.groups[0].rows, report.groups[0].ratios_K) == (3, None) and svds == before
     report = run_step(worker, decide(2, 0), svds)
@@ -147,14 +139,14 @@ def test_layers_may_have_other_names_in_the_model_that_runs():
     probe = probe_inputs(model, ["q"], forward, [minibatch(0)]).renamed({"q": "model.block.q"})
     assert probe.groups == (("model.block.q",),)
     feed = RowFeed(model, forward, Steps.one_by_one({0: [minibatch(0)]}), make_taps(plan.groups, probe, names), CPU)
-    worker = Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(), plan.groups))
+    worker = Worker(share([plan]), feed, LocalExchange(), make_trackers(SolverConfig(), share([plan])))
     report = run_step(worker, StepDecision(0, (0,), {0: 0}), {})
     assert report.groups[0].rows == 30
 
 
 def test_svds_are_given_away_once():
-    svds = {0: "a", 2: "b", 3: "c"}
-    assert give(svds, (2, 3, 7)) == {2: "b", 3: "c"} and svds == {0: "a"}
+    svds = {0: {0: "a"}, 2: {0: "b"}, 3: {0: "c", 1: "c"}}
+    assert give(svds, (2, 3, 7)) == {2: {0: "b"}, 3: {0: "c", 1: "c"}} and svds == {0: {0: "a"}}
     assert give(svds, (2, 3)) == {}
 
 
@@ -169,13 +161,14 @@ def test_a_whole_pass_converges_to_the_components_of_the_rows_it_saw(solver):
         return [run_step(worker, decision, svds)]
 
     told = []
-    state = run_pass(first_state(worker.plan, 0.99, 200), step, told.append)
-    assert state.decision.stop is Stop.converged and state is told[-1] and len(told) == len(actives) == state.steps
+    whole = run_pass(one_point(first_state(worker.plan.stream, 0.99, 200)), step, told.append)
+    state = whole.only()
+    assert state.stop is Stop.converged and whole is told[-1] and len(told) == len(actives) == state.steps
     assert sum(state.ranks.values()) == state.plan.rank_budget == 4 * R and state.pass_seconds > 0 and state.steps < 200
     assert set(state.seconds) == {"forward", "svd", "decision"} and state.svd_processor_seconds > 0
     rows_TD = torch.cat([steps[at][0] for at, active in enumerate(actives) if 0 in active]).double()
     exact_KD = torch.linalg.svd(rows_TD - rows_TD.mean(dim=0)).Vh[: state.ranks["q"]]
-    result = finish(state, collect_components(svds))
+    result = finish(state, collect_components(worker.plan, svds))
     overlap = torch.linalg.matrix_norm(exact_KD @ result.components[0].v_KD[: state.ranks["q"]].double().mT) ** 2
     assert overlap / state.ranks["q"] > 0.98
     assert list(result.components) == [0, 1, 2] and result.state is state
@@ -188,8 +181,8 @@ def test_a_pass_that_may_not_go_on_stops_where_it_was_told():
     def step(decision):
         return [run_step(worker, decision, svds)]
 
-    state = run_pass(first_state(worker.plan, 1.0, 3), step)
-    assert state.decision.stop is Stop.max_steps and state.steps == 3
+    state = run_pass(one_point(first_state(worker.plan.stream, 1.0, 3)), step).only()
+    assert state.stop is Stop.max_steps and state.steps == 3
 
 
 def test_a_lower_precision_of_products_does_not_reach_the_statistics(monkeypatch):

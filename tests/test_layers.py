@@ -53,7 +53,7 @@ def test_the_parser_sees_imports_of_every_kind():
     assert {"eva_dist.numerics.tracker", "torch", "eva_dist.numerics.tracker.Tracker"} <= (
         IMPORTS["eva_dist.numerics.subspace"]
     )
-    assert "eva_dist.actors.run" in IMPORTS["eva_dist.precompute"]  # inside a function
+    assert "eva_dist.actors.run" in IMPORTS["eva_dist.sweep"]  # inside a function
     assert len(IMPORTS) > 40
 
 

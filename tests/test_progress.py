@@ -11,6 +11,7 @@ import torch
 from eva_dist import progress
 from eva_dist.controller import GroupReport, StepReport, advance, first_state
 from eva_dist.plan import make_layer, make_plan
+from eva_dist.points import one_point
 from eva_dist.progress import Progress, RunFolder, describe, expected_seconds
 
 LAYERS = 4
@@ -48,7 +49,7 @@ def test_plain_lines_come_at_most_every_five_seconds_and_at_the_end(clock, state
     for seconds, converged in [(1, 0), (1, 1), (2.9, 2), (0.2, 3), (4.9, 3), (0.05, 3), (0.05, LAYERS)]:
         clock(seconds)
         state = step(state, converged)
-        show(state)
+        show(one_point(state))
     show.close()
     lines = stream.getvalue().splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["step 1/50", "step 5/50", "step 7/50"]
@@ -62,7 +63,7 @@ def test_a_terminal_has_one_live_line(clock, state):
     show = Progress(stream)
     for converged in (0, 2, LAYERS):
         state = step(state, converged)
-        show(state)
+        show(one_point(state))
     assert "\n" not in stream.getvalue()
     shown = stream.getvalue().split("\r\x1b[K")
     assert shown[0] == "" and [text.split(" | ")[1] for text in shown[1:]] == [
@@ -82,29 +83,29 @@ def test_closing_before_the_first_step_writes_nothing(kind):
 
 
 def test_standard_error_by_default(clock, state, capsys):
-    Progress()(step(state, 1))
+    Progress()(one_point(step(state, 1)))
     assert capsys.readouterr().out == ""
 
 
 def test_standard_error_is_where_lines_go(clock, state, capsys):
     show = Progress()
-    show(step(state, 1))
+    show(one_point(step(state, 1)))
     assert capsys.readouterr().err.startswith("step 1/50")
 
 
 def test_speed_is_of_the_steps_alone_and_clocks_have_hours(state):
     state = dataclasses.replace(step(state, 1), tokens=1_234_567, elapsed=10.0)
-    assert describe(state, 3725.4, 59.6) == (
+    assert describe(one_point(state), 3725.4, 59.6) == (
         "step 1/50 | layers converged 1/4 | 123,457 tokens/s | elapsed 1:02:05 | expected 1:00 more"
     )
 
 
 def test_no_time_has_passed(clock, state):
     state = step(state, 1, seconds=0.0)
-    assert describe(state, 0.0, None) == "step 1/50 | layers converged 1/4 | 0 tokens/s | elapsed 0:00"
+    assert describe(one_point(state), 0.0, None) == "step 1/50 | layers converged 1/4 | 0 tokens/s | elapsed 0:00"
     assert expected_seconds(state, [(0.0, 3)]) == 0.0
     stream = io.StringIO()
-    Progress(stream)(state)
+    Progress(stream)(one_point(state))
     assert stream.getvalue().endswith("expected 0:00 more\n")
 
 

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from eva_dist.config import Exchange, OnMaxSteps
-from eva_dist.controller import Stop, first_state
+from eva_dist.controller import Stop
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.packing import Layout
 from eva_dist.numerics.components import Components
-from eva_dist.plan import make_plan
+from eva_dist.points import first_pass
 from eva_dist.session import Assignment, Session
 from tests.distributed.gang_of_processes import run
 from tests.gang_processes import assignment_of
@@ -50,11 +50,12 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
     session = Session(assignment, global_rank, world_size, CPU)
     session.load()
     probe, layout = everyones(session.probe() if global_rank < assignment.config.cluster.shard_size else None)[0]
-    plan = make_plan(assignment.layers, probe.groups, world_size)
+    plan = assignment.plan(probe.groups, world_size)
     if lopsided:
-        plan = replace(plan, groups=tuple(replace(group, owner=0) for group in plan.groups))
+        groups = tuple(replace(group, owner=0) for group in plan.stream.groups)
+        plan = replace(plan, stream=replace(plan.stream, groups=groups))
     session.begin(plan, probe, layout)
-    owners, forwards = [{group.index: group.owner for group in plan.groups}], []
+    owners, forwards = [{group.index: group.owner for group in plan.stream.groups}], []
     session.model.register_forward_pre_hook(lambda *_: forwards.append(1))
 
     def step(decision):
@@ -64,9 +65,7 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
         owners.append(dict(decision.owners))
         return everyones(session.step(decision))
 
-    eva = assignment.config.eva
-    accept = eva.on_max_steps is OnMaxSteps.accept
-    state = run_pass(first_state(plan, eva.tau, eva.max_steps, accept), step)
+    state = run_pass(first_pass(plan, assignment.begin(plan)), step).only()
     mine = session.components()
     found = {group: one for part in everyones(mine) for group, one in part.items()}
     result = finish(state, found)
@@ -75,9 +74,9 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
     return Outcome(
         steps=state.steps,
         tokens=state.tokens,
-        stop=state.decision.stop,
+        stop=state.stop,
         ranks=dict(state.ranks),
-        group_ranks={group.index: state.group_rank(group.index) for group in plan.groups},
+        group_ranks={group.index: state.group_rank(group.index) for group in plan.stream.groups},
         components=dict(result.components),
         owners=tuple(owners),
         sent_bytes=state.sent_bytes,
@@ -133,7 +132,7 @@ def test_how_many_samples_are_forwarded_at_once_changes_nothing(assignment, alon
 def every_way(ways: dict[str, Assignment], global_rank: int, world_size: int) -> dict[str, Outcome]:
     """Passes of two workers, one after the other in one pair of processes."""
     outcomes = {name: drive(assignment, global_rank, world_size) for name, assignment in ways.items()}
-    with mock.patch("eva_dist.controller.balance", passed_on):
+    with mock.patch("eva_dist.points.balance", passed_on):
         outcomes["owners that change at every step"] = drive(ways["to_owner"], global_rank, world_size)
     outcomes["evened out"] = drive(ways["to_owner, two steps"], global_rank, world_size, lopsided=True)
     return outcomes

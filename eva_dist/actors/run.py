@@ -4,17 +4,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from eva_dist.actors.cluster import first_request, wait_for_room
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.saving import Saver, kept_after
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
-from eva_dist.config import OnMaxSteps
-from eva_dist.controller import PointResult, PointState, StepDecision, StepReport, first_state
+from eva_dist.controller import PointResult, PointState, StepDecision, StepReport
 from eva_dist.engine import finish, run_pass
 from eva_dist.errors import (
     ClusterBusyError,
+    EvaDistError,
     GangError,
     GangTimeoutError,
     PlacementError,
@@ -22,12 +22,16 @@ from eva_dist.errors import (
     WorkerLostError,
 )
 from eva_dist.placement import Request
-from eva_dist.plan import Plan, make_plan
+from eva_dist.plan import PassPlan
+from eva_dist.points import PassState, first_pass
 from eva_dist.recovery import Action, Failure, FailureKind, recover, report
 from eva_dist.session import Assignment
 from eva_dist.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
+
+PointEnd = PointResult | EvaDistError
+"""How a point ended: with a result, converged or not, or by what refused it."""
 
 _KINDS = {
     WorkerFailedError: FailureKind.raised,
@@ -40,10 +44,11 @@ _KINDS = {
 
 def run_on_gang(
     assignment: Assignment,
-    on_step: Callable[[PointState], None],
+    on_step: Callable[[PassState], None],
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
-) -> PointResult:
+    on_end: Callable[[str, PointEnd], None] = lambda key, end: None,
+) -> dict[str, PointEnd]:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
     Args:
@@ -51,21 +56,26 @@ def run_on_gang(
         on_step: told the state after each step.
         checkpoints: where to go on from, and where to write; None: nowhere.
         stop: when made, the run writes a checkpoint and ends.
+        on_end: told a point's key and how it ended, when it has, while the others go on.
+
+    Returns:
+        How each point ended, by key: with a result, or by what refused it (too few tokens, activations).
 
     Raises:
         PlacementError: the cluster can never hold the gang.
         GangError: workers failed, were lost or silent more often than `cluster.max_failures`; every actor is gone.
         PreemptedError: `stop` was made.
-        EvaDistError: what the pass itself refuses (data, layers, activations).
+        EvaDistError: what the pass itself refuses (data, layers).
     """
     cluster = assignment.config.cluster
     stop = stop or StopRequest()
     request = first_request(cluster, stop)
     failures: list[Failure] = []
-    attempt = _Attempt(assignment, on_step, checkpoints, stop)
+    attempt = _Attempt(assignment, on_step, checkpoints, stop, on_end)
     while True:
         try:
-            return attempt.run(request)
+            attempt.run(request)
+            return attempt.ended
         except GangError as error:
             if stop.made:
                 stop.check(attempt.kept)
@@ -89,12 +99,15 @@ class _Attempt:
     def __init__(
         self,
         assignment: Assignment,
-        on_step: Callable[[PointState], None],
+        on_step: Callable[[PassState], None],
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
+        on_end: Callable[[str, PointEnd], None],
     ) -> None:
         self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
+        self._on_end = on_end
         self.steps = 0
+        self.ended: dict[str, PointEnd] = {}
 
     @property
     def kept(self) -> str:
@@ -102,8 +115,8 @@ class _Attempt:
         found = self._checkpoints.latest() if self._checkpoints else None
         return kept_after(found.steps) if found else "nothing is kept"
 
-    def run(self, request: Request) -> PointResult:
-        """Run the pass to its end on a gang of its own."""
+    def run(self, request: Request) -> None:
+        """Run the pass on a gang of its own; points that have ended before are not handed over again."""
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
         with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
@@ -111,39 +124,52 @@ class _Attempt:
             state = self._first_state(gang, plan)
             saver.begin_at(state.steps)
             load_seconds = time.perf_counter() - started
-            state = run_pass(state, self._stepper(gang, plan), lambda state: self._after_step(gang, saver, state))
-            components = {group: found for part in gang.call("components") for group, found in part.items()}
+            collect = _Collector(gang, load_seconds, request.num_workers)
+
+            def after_step(state: PassState) -> None:
+                self.steps = state.steps
+                self._on_step(state)
+                self._take_ended(state, collect)
+                self._keep(gang, saver, state)
+
+            self._take_ended(state, collect)  # of a run that was cut off before it published them
+            run_pass(state, self._stepper(gang, plan), after_step)
             with suppress(GangError):  # all that was wanted is here; the members go anyway
                 gang.call("leave")
-        seconds = {**state.seconds, "load": load_seconds + state.seconds.get("load", 0.0)}
-        return finish(replace(state, seconds=seconds), components, request.num_workers)
 
-    def _begin(self, gang: Gang, request: Request) -> Plan:
+    def _take_ended(self, state: PassState, collect: "_Collector") -> None:
+        """Hand over the points that have ended since last time."""
+        for point, key in enumerate(state.plan.keys):
+            if key not in self.ended and point not in state.running:
+                end = state.errors[point] or collect(state.points[point], point)
+                self.ended[key] = end
+                self._on_end(key, end)
+
+    def _begin(self, gang: Gang, request: Request) -> PassPlan:
         gang.meet()
         gang.call("load")
         probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
-        plan = make_plan(self._assignment.layers, probe.groups, request.num_workers)
+        plan = self._assignment.plan(probe.groups, request.num_workers)
         gang.call("begin", plan, probe, layout)
         return plan
 
-    def _first_state(self, gang: Gang, plan: Plan) -> PointState:
+    def _first_state(self, gang: Gang, plan: PassPlan) -> PassState:
         """Return where the pass begins: at the last good checkpoint, whose state the owners then hold, or at zero."""
-        eva = self._assignment.config.eva
-        settings = (plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
+        points = self._assignment.begin(plan)
         found = self._checkpoints.latest() if self._checkpoints else None
         if found is not None and not found.fits(plan):
-            _log.warning("checkpoint %s has other input groups; the pass begins anew", found.folder)
+            _log.warning("checkpoint %s has other points or input groups; the pass begins anew", found.folder)
             found = None
         if found is None:
             self.steps = 0
-            return first_state(*settings)
+            return first_pass(plan, points)
         _restore(gang, plan, found)
         self.steps = found.steps
         _log.warning("going on after step %d, from %s", found.steps, found.folder)
-        return found.state(*settings)
+        return found.state(plan, points)
 
-    def _stepper(self, gang: Gang, plan: Plan) -> Callable[[StepDecision], Sequence[StepReport]]:
-        owners = {group.index: group.owner for group in plan.groups}
+    def _stepper(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
+        owners = {group.index: group.owner for group in plan.stream.groups}
 
         def step(decision: StepDecision) -> Sequence[StepReport]:
             nonlocal owners
@@ -153,21 +179,35 @@ class _Attempt:
 
         return step
 
-    def _after_step(self, gang: Gang, saver: Saver, state: PointState) -> None:
-        self.steps = state.steps
-        self._on_step(state)
-        if state.decision.stop is not None:
+    def _keep(self, gang: Gang, saver: Saver, state: PassState) -> None:
+        if not state.running:
             return
         if self._stop.made:
             self._stop.check(saver.save_now(gang, state))
         saver.save_if_due(gang, state)
 
 
-def _restore(gang: Gang, plan: Plan, checkpoint: Checkpoint) -> None:
-    """Hand each input group's state to its owner, one at a time: a driver holds no more."""
-    for group in plan.groups:
-        if checkpoint.updates[group.index]:
-            gang.call_one(group.owner, "restore", group.index, checkpoint.tensors(group.index))
+@dataclass(frozen=True)
+class _Collector:
+    """Brings a point's components to the driver."""
+
+    gang: Gang
+    load_seconds: float
+    world_size: int
+
+    def __call__(self, state: PointState, point: int) -> PointResult:
+        """Return the result of a point that has ended."""
+        components = {group: found for part in self.gang.call("components", point) for group, found in part.items()}
+        seconds = {**state.seconds, "load": self.load_seconds + state.seconds.get("load", 0.0)}
+        return finish(replace(state, seconds=seconds), components, self.world_size)
+
+
+def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
+    """Hand each input group's states to its owner, one group at a time: a driver holds no more."""
+    points = checkpoint.points(plan)
+    for group in plan.stream.groups:
+        if (tensors := checkpoint.tensors(group)) is not None:
+            gang.call_one(group.owner, "restore", group.index, tensors, points)
 
 
 def _describe(error: GangError, steps: int, num_workers: int) -> Failure:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eva_dist.actors.gang import Gang
 from eva_dist.checkpoint import CheckpointFolder
-from eva_dist.controller import PointState
+from eva_dist.points import PassState
 
 _log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ class Saver:
         self._saved = steps
         self._due = steps + self._every
 
-    def save_if_due(self, gang: Gang, state: PointState) -> None:
+    def save_if_due(self, gang: Gang, state: PassState) -> None:
         """Begin to write a checkpoint if it is time; called between steps."""
         if self._folder is None or self._every == 0 or state.steps < self._due or self._busy():
             return
         self._due = state.steps + self._every
         self._begin(gang, state)
 
-    def save_now(self, gang: Gang, state: PointState) -> str:
+    def save_now(self, gang: Gang, state: PassState) -> str:
         """Write a checkpoint and return what is kept, in words."""
         self._join()
         if self._folder is None or self._every == 0:
@@ -65,13 +65,13 @@ class Saver:
             self._join()
         return kept_after(self._saved) if self._saved else "no checkpoint could be written"
 
-    def _begin(self, gang: Gang, state: PointState) -> None:
+    def _begin(self, gang: Gang, state: PassState) -> None:
         marked = gang.call("mark", state.steps)
         holders = {group: rank for rank, groups in enumerate(marked) for group in groups}
         self._thread = threading.Thread(target=self._write, args=(gang, holders, state), name="checkpoint")
         self._thread.start()
 
-    def _write(self, gang: Gang, holders: Mapping[int, int], state: PointState) -> None:
+    def _write(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
         def fetch(group: int) -> Mapping[str, Tensor]:
             found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(state.steps, group))
             return found

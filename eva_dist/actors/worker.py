@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from eva_dist.distributed.process_group import free_address, interface_address
-from eva_dist.engine import GroupSvd
 from eva_dist.logs import log_to_stderr
-from eva_dist.numerics.records import to_tensors
 from eva_dist.session import Assignment, Session
+from eva_dist.svds import Svds, to_checkpoint
 
 GROUPS = {"status": 1, "io": 1}
 """Ray's concurrency groups: threads of their own, beside the one in which the session runs."""
@@ -45,7 +44,7 @@ class GangWorker(Session):
     def __init__(self, assignment: Assignment, global_rank: int, world_size: int) -> None:
         self._node = ray.util.get_node_ip_address()
         self._doing, self._since = "start", time.monotonic()
-        self._marked: tuple[int, dict[int, GroupSvd]] = (-1, {})
+        self._marked: tuple[int, Svds] = (-1, {})
         log_to_stderr(global_rank=global_rank, node=self._node)
         device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
         super().__init__(assignment, global_rank, world_size, device)
@@ -61,15 +60,15 @@ class GangWorker(Session):
         States are replaced, never changed: this copies nothing, and holds one older generation of
         what is updated meanwhile.
         """
-        self._marked = (step, dict(self.svds))
+        self._marked = (step, {group: dict(by_point) for group, by_point in self.svds.items()})
         return tuple(self.svds)
 
     @ray.method(concurrency_group="io")
     def fetch(self, step: int, group: int) -> Mapping[str, Tensor]:
-        """Return the tracker state of a group that was set aside after `step` steps."""
+        """Return the tracker states of a group that were set aside after `step` steps."""
         marked, svds = self._marked
         assert marked == step, (marked, step)
-        return to_tensors(svds[group].state)
+        return to_checkpoint(svds[group])
 
     @ray.method(concurrency_group="io")
     def forget(self, step: int) -> None:

@@ -23,7 +23,7 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write the manifest over the files that are in `folder`, and return it as it reads back."""
     state = result.state
-    stop = state.decision.stop
+    stop = state.stop
     manifest = {
         **dataclasses.asdict(provenance),
         "format_version": FORMAT_VERSION,

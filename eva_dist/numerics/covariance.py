@@ -1,5 +1,6 @@
 """`solver=covariance`: the exact answer, from the accumulated scatter matrix."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,10 @@ class CovarianceTracker(Tracker[CovarianceState]):
         leading_K = eigenvalues_D.flip(0)[: self.n_components].clamp_min(0.0)
         v_KD = vectors_DD.flip(1)[:, : self.n_components].mT.contiguous()
         return Components(fix_signs(v_KD), leading_K.sqrt(), state.moments.explained_by(leading_K))
+
+    def lineage(self, in_features: int) -> Hashable:
+        """Return what the state depends on: nothing but the rows, however many components are handed out."""
+        return CovarianceTracker
 
     def moments(self, state: CovarianceState) -> Moments:
         """Return the exact moments of all rows seen."""

@@ -5,7 +5,7 @@ components kept, P probes, W = Q + P width of the block, R = T + 1 projected row
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -129,6 +129,10 @@ class SubspaceTracker(Tracker[SubspaceState]):
         k = self.n_components
         ratios_K = state.moments.explained_by(state.singular_values_Q[:k].double().square())
         return Components(state.v_QD[:k], state.singular_values_Q[:k], ratios_K)
+
+    def lineage(self, in_features: int) -> Hashable:
+        """Return what the state depends on: the width of the block, to which few components are widened."""
+        return SubspaceTracker, self._width(in_features), self.power_steps, self.seed
 
     def moments(self, state: SubspaceState) -> Moments:
         """Return the exact moments of all rows seen."""

@@ -7,7 +7,7 @@ kept, compared, sent or stored without fear that it changes.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Generic, TypeVar
@@ -175,6 +175,13 @@ class Tracker(ABC, Generic[StateT]):
     def update_many(self, states: Sequence[StateT | None], rows: Sequence[Tensor]) -> list[StateT]:
         """Return the states of several groups, each with its own rows added; one after the other unless overridden."""
         return [self.update(state, x_TD) for state, x_TD in zip(states, rows, strict=True)]
+
+    def lineage(self, in_features: int) -> Hashable:
+        """Return what the state depends on beside the rows: trackers that agree in it hold the same bits.
+
+        Their components are then the first ones of whichever hands out most.
+        """
+        return self
 
     @abstractmethod
     def components(self, state: StateT) -> Components:

@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from eva_dist.config import EvaConfig
 from eva_dist.errors import StoreError
+from eva_dist.plan import fingerprint
 
 SNAPSHOTS = "snapshots"
 INCOMING = ".incoming"
@@ -39,7 +41,7 @@ def default_repo_id(model: str) -> str:
     return f"local/{stem.lstrip('.') or 'model'}"
 
 
-def default_revision(eva: EvaConfig, fingerprint: str, fingerprint_of: Callable[[str], str | None]) -> str:
+def default_revision(eva: EvaConfig, decisive: Mapping[str, Any], fingerprint_of: Callable[[str], str | None]) -> str:
     """Return a revision made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten`.
 
     Where another artifact (other r, targets, data) has that name, the fingerprint is added
@@ -47,11 +49,13 @@ def default_revision(eva: EvaConfig, fingerprint: str, fingerprint_of: Callable[
 
     Args:
         eva: settings of the artifact.
-        fingerprint: of the artifact.
+        decisive: what decides the artifact's numbers.
         fingerprint_of: tells which artifact a revision is now, None if it is free.
     """
     name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
-    return name if fingerprint_of(name) in (None, fingerprint) else f"{name}-{fingerprint[:8]}"
+    name += "-shared" if "shared_tracker" in decisive else ""
+    own = fingerprint(decisive)
+    return name if fingerprint_of(name) in (None, own) else f"{name}-{own[:8]}"
 
 
 def check_fingerprint(fingerprint: str) -> None:

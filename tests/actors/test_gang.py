@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eva_dist.actors.run import run_on_gang
 from eva_dist.errors import (
     DataError,
     GangTimeoutError,
@@ -18,7 +17,7 @@ from eva_dist.errors import (
     WorkerFailedError,
     WorkerLostError,
 )
-from tests.gang_processes import assignment_of, worker_pids
+from tests.gang_processes import assignment_of, run_alone, worker_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
@@ -44,11 +43,11 @@ def test_one_worker_equals_two(prepared, monkeypatch):
 
     The two hand their SVDs to each other at every step.
     """
-    alone = run_on_gang(assignment_of(prepared(cluster={"num_workers": 1}, data={"step_size": 5})), ignore)
-    monkeypatch.setattr("eva_dist.controller.balance", pass_on)
+    alone = run_alone(assignment_of(prepared(cluster={"num_workers": 1}, data={"step_size": 5})), ignore)
+    monkeypatch.setattr("eva_dist.points.balance", pass_on)
     owners = []
     run = prepared(cluster={"num_workers": 2}, data={"step_size": 5})
-    shared = run_on_gang(assignment_of(run), lambda state: owners.append(dict(state.owners)))
+    shared = run_alone(assignment_of(run), lambda state: owners.append(dict(state.owners)))
     assert alone.state.steps == shared.state.steps
     assert alone.state.tokens == shared.state.tokens
     assert alone.state.ranks == shared.state.ranks
@@ -67,7 +66,7 @@ def test_one_worker_equals_two(prepared, monkeypatch):
 def test_more_workers_than_samples(prepared):
     """A worker that gets no sample of a step still takes part in its collectives."""
     run = prepared(data={"step_size": 1}, eva={"r": 2, "max_steps": 4, "tau": 1.0})
-    result = run_on_gang(assignment_of(run), ignore)
+    result = run_alone(assignment_of(run), ignore)
     assert result.state.steps == 4
     assert all(group.updates == 4 for group in result.state.groups)
 
@@ -80,13 +79,13 @@ def test_a_worker_that_raises_ends_the_run_with_its_traceback(prepared, tiny_mod
     run = prepared(model={"name_or_path": str(weights)})
     (weights / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(WorkerFailedError, match=r"(?s)global_rank \d failed in load.*load_model"):
-        run_on_gang(assignment_of(run), ignore)
+        run_alone(assignment_of(run), ignore)
     check_gang_is_gone()
 
 
 def test_a_node_with_other_data_is_refused(prepared):
     with pytest.raises(DataError, match="reads differently on the node of global_rank"):
-        run_on_gang(assignment_of(prepared(), data_digest="0" * 64), ignore)
+        run_alone(assignment_of(prepared(), data_digest="0" * 64), ignore)
     check_gang_is_gone()
 
 
@@ -99,7 +98,7 @@ def test_a_killed_worker_ends_the_run(prepared):
 
     started = time.monotonic()
     with pytest.raises(WorkerLostError, match=r"global_rank \d died in step"):
-        run_on_gang(assignment_of(run), kill_one)
+        run_alone(assignment_of(run), kill_one)
     assert time.monotonic() - started < 45  # well below timeout_s: nobody waited for it
     check_gang_is_gone()
 
@@ -114,7 +113,7 @@ def test_a_worker_that_hangs_is_a_timeout(prepared):
             os.kill(stopped[0], signal.SIGSTOP)
 
     with pytest.raises(GangTimeoutError, match=r"did not answer step in cluster\.timeout_s=15; global_rank"):
-        run_on_gang(assignment_of(run), stop_one)
+        run_alone(assignment_of(run), stop_one)
     assert len(stopped) == 1  # the gang got that far: it is no slow start that timed out
     check_gang_is_gone()
 
@@ -124,7 +123,7 @@ def test_an_interrupt_leaves_no_actor(prepared):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_on_gang(assignment_of(prepared()), interrupt)
+        run_alone(assignment_of(prepared()), interrupt)
     check_gang_is_gone()
 
 
@@ -137,14 +136,14 @@ def test_not_a_number_names_layer_and_step(prepared, tiny_model, tmp_path):
     tensors["model.layers.1.self_attn.v_proj.weight"][:] = float("nan")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(NonFiniteActivationsError, match=r"layer model\.layers\.1\.self_attn\.o_proj .* step 0"):
-        run_on_gang(assignment_of(prepared(model={"name_or_path": str(broken)})), ignore)
+        run_alone(assignment_of(prepared(model={"name_or_path": str(broken)})), ignore)
     check_gang_is_gone()
 
 
 def test_steps_too_short_for_ever_end_after_one_epoch(prepared):
     run = prepared(data={"step_size": 1, "max_length": 3, "num_samples": 20}, eva={"max_steps": 10_000})
     with pytest.raises(TooFewTokensError, match=r"none of 20 steps had the 8 token rows that 8 components need"):
-        run_on_gang(assignment_of(run), ignore)
+        run_alone(assignment_of(run), ignore)
     check_gang_is_gone()
 
 
@@ -152,5 +151,5 @@ def test_a_request_that_the_cluster_cannot_meet(prepared):
     run = prepared(cluster={"resources": {"CPU": 1.0, "GPU": 1.0}})
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"2 workers of CPU=1 GPU=1 each do not fit.* room for 0.*have: CPU=4; "):
-        run_on_gang(assignment_of(run), ignore)
+        run_alone(assignment_of(run), ignore)
     assert time.monotonic() - started < 5

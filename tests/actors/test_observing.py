@@ -15,14 +15,13 @@ from eva_dist.actors.cluster import connected
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.lock import alone
 from eva_dist.actors.metrics import PassMetrics
-from eva_dist.actors.run import run_on_gang
 from eva_dist.config import ClusterConfig
 from eva_dist.controller import PointState
 from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
 from eva_dist.placement import Request
 from eva_dist.precompute import precompute
 from eva_dist.stopping import StopRequest
-from tests.gang_processes import assignment_of, worker_pids
+from tests.gang_processes import assignment_of, run_alone, worker_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 FINGERPRINT = "ab" * 32
@@ -156,5 +155,5 @@ def test_a_request_to_stop_does_not_wait_for_a_step_that_hangs(prepared, monkeyp
 
     run = prepared(eva={"tau": 1.0, "max_steps": 10_000}, cluster={"heartbeat_s": 300.0, "checkpoint_every": 0})
     with pytest.raises(PreemptedError, match=r"step did not end within 1 s"):
-        run_on_gang(assignment_of(run), hang, None, stop)
+        run_alone(assignment_of(run), hang, None, stop)
     assert len(pids) == 1

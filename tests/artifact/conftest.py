@@ -66,7 +66,7 @@ def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: 
     components = {group.index: _components(group) for group in plan.groups}
     state: PointState = first_state(plan, eva.tau, max_steps=len(cosine_by_step) + 1)
     for cosine in [None, *cosine_by_step]:
-        if state.decision.stop:
+        if state.stop:
             break
         reports = [
             GroupReport(index, 40, components[index].explained_variance_ratio_K, _cosines(plan, index, cosine, turning))

@@ -31,7 +31,7 @@ def test_what_is_read_back_is_what_was_written(unconverged):
     assert (stored.eva, stored.provenance) == (unconverged.eva, unconverged.provenance)
     ours, theirs = stored.result.state, unconverged.result.state
     assert ours.plan == theirs.plan and ours.ranks == theirs.ranks and ours.history == theirs.history
-    assert ours.decision.stop is Stop.max_steps and ours.active == theirs.active
+    assert ours.stop is Stop.max_steps and ours.active == theirs.active
     for before, after in zip(theirs.groups, ours.groups, strict=True):
         assert torch.equal(before.ratios_K, after.ratios_K)
         assert (before.cosines_K is None) == (after.cosines_K is None) == (before.updates < 2)

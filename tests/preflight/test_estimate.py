@@ -23,6 +23,7 @@ from eva_dist.config import (
 from eva_dist.controller import first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import read_architecture
+from eva_dist.points import one_point
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import artifact_facts, estimate
 from eva_dist.preflight.footprint import memory_of
@@ -146,10 +147,11 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     run = prepared(cluster={"num_workers": 1}, solver={"name": solver}, data={"batch_size": None})
     worker = session(run, 1)
     plan = begin(worker, run)
-    state = run_pass(first_state(plan, 1.0, 3, accept=True), lambda decision: [worker.step(decision)])
+    first = one_point(first_state(plan, 1.0, 3, accept=True))
+    state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     worker.leave()
     found = estimate(run.config, read_architecture(run.config.model), CPU, state.tokens / state.steps)
-    assert found.memory.trackers == tensor_bytes(worker.svds)
+    assert found.memory.trackers == tensor_bytes({group: svds[0] for group, svds in worker.svds.items()})
     assert found.model.input_groups == len(plan.groups)
     assert found.model.rank_budget == plan.rank_budget
     assert found.model.loaded_bytes == tensor_bytes(dict(worker.model.named_parameters())) + tensor_bytes(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from eva_dist.actors.run import run_on_gang
 from eva_dist.config import (
     ArtifactConfig,
     ClusterConfig,
@@ -18,7 +17,7 @@ from eva_dist.config import (
     StoreConfig,
 )
 from eva_dist.prepare import prepare
-from tests.gang_processes import assignment_of
+from tests.gang_processes import assignment_of, run_alone
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
@@ -61,7 +60,7 @@ def compute(smollm2_folder, minilm_folder, docstrings_file, tmp_path_factory):
             store=StoreConfig(url=str(tmp_path_factory.mktemp("store"))),
             artifact=ArtifactConfig(repo_id="tests/topology"),
         )
-        result = run_on_gang(assignment_of(prepare(config)), lambda state: None)
+        result = run_alone(assignment_of(prepare(config)), lambda state: None)
         if topology == Topology():
             alone[model] = result
         return result

@@ -1,0 +1,74 @@
+"""From a point's result to a published artifact, and from the store to an answer."""
+
+from dataclasses import dataclass
+
+from eva_dist.artifact.build import build_artifact
+from eva_dist.controller import PointResult, refuse_unconverged
+from eva_dist.prepare import Prepared, provenance
+from eva_dist.store.local import Published
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run prints as its last line on standard output (design: command contract)."""
+
+    url: str
+    repo_id: str
+    revision: str
+    fingerprint: str
+    status: str
+    steps: int
+    tokens: int
+    seconds: float
+    pass_seconds: float
+    layers_converged: int
+    layers_total: int
+
+
+def answer(run: Prepared) -> Published | None:
+    """Return what the store has for this run, under the name that it asks for."""
+    found = run.store.find(run.fingerprint)
+    if found is None or not (run.accepts or found.manifest["status"] == "done"):
+        return None
+    return run.store.point(run.fingerprint, run.repo_id, run.revision)
+
+
+def publish(run: Prepared, result: PointResult) -> Published:
+    """Build the artifact and publish it.
+
+    Raises:
+        NotConvergedError: layers have not converged, and `eva.on_max_steps=error`.
+        StoreError: the store cannot take it; nothing half-done is left.
+    """
+    if not run.accepts:
+        refuse_unconverged(result.state)
+    return run.store.publish(
+        run.fingerprint,
+        run.repo_id,
+        run.revision,
+        lambda folder: build_artifact(folder, result, run.config.eva, provenance(run, result.world_size)),
+        overwrite=run.config.artifact.overwrite or run.store.find(run.fingerprint) is not None,
+    )
+
+
+def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
+    """Return what a run prints of what was published."""
+    return outcome(published, run.repo_id, run.revision, status, seconds)
+
+
+def outcome(published: Published, repo_id: str, revision: str, status: str, seconds: float) -> Outcome:
+    """Return what is printed of an artifact that was published, or found, under this name in so many seconds."""
+    manifest = published.manifest
+    return Outcome(
+        url=published.url,
+        repo_id=repo_id,
+        revision=revision,
+        fingerprint=published.fingerprint,
+        status=status,
+        steps=manifest["steps"],
+        tokens=manifest["tokens"],
+        seconds=round(seconds, 3),
+        pass_seconds=round(manifest["seconds"], 3),
+        layers_converged=manifest["layers_converged"],
+        layers_total=manifest["layers_total"],
+    )
