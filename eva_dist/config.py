@@ -61,6 +61,13 @@ class Exchange(Enum):
     all_gather = "all_gather"
 
 
+class Budget(Enum):
+    """What the layers share: the sum of their ranks, as in PEFT, or the LoRA parameters of A and B."""
+
+    ranks = "ranks"
+    params = "params"
+
+
 class OnMaxSteps(Enum):
     """What happens at `eva.max_steps` when layers have not converged."""
 
@@ -156,10 +163,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaConfig:
-    """EVA's own settings, by PEFT's names (`LoraConfig` and `EvaConfig`)."""
+    """EVA's own settings, by PEFT's names (`LoraConfig` and `EvaConfig`), and `budget`.
+
+    The uniform adapter (each layer its `r`) sets the budget: `ranks` hands out as many ranks, by explained variance;
+    `params` as many LoRA parameters, by explained variance per parameter (`numerics/allocation.py`).
+    """
 
     r: int = 16
     rho: float = 2.0
+    budget: Budget = Budget.ranks
     tau: float = 0.99
     whiten: bool = False
     lora_alpha: float = 16
@@ -174,8 +186,10 @@ class EvaConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
-        yield from _at_least("eva.r", self.r, 1, "it is the mean rank a layer gets, 16 is usual")
+        yield from _at_least("eva.r", self.r, 1, "it is the rank of the uniform adapter, 16 is usual")
         yield from _at_least("eva.rho", self.rho, 1.0, "use 1.0 for no redistribution")
+        if not isinstance(self.budget, Budget):
+            yield f"eva.budget={self.budget!r} must be a Budget; use Budget.ranks or Budget.params"
         if not 0.0 <= self.tau <= 1.0:
             yield f"eva.tau={self.tau} must be in 0..1; it is a cosine, 0.99 is the paper's"
         yield from _at_least("eva.max_steps", self.max_steps, 1, "it bounds the SVD updates, 200 is usual")

@@ -19,8 +19,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from eva_dist.config import Budget
 from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
-from eva_dist.numerics.allocation import allocate_ranks
+from eva_dist.numerics.allocation import allocate_parameters, allocate_ranks
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import is_converged
 from eva_dist.plan import Plan
@@ -264,7 +265,11 @@ def _allocate(state: PointState) -> Mapping[str, int]:
     if not all(len(ratios_K) for ratios_K in ratios) and not _last_chance_gone(state):
         return state.ranks
     by_name = {name: ratios[group.index] for group in state.plan.groups for name in group.members}
-    return allocate_ranks({layer.name: by_name[layer.name] for layer in state.plan.layers}, state.plan.rank_budget)
+    in_order = {layer.name: by_name[layer.name] for layer in state.plan.layers}
+    if state.plan.budget is Budget.params:
+        costs = {layer.name: layer.parameters_per_rank for layer in state.plan.layers}
+        return allocate_parameters(in_order, costs, state.plan.parameter_budget)
+    return allocate_ranks(in_order, state.plan.rank_budget)
 
 
 def reallocated(state: PointState) -> PointState:

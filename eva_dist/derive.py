@@ -6,7 +6,7 @@ are two kinds of derivation:
 - **exact**: the pass would have been the same (`whiten`, `lora_alpha`, `adjust_scaling_factors`, a `rho` that
   rounds to the same ranks, ...). The tensors are those of a run with these settings, to the bit, and so is the
   fingerprint: such a run is answered from the store.
-- **near**: other maximum ranks, or another `tau`. A run would have followed another number of components,
+- **near**: other maximum ranks, another `tau` or `budget`. A run would have followed another number of components,
   and stopped at another step; here the stored vectors are used again. Ranks are handed out anew over their ratios,
   and each layer's components must have stored cosines of at least `tau`. The artifact says what it was derived from, in
   its fingerprint too: it never stands for a run.
@@ -27,7 +27,7 @@ from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.facts import LayerFacts, Provenance, layer_facts
 from eva_dist.artifact.load import source_folder
 from eva_dist.artifact.restore import Stored, restore_artifact
-from eva_dist.config import EvaConfig, OnMaxSteps
+from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import GroupState, PointResult, PointState, Stop, first_state, reallocated
 from eva_dist.errors import DerivationError, LayerError
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
@@ -131,7 +131,7 @@ def _underivable(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
     for key, value in changed.items():
         if key in _FIXED:
             yield f"eva.{key}={_shown(value)} cannot be derived: {_FIXED[key]}; leave it, {_RUN}"
-        elif key not in (*_BY_LAYERS, *_LIMITS, *AFTER_THE_PASS, "tau"):
+        elif key not in (*_BY_LAYERS, *_LIMITS, *AFTER_THE_PASS, "tau", "budget"):
             yield f"eva.{key}={_shown(value)} cannot be derived; leave it, {_RUN}"
     steps = changed.get("max_steps", state.max_steps)
     if "max_steps" in changed and (state.stop is not Stop.converged or steps < state.steps):
@@ -166,7 +166,7 @@ def _plan(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
     except (LayerError, re.error) as error:
         raise DerivationError(str(error)) from error
     kept = [[name for name in group.members if name in set(names)] for group in before.groups]
-    return make_plan(layers, [members for members in kept if members])
+    return make_plan(layers, [members for members in kept if members], budget=eva.budget)
 
 
 def _layer(layer: Layer, r: int, rho: float) -> Layer:
@@ -262,9 +262,11 @@ def _shortfall(facts: LayerFacts, tau: float, before: PointState) -> str:
 def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str, Any]) -> Provenance:
     """Return the source's provenance with settings, `decisive` and fingerprint of the derived artifact."""
     before = source.provenance
-    settings = {key: value for key, value in changed.items() if key not in _NOT_DECISIVE}
+    settings = before.decisive["eva"] | {key: _plain(v) for key, v in changed.items() if key not in _NOT_DECISIVE}
+    if eva.budget is Budget.ranks:
+        settings.pop("budget", None)  # as in `prepare`: PEFT's kind goes without a word
     now = {
-        "eva": before.decisive["eva"] | settings,
+        "eva": settings,
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in plan.layers],
     }
     # the fingerprint of a point that shared its tracker names its pass a second time, by a hash

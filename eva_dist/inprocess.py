@@ -5,6 +5,7 @@ Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state
 
 - a loader without `len`, a one-shot iterator and a `BatchEncoding` are taken;
 - `max_steps` bounds the pass, and what did not converge is named;
+- `budget` may be the LoRA parameters of the uniform adapter instead of its ranks;
 - labels never reach the forward, nor does the head run (unless `forward_fn` says so);
 - `whiten` divides each layer once, members of an input group included;
 - under `torch.distributed` each SVD runs on one process only;
@@ -32,7 +33,7 @@ from eva_dist.callbacks import (
     prepare_layer_inputs_fn_language_modeling,
     prepare_model_inputs_fn_language_modeling,
 )
-from eva_dist.config import EvaConfig, OnMaxSteps, SolverConfig, SolverName
+from eva_dist.config import Budget, EvaConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.controller import PointState, StepDecision, StepReport, first_state, refuse_unconverged
 from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
@@ -76,6 +77,7 @@ def get_eva_state_dict(
     solver: str | SolverConfig = "subspace",
     max_steps: int = 1000,
     on_max_steps: str = "error",
+    budget: str = "ranks",
 ) -> dict[str, Tensor]:
     """Compute EVA's components for every target layer of a model (arXiv 2410.07170).
 
@@ -95,6 +97,7 @@ def get_eva_state_dict(
         solver: `subspace`, `incremental` (PEFT's arithmetic) or `covariance` (exact), or a `SolverConfig`.
         max_steps: most SVD updates.
         on_max_steps: `error` or `accept` what has not converged by then (or when a one-shot iterator ends).
+        budget: `ranks`, or `params` for components by explained variance per LoRA parameter, as many as `r` takes.
 
     Returns:
         Layer name, as in `model.named_modules()`, to float32 `[rank, in_features]` on the model's
@@ -108,7 +111,7 @@ def get_eva_state_dict(
     config = _peft_config(model, peft_config, adapter_name)
     eva = config.eva_config
     assert eva is not None  # _peft_config refuses it
-    solver_config, when_short = _options(solver, max_steps, on_max_steps)
+    solver_config, when_short, kind = _options(solver, max_steps, on_max_steps, budget)
     targets = _targets(model, config)
     functions = LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
     device = input_device(model)
@@ -127,7 +130,7 @@ def get_eva_state_dict(
     with _evaluating(model), _adapter_off(model):
         forward = _with_layout(forward, [layer.name for layer in targets.layers], stream)
         with attention_by_segment(forward.trunk.module, forward.layout is Layout.segments):
-            worker = _worker(targets.layers, forward, stream, ring, solver_config)
+            worker = _worker(targets.layers, forward, stream, ring, solver_config, kind)
             accept = when_short is OnMaxSteps.accept
             progress = Progress() if show_progress_bar and _is_first_process() else None
             state, svds = _run(worker, eva.tau, max_steps, accept, ring, progress)
@@ -174,19 +177,22 @@ def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) 
     return config
 
 
-def _options(solver: str | SolverConfig, max_steps: int, on_max_steps: str) -> tuple[SolverConfig, OnMaxSteps]:
+def _options(
+    solver: str | SolverConfig, max_steps: int, on_max_steps: str, budget: str
+) -> tuple[SolverConfig, OnMaxSteps, Budget]:
     try:
         config = solver if isinstance(solver, SolverConfig) else SolverConfig(SolverName(solver))
-        when_short = OnMaxSteps(on_max_steps)
+        when_short, kind = OnMaxSteps(on_max_steps), Budget(budget)
     except ValueError as error:
         raise ConfigError(
             f"{error}; solver is one of {[name.value for name in SolverName]}, "
-            f"on_max_steps one of {[name.value for name in OnMaxSteps]}"
+            f"on_max_steps one of {[name.value for name in OnMaxSteps]}, "
+            f"budget one of {[name.value for name in Budget]}"
         ) from error
     problems = [*config.problems(), *(p for p in EvaConfig(max_steps=max_steps).problems())]
     if problems:
         raise ConfigError("\n".join(problems))
-    return config, when_short
+    return config, when_short, kind
 
 
 def _targets(model: nn.Module, config: LoraConfig) -> Targets:
@@ -213,12 +219,17 @@ def _with_layout(forward: CallbackForward, layers: Sequence[str], stream: Loader
 
 
 def _worker(
-    layers: Sequence[Layer], forward: CallbackForward, stream: LoaderStream, ring: _Ring, solver: SolverConfig
+    layers: Sequence[Layer],
+    forward: CallbackForward,
+    stream: LoaderStream,
+    ring: _Ring,
+    solver: SolverConfig,
+    budget: Budget,
 ) -> Worker:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     names = {layer.name: layer.name for layer in layers}
     probe = ring.everyones(probe_inputs(forward.model, list(names), forward, stream.peek(_PROBE_MINIBATCHES)))[0]
-    plan = share([make_plan(layers, probe.groups, ring.world_size)], ring.world_size)
+    plan = share([make_plan(layers, probe.groups, ring.world_size, budget=budget)], ring.world_size)
     exchange = LocalExchange() if ring.world_size == 1 else ToOwnerExchange()
     device = next(p.device for p in forward.model.parameters() if p.is_floating_point() and p.device.type != "meta")
     feed = RowFeed(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from eva_dist.config import Budget
 from eva_dist.errors import LayerError
 
 _RHO_CEILING = 1000.0
@@ -31,6 +32,11 @@ class Layer:
     r: int
     max_rank: int
     transposed: bool = False
+
+    @property
+    def parameters_per_rank(self) -> int:
+        """LoRA parameters that one rank takes: a row of A and a column of B."""
+        return self.in_features + self.out_features
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,30 @@ class InputGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """Layers in model order, their input groups, and the ranks to hand out."""
+    """Layers in model order, their input groups, and what to hand out: `rank_budget`, or `parameter_budget`.
+
+    `budget` says which of the two holds; both are those of the uniform adapter, each layer at its `r`.
+    """
 
     layers: tuple[Layer, ...]
     groups: tuple[InputGroup, ...]
     rank_budget: int
+    budget: Budget = Budget.ranks
+
+    @property
+    def parameter_budget(self) -> int:
+        """LoRA parameters of the uniform adapter: the sum over layers of `r * (in_features + out_features)`.
+
+        They can always be spent: the most that a layer may take (`max_ranks`) is `r` at least, so all that the layers
+        may take costs the budget at least. Where it costs no more (`rho` = 1, and one `r` within each input group),
+        everything is taken: that is the uniform adapter. With `rho` near 1 cheap layers are soon full, and what they
+        cannot take goes to dearer ones.
+        """
+        return self.parameters({layer.name: layer.r for layer in self.layers})
+
+    def parameters(self, ranks: Mapping[str, int]) -> int:
+        """Return the LoRA parameters, of A and B together, of an adapter whose layers have these ranks."""
+        return sum(ranks[layer.name] * layer.parameters_per_rank for layer in self.layers)
 
     def owned_by(self, global_rank: int) -> tuple[InputGroup, ...]:
         """Return the input groups whose SVD state `global_rank` keeps."""
@@ -123,13 +148,20 @@ def make_layer(name: str, in_features: int, out_features: int, r: int, rho: floa
     return Layer(name, in_features, out_features, r, max_rank, transposed)
 
 
-def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], world_size: int = 1) -> Plan:
+def make_plan(
+    layers: Sequence[Layer],
+    same_input: Sequence[Sequence[str]],
+    world_size: int = 1,
+    *,
+    budget: Budget = Budget.ranks,
+) -> Plan:
     """Build the plan.
 
     Args:
         layers: the target layers, in model order.
         same_input: names of layers that receive the same input, each name once; those of other layers are left out.
         world_size: number of workers; input groups are packed onto them by cost.
+        budget: what is handed out, `eva.budget`.
     """
     by_name = {layer.name: layer for layer in layers}
     order = {layer.name: i for i, layer in enumerate(layers)}
@@ -144,7 +176,7 @@ def make_plan(layers: Sequence[Layer], same_input: Sequence[Sequence[str]], worl
     ]
     owners = _pack([group.cost for group in unowned], world_size)
     groups = tuple(replace(group, owner=owner) for group, owner in zip(unowned, owners, strict=True))
-    return Plan(tuple(layers), groups, sum(layer.r for layer in layers))
+    return Plan(tuple(layers), groups, sum(layer.r for layer in layers), budget)
 
 
 def share(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from eva_dist import __version__
 from eva_dist.artifact.build import Provenance
-from eva_dist.config import Config, DataConfig, OnMaxSteps, Task
+from eva_dist.config import Budget, Config, DataConfig, OnMaxSteps, Task
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.errors import LayerError
 from eva_dist.modeling.load import (
@@ -85,7 +85,7 @@ class Prepared:
 
     @property
     def revision(self) -> str:
-        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99`."""
+        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten-params`."""
         return self.config.artifact.revision or default_revision(
             self.config.eva, self.decisive, lambda name: self.store.fingerprint_of(self.repo_id, name)
         )
@@ -174,6 +174,7 @@ def assignment(*runs: Prepared) -> Assignment:
             PointAssignment(
                 key=each.pass_key,
                 layers=each.targets.layers,
+                budget=each.config.eva.budget,
                 tau=each.config.eva.tau,
                 max_steps=each.config.eva.max_steps,
                 accept=each.accepts,
@@ -233,6 +234,8 @@ def _decisive(
             "adjust_scaling_factors": eva.adjust_scaling_factors,
             "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
             "max_steps": eva.max_steps,
+            # without a word for PEFT's kind, fingerprints are what they were when there was no other
+            **({} if eva.budget is Budget.ranks else {"budget": eva.budget.value}),
         },
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],
         "solver": {"name": config.solver.name.value, **asdict(make_tracker(config.solver, 1))},  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from eva_dist.config import Config, Exchange, SweepMode, Task
+from eva_dist.config import Budget, Config, Exchange, SweepMode, Task
 from eva_dist.controller import PointState, StepDecision, StepReport, first_state
 from eva_dist.data import Batching, TokenStream, WorkerStream, open_rows
 from eva_dist.distributed.exchange import AllGatherExchange, LocalExchange, RowExchange, ToOwnerExchange
@@ -51,13 +51,14 @@ class PointAssignment:
 
     key: str
     layers: tuple[Layer, ...]
+    budget: Budget
     tau: float
     max_steps: int
     accept: bool
 
     def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> Plan:
         """Return what this point plans on its own."""
-        return make_plan(self.layers, same_input, world_size)
+        return make_plan(self.layers, same_input, world_size, budget=self.budget)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Updates:
                 alone = rows_at_once(update.x_TD.device) == 0  # batched kernels would round differently
                 together[at if alone else (update.tracker, update.n_components)].append(update)
             for alike in together.values():
-                self._run(alike)
+                self.run(alike)
 
     def _due(self, group: int, x_TD: Tensor) -> list[_Update]:
         """Return the updates of a group: one for all points whose SVDs are the same so far and remain so."""
@@ -211,7 +211,8 @@ class Updates:
             updates.append(_Update(group, tuple(points), slots, tracker, n_components, by_point.get(slots[-1]), x_TD))
         return updates
 
-    def _run(self, updates: Sequence[_Update]) -> None:
+    def run(self, updates: Sequence[_Update]) -> None:
+        """Run updates that one tracker makes at once."""
         tracker, k = updates[0].tracker, updates[0].n_components
         device = updates[0].x_TD.device
         # neither a caller's autocast nor a TF32 setting may reach the statistics

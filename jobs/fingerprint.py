@@ -18,12 +18,14 @@ sys.path.insert(0, str(_ROOT))
 
 from eva_dist.identity import identify  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
+from jobs.turns import apart, shares  # noqa: E402
 
 register_schema()
 
 
 @hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="precompute")
 @point
+@shares(apart)
 def main(settings: DictConfig) -> None:
     """Identify one point; a Hydra sweep calls this once a point."""
     with only_json_on_stdout() as emit, before_actors():

@@ -1,7 +1,10 @@
 """What every job needs around Hydra: schemas, exit codes, one JSON line on standard output.
 
 Exit codes: 0 done, 2 bad settings (before any actor starts), 75 asked to end (SIGTERM) with its checkpoint
-kept (`EX_TEMPFAIL`: the same command goes on), 1 anything else.
+kept (`EX_TEMPFAIL`: the same command goes on), 1 anything else. A sweep has the code of its first point that
+failed, but 75 if it was asked to end.
+
+Importing this module puts the folder of our Hydra plugins on `sys.path`, however the job was started.
 """
 
 import dataclasses
@@ -14,6 +17,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -26,6 +31,8 @@ from eva_dist.errors import EvaDistError, PreemptedError
 from eva_dist.schema import freeze, schema
 
 PREEMPTED = 75
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "plugins"))  # a clone's plugin goes before an installed one
 
 
 class BadSettings(Exception):
@@ -50,39 +57,71 @@ def exit_code(job: Callable[[], None]) -> int:
     """Run a Hydra main to its exit code; whatever ends it is said on standard error in one message."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so the code is ours
     _failures.clear()
+    _after_failure.clear()
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _say(explain(error), 2)
     except SystemExit as stop:  # --help and its kin
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return _say("interrupted; nothing half-done has been published", 1)
-    return _failures[0] if _failures else 0
+    except Exception as error:  # Hydra's own complaint; or a point's, which Hydra raises when all have had their turn
+        first = _failed(error)
+        for work in _after_failure:
+            work()
+    else:
+        first = _failures[0].code if _failures else 0
+    return PREEMPTED if any(failure.code == PREEMPTED for failure in _failures) else first
 
 
-def point(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Make a task's failure a message and an exit code, so that the other points of a sweep still run."""
+def point(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Say what fails a task when it happens; Hydra then takes note of it, and runs the other points of a sweep."""
 
     @functools.wraps(task)
-    def guarded(settings: DictConfig) -> None:
+    def guarded(settings: DictConfig) -> Any:
         try:
-            task(settings)
-        except BadSettings as error:
-            _failures.append(_say(str(error), 2))
-        except PreemptedError as error:
-            _failures.append(_say(str(error), PREEMPTED))
-        except EvaDistError as error:
-            _failures.append(_say(str(error), 1))
-        except Exception:
-            traceback.print_exc()
-            _failures.append(1)
+            return task(settings)
+        except Exception as error:
+            _failed(error)
+            raise
 
     return guarded
 
 
-_failures: list[int] = []
-"""Exit codes of the points that failed, in order."""
+def after_failure(work: Callable[[], None]) -> None:
+    """Have work done if an exception ends the Hydra main: Hydra calls no `on_multirun_end` then."""
+    _after_failure.append(work)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a point, and the exit code for it."""
+
+    error: Exception
+    code: int
+
+
+_failures: list[_Failure] = []
+"""Of the points that failed, in order."""
+
+_after_failure: list[Callable[[], None]] = []
+
+
+def _failed(error: Exception) -> int:
+    """Say what ended a point, once however many it ended; return the exit code."""
+    code = next((failure.code for failure in _failures if failure.error is error), None)
+    if code is None:
+        code = _say_why(error)
+        _failures.append(_Failure(error, code))
+    return code
+
+
+def _say_why(error: Exception) -> int:
+    if isinstance(error, (BadSettings, HydraException, OmegaConfBaseException)):
+        return _say(explain(error), 2)
+    if isinstance(error, EvaDistError):
+        return _say(explain(error), PREEMPTED if isinstance(error, PreemptedError) else 1)
+    traceback.print_exception(error)
+    return 1
 
 
 @contextmanager
@@ -118,7 +157,9 @@ def only_json_on_stdout() -> Iterator[Callable[[Any], None]]:
 
 
 def explain(error: BaseException) -> str:
-    """Return Hydra's or OmegaConf's complaint as one message: key, value, what is allowed."""
+    """Return an error as one message; Hydra's and OmegaConf's with key, value and what is allowed."""
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return str(error)
     text = " ".join(line.strip() for e in _chain(error) for line in str(e).splitlines() if not _is_noise(line))
     unknown = re.search(r"(?:override|Key) '([\w.@/]+)'", text)
     if unknown and "not in" in text:

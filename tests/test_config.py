@@ -10,6 +10,7 @@ from omegaconf.errors import ConfigAttributeError, ValidationError
 
 from eva_dist.config import (
     ArtifactConfig,
+    Budget,
     ClusterConfig,
     Config,
     DataConfig,
@@ -43,7 +44,7 @@ CONTRACT = """
     model.name_or_path model.revision model.gguf_file model.dtype model.task
     data.path data.split data.text_field data.max_length data.batch_size data.step_size data.num_samples data.shuffle
     data.seed
-    eva.r eva.rho eva.tau eva.whiten eva.lora_alpha eva.target_modules eva.exclude_modules eva.rank_pattern
+    eva.r eva.rho eva.budget eva.tau eva.whiten eva.lora_alpha eva.target_modules eva.exclude_modules eva.rank_pattern
     eva.use_label_mask eva.label_mask_value eva.adjust_scaling_factors eva.max_steps eva.on_max_steps
     solver.name solver.oversampling solver.power_steps
     cluster.num_workers cluster.shard_size cluster.exchange cluster.address cluster.timeout_s cluster.max_failures
@@ -68,7 +69,7 @@ def through_hydra(*overrides: str) -> Config:
 
 
 nan, inf = math.nan, math.inf
-R, RHO = "it is the mean rank a layer gets, 16 is usual", "use 1.0 for no redistribution"
+R, RHO = "it is the rank of the uniform adapter, 16 is usual", "use 1.0 for no redistribution"
 NAMES = "must be null, a list of names or a regex; e.g. 'eva.{}=[q_proj,v_proj]'"
 REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-model"
 
@@ -89,6 +90,7 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("eva__rho", 0.5, f"eva.rho=0.5 must be >= 1.0; {RHO}"),
         ("eva__rho", nan, f"eva.rho=nan must be >= 1.0; {RHO}"),
         ("eva__rho", inf, f"eva.rho=inf must be >= 1.0; {RHO}"),
+        ("eva__budget", "params", "eva.budget='params' must be a Budget; use Budget.ranks or Budget.params"),
         ("eva__tau", 1.1, "eva.tau=1.1 must be in 0..1; it is a cosine, 0.99 is the paper's"),
         ("eva__tau", -0.1, "eva.tau=-0.1 must be in 0..1; it is a cosine, 0.99 is the paper's"),
         ("eva__tau", nan, "eva.tau=nan must be in 0..1; it is a cosine, 0.99 is the paper's"),
@@ -193,6 +195,7 @@ def test_what_was_typed_arrives_as_frozen_plain_values():
         "eva.rank_pattern={q_proj: 4, '.*v_proj': 8}",
         "eva.on_max_steps=accept",
         "eva.rho=1",
+        "eva.budget=params",
         "model.dtype=bfloat16",
         "model.task=SEQ_CLS",
         "model.config_overrides={num_hidden_layers: 2}",
@@ -207,6 +210,7 @@ def test_what_was_typed_arrives_as_frozen_plain_values():
         eva__rank_pattern={"q_proj": 4, ".*v_proj": 8},
         eva__on_max_steps=OnMaxSteps.accept,
         eva__rho=1.0,
+        eva__budget=Budget.params,
         model__dtype=Dtype.bfloat16,
         model__task=Task.SEQ_CLS,
         model__config_overrides={"num_hidden_layers": 2},
@@ -230,6 +234,7 @@ def test_the_schema_refuses_unknown_keys_and_wrong_types():
         ("eva.rh=2", ConfigAttributeError),
         ("eva.r=many", ValidationError),
         ("solver.name=magic", ValidationError),
+        ("eva.budget=bytes", ValidationError),
         ("data.shuffle=perhaps", ValidationError),
     ]:
         with pytest.raises(kind):
@@ -242,10 +247,16 @@ def test_freezing_validates():
 
 
 def test_to_dict_is_json_and_holds_every_setting():
-    config = make(model__dtype=Dtype.float16, eva__target_modules=["q"], eva__rank_pattern={"q": 2})
+    config = make(
+        model__dtype=Dtype.float16,
+        eva__target_modules=["q"],
+        eva__rank_pattern={"q": 2},
+        eva__budget=Budget.params,
+    )
     plain = config.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["model"]["dtype"] == "float16" and plain["eva"]["on_max_steps"] == "error"
+    assert plain["eva"]["budget"] == "params"
     assert plain.pop("resume") == "auto"
     assert {f"{g}.{k}" for g, keys in plain.items() for k in keys} == {
         f"{name}.{f.name}" for name, group in GROUPS.items() for f in dataclasses.fields(group)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from eva_dist.config import Budget
 from eva_dist.controller import (
     GroupReport,
     StepReport,
@@ -80,6 +81,26 @@ def test_a_converged_group_is_frozen_and_thawed_by_an_allocation_that_gives_it_u
     state = advance(state, [report(group(0, EVEN, [1.0, 1.0, 1.0, 0.0]), group(1, [0.35, 0.15, 0.1, 0.1], GOOD))])
     assert ended(state) == (4, (), Stop.converged)
     assert [s.updates for s in state.groups] == [3, 4] and [s.step for s in state.groups] == [3, 3]
+
+
+def test_a_parameter_budget_goes_by_variance_per_parameter_after_each_step():
+    """As above with parameters: `wide` costs three times as much, so its ratios count a third."""
+    layers = [make_layer("a", 16, 8, 2, 2.0), make_layer("wide", 16, 56, 2, 2.0)]
+    made = make_plan(layers, [["a"], ["wide"]], budget=Budget.params)
+    assert made.parameter_budget == 2 * 24 + 2 * 72
+    state = first_state(made, TAU, 20)
+    assert state.ranks == {"a": 4, "wide": 4}
+    half = [1.0, 1.0, 0.2, 0.2]
+    state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01]), group(1, [0.9, 0.6, 0.3, 0.1]))])
+    assert state.ranks == {"a": 2, "wide": 2}
+    state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01], half), group(1, [0.9, 0.6, 0.3, 0.1], BAD))])
+    assert state.decision.active == (1,)
+    # the second of `wide` is now worth less than any of `a`, whose third and fourth have not converged: thawed
+    state = advance(state, [report(group(1, [0.9, 0.02, 0.01, 0.01], half))])
+    assert state.ranks == {"a": 4, "wide": 1} and state.decision.active == (0,)
+    assert made.parameter_budget - made.parameters(state.ranks) == 24  # too little for `wide`, and `a` is full
+    state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01], GOOD))])
+    assert state.decision.stop is Stop.converged
 
 
 def test_a_group_of_rank_zero_has_converged_and_layers_are_counted_not_groups():

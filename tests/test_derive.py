@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import eva_dist
 import eva_dist.artifact.build
 from eva_dist.artifact.restore import restore_artifact
-from eva_dist.config import OnMaxSteps, SolverName
+from eva_dist.config import Budget, OnMaxSteps, SolverName
 from eva_dist.derive import derive, derive_and_publish, find_source
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, DerivationError, IntegrityError, StoreError
 from eva_dist.plan import fingerprint
@@ -169,6 +169,7 @@ class TestNear:
         {"rho": 1.0},
         {"r": 3},
         {"tau": 0.8},
+        {"budget": Budget.params},
         {"rank_pattern": {"q_proj": 2, r".*layers\.1\.mlp\..*": 3}},
         {"target_modules": ["v_proj", "o_proj", "up_proj"]},  # without the layers that were tapped
         {"r": 2, "rho": 1.5, "whiten": True},
@@ -190,7 +191,10 @@ class TestNear:
         ]
         mine, run = (eva_dist.load_eva_state_dict(url, prefix="") for url in (ours.url, theirs.url))
         assert mine.keys() == run.keys()
-        assert sum(map(len, mine.values())) == sum(map(len, run.values())) == manifest["rank_budget"]
+        if "budget" in changes:
+            assert manifest["trainable_parameters"] <= manifest["parameter_budget"]
+        else:
+            assert sum(map(len, mine.values())) == sum(map(len, run.values())) == manifest["rank_budget"]
         apart = {name: abs(len(mine[name]) - len(run[name])) for name in run}
         cosines = torch.cat([_cosines(mine[name], run[name]) for name in run])
         print(
@@ -233,6 +237,10 @@ class TestNear:
     def test_the_order_of_derivations_does_not_matter(self, make, store):
         at_once = make(rho=1.25, whiten=True)
         narrow = make(rho=1.25)
+        by_parameters = make(budget=Budget.params, rho=1.25)
+        assert by_parameters.revision == "rho1.25-tau0.9-params"
+        back = derive_and_publish(by_parameters.url, {"budget": Budget.ranks}, store)
+        assert back.fingerprint == narrow.fingerprint
         then = derive_and_publish(narrow.url, {"whiten": True}, store)
         assert then.fingerprint == at_once.fingerprint and then.status == "cached"
         pattern = {"q_proj": 2, ".*": 3}  # the first that fits counts, but sorted it would be the second

@@ -154,5 +154,6 @@ def test_files_and_folders_are_those_of_the_design():
         "store",
         "gateway",
         "preflight",
+        "report",
     }
     assert not [name for name in IMPORTS if name.rpartition(".")[2] in ("utils", "helpers", "common", "manager")]

@@ -85,7 +85,7 @@ def test_all_that_is_wrong_is_said_at_once():
 
 
 def test_every_field_can_be_given():
-    words = {"rank_pattern": "{a:1}", "on_max_steps": "accept", "whiten": "true", "rho": "1.5"}
+    words = {"rank_pattern": "{a:1}", "budget": "params", "on_max_steps": "accept", "whiten": "true", "rho": "1.5"}
     for field in EvaConfig.__dataclass_fields__:
         given = words.get(field, "true" if isinstance(getattr(EvaConfig(), field), bool) else "1")
         assert eva_overrides([f"eva.{field}={given}"]).keys() == {field}

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from eva_dist.config import Budget
 from eva_dist.errors import LayerError
 from eva_dist.plan import balance, fingerprint, make_layer, make_plan
 
@@ -48,6 +49,16 @@ def test_the_budget_counts_every_target_members_of_an_input_group_included():
     plan = make_plan(layers, [["q", "k", "v"], ["o"]])
     assert plan.rank_budget == 18
     assert plan.layers == tuple(layers)
+
+
+def test_the_parameter_budget_is_that_of_the_uniform_adapter():
+    layers = [make_layer("q", 64, 32, 4, 2.0), make_layer("k", 64, 8, 4, 2.0), make_layer("o", 16, 64, 2, 2.0)]
+    plan = make_plan(layers, [["q", "k"], ["o"]], budget=Budget.params)
+    assert [each.parameters_per_rank for each in layers] == [96, 72, 80]
+    assert plan.parameter_budget == 4 * 96 + 4 * 72 + 2 * 80
+    assert plan.parameters({"q": 0, "k": 8, "o": 1}) == 8 * 72 + 80
+    assert (plan.budget, make_plan(layers, [["q", "k"], ["o"]]).budget) == (Budget.params, Budget.ranks)
+    assert plan.rank_budget == 10
 
 
 def test_members_of_a_group_share_the_largest_of_their_maximum_ranks():

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from eva_dist.artifact.facts import CARD_FILE, LayerFacts, Provenance
 from eva_dist.artifact.loading_code import adapter_code, state_dict_code
 from eva_dist.artifact.places import places, ranks_by_kind
 from eva_dist.artifact.plots import CONVERGENCE_FIGURE, RANKS_FIGURE, SPECTRA_FIGURE
-from eva_dist.config import EvaConfig
+from eva_dist.config import Budget, EvaConfig
 from eva_dist.controller import PointResult, PointState
 
 _MOST_LISTED = 50
@@ -26,7 +27,7 @@ def write_card(
         _derived(provenance),
         _warning(layers, result.state),
         _loading(layers, eva, provenance),
-        _ranks(layers, eva),
+        _ranks(layers, eva, result.state),
         _figures(),
         _settings(provenance),
         _provenance(result, provenance),
@@ -52,7 +53,7 @@ def _head(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, pro
 
 An EVA initialisation ([arXiv 2410.07170](https://arxiv.org/abs/2410.07170)) of LoRA for `{provenance.model.get("id")}`,
 computed by `eva_dist`: LoRA's A holds the leading components of each layer's inputs on the data below, B is zero, and
-a budget of {state.plan.rank_budget} ranks (r = {eva.r} a layer) went where it explains the most variance.
+{_budget(state, eva)}.
 {adapted} of {len(layers)} target layers carry an adapter. It is a start for training, not a trained adapter: until it
 is trained, the model's outputs are those of the base model.
 
@@ -68,12 +69,23 @@ def _derived(provenance: Provenance) -> str:
             f"Derived by `eva-dist derive` from the artifact {source}: only settings that do not touch the pass were "
             "changed, so the tensors are those of a run with these settings, to the bit."
         )
-    passed = ", ".join(f"{key} = {provenance.derived_from['eva'][key]}" for key in ("r", "rho", "tau"))
+    settings = provenance.derived_from["eva"]
+    passed = ", ".join(f"{key} = {settings[key]}" for key in ("r", "rho", "tau", "budget") if key in settings)
     return f"""> [!NOTE]
 > **Derived, not computed**: by `eva-dist derive` from the artifact {source}. The vectors are those that its pass found
 > ({passed}); ranks were handed out anew over them. A run with the settings below would follow
 > another number of components and stop at another step: its vectors are near to these, not the same. Steps, tokens,
 > seconds and the figure of convergence are of that pass."""
+
+
+def _budget(state: PointState, eva: EvaConfig) -> str:
+    uniform = f"r = {eva.r} a layer" + (", but for its `rank_pattern`" if eva.rank_pattern else "")
+    if state.plan.budget is Budget.params:
+        return (
+            f"a budget of {state.plan.parameter_budget:,} LoRA parameters, those of {uniform},\n"
+            "went where each parameter explains the most variance (`eva.budget=params`)"
+        )
+    return f"a budget of {state.plan.rank_budget} ranks ({uniform}) went where it explains the most variance"
 
 
 def _warning(layers: Sequence[LayerFacts], state: PointState) -> str:
@@ -120,14 +132,24 @@ def _loading(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenanc
   r_new would drift by sqrt(r_new / r)."""
 
 
-def _ranks(layers: Sequence[LayerFacts], eva: EvaConfig) -> str:
-    by_kind = ranks_by_kind(places([facts.name for facts in layers]), {facts.name: facts.rank for facts in layers})
-    rows = [
-        (f"`{kind}`", len(ranks), ranks[0], f"{statistics.median(ranks):g}", ranks[-1], ranks.count(0))
-        for kind, ranks in by_kind.items()
-    ]
-    table = _table(("module kind", "layers", "min", "median", "max", "rank 0"), rows)
-    return f"## Ranks\n\nr = {eva.r}, at most round(r * rho) = {round(eva.r * eva.rho)} a layer.\n\n{table}"
+def _ranks(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
+    by_name = places([facts.name for facts in layers])
+    parameters: Counter[str] = Counter()
+    for facts in layers:
+        parameters[by_name[facts.name].kind] += facts.rank * facts.layer.parameters_per_rank
+    rows = []
+    for kind, ranks in ranks_by_kind(by_name, {facts.name: facts.rank for facts in layers}).items():
+        figures = len(ranks), ranks[0], f"{statistics.median(ranks):g}", ranks[-1], ranks.count(0)
+        rows.append((f"`{kind}`", *figures, f"{parameters[kind]:,}"))
+    mean = statistics.fmean(facts.rank for facts in layers)
+    table = _table(("module kind", "layers", "min", "median", "max", "rank 0", "parameters"), rows)
+    trainable, uniform = state.plan.parameters(state.ranks), state.plan.parameter_budget
+    return f"""## Ranks
+
+r = {eva.r}, at most round(r * rho) = {round(eva.r * eva.rho)} a layer. The mean rank is {mean:.2f}. A and B together
+have {trainable:,} trainable parameters; with every layer at its r they would have {uniform:,}.
+
+{table}"""
 
 
 def _figures() -> str:

@@ -21,7 +21,11 @@ def status(layers: Sequence[LayerFacts]) -> str:
 def write_manifest(
     folder: Path, layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance
 ) -> dict[str, Any]:
-    """Write the manifest over the files that are in `folder`, and return it as it reads back."""
+    """Write the manifest over the files that are in `folder`, and return it as it reads back.
+
+    `rank_budget` and `parameter_budget` are those of the uniform adapter; `budget` says which of them was handed out.
+    `trainable_parameters` are those of the adapter, A and B.
+    """
     state = result.state
     stop = state.stop
     manifest = {
@@ -39,7 +43,10 @@ def write_manifest(
         "r": eva.r,
         # sorted keys would change which pattern comes first, and so which one counts
         "rank_pattern": [list(item) for item in eva.rank_pattern.items()],
+        "budget": state.plan.budget.value,
         "rank_budget": state.plan.rank_budget,
+        "parameter_budget": state.plan.parameter_budget,
+        "trainable_parameters": state.plan.parameters(state.ranks),
         "largest_rank": max(facts.rank for facts in layers),
         "layers_converged": state.layers_converged,
         "layers_total": len(layers),

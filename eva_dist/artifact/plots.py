@@ -14,6 +14,7 @@ import numpy as np
 
 from eva_dist.artifact.facts import LayerFacts
 from eva_dist.artifact.places import Place, kinds_in_order, places
+from eva_dist.config import Budget
 from eva_dist.controller import ConvergenceRow, PointState
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ _PANEL_COLUMNS = 4
 def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r: int, tau: float) -> None:
     """Write the three figures as PNG, without a time stamp; `tau` is what the history was counted with."""
     by_name = places([facts.name for facts in layers])
-    _save(draw_ranks({facts.name: facts.rank for facts in layers}, by_name, r), folder / RANKS_FIGURE)
+    ranks = {facts.name: facts.rank for facts in layers}
+    _save(draw_ranks(ranks, by_name, r, state.plan.budget), folder / RANKS_FIGURE)
     _save(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
     _save(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
 
 
-def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int) -> "Figure":
+def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget: Budget = Budget.ranks) -> "Figure":
     """Return the heat map of ranks, a column a block and a row a module kind."""
     kinds = kinds_in_order(by_name)
     blocks = sorted({place.block for place in by_name.values()}, key=lambda b: (b is None, b))
@@ -53,7 +55,8 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int) -> "Fig
     shown = range(0, len(blocks), 1 + len(blocks) // _MOST_NUMBERED_BLOCKS)
     axes.set_xticks(list(shown), ["none" if blocks[i] is None else str(blocks[i]) for i in shown])
     axes.set_xlabel("transformer block" + (" (none: layer outside the blocks)" if None in blocks else ""))
-    axes.set_title(f"Rank handed out to each layer ({len(ranks)} layers, r = {r})")
+    given = f"r = {r}" if budget is Budget.ranks else f"parameters of r = {r}"
+    axes.set_title(f"Rank handed out to each layer ({len(ranks)} layers, {given})")
     figure.colorbar(image, ax=axes, label="rank", pad=0.02)
     if len(blocks) <= _MOST_NUMBERED_BLOCKS:
         _write_numbers(axes, grid)

@@ -25,7 +25,7 @@ from eva_dist.artifact.facts import (
     Provenance,
 )
 from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, read_verified
-from eva_dist.config import EvaConfig, OnMaxSteps
+from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.numerics.components import Components
@@ -66,7 +66,7 @@ def restore_artifact(folder: Path) -> Stored:
             raise ValueError("the fingerprint is not that of `decisive`")
         provenance.config["eva"]["rank_pattern"] = dict(manifest["rank_pattern"])  # in PEFT, the first that fits counts
         eva = _eva_config(provenance.config["eva"])
-        plan = _plan(manifest)
+        plan = _plan(manifest, eva.budget)
         components, cosines = _components(plan, contents)
         state = _state(manifest, plan, eva, history, components, cosines)
     except (KeyError, TypeError, ValueError, AssertionError, SafetensorError) as error:
@@ -100,14 +100,14 @@ def _eva_config(settings: Mapping[str, Any]) -> EvaConfig:
     )
 
 
-def _plan(manifest: Mapping[str, Any]) -> Plan:
+def _plan(manifest: Mapping[str, Any], budget: Budget) -> Plan:
     """Return the plan; layers in model order, which `decisive` keeps and a sorted manifest does not."""
     described = manifest["layers"]
     sizes = ("in_features", "out_features", "r", "max_rank", "transposed")
     layers = [
         Layer(name, **{key: described[name][key] for key in sizes}) for name, *_ in manifest["decisive"]["layers"]
     ]
-    plan = make_plan(layers, [group["members"] for group in manifest["input_groups"].values()])
+    plan = make_plan(layers, [group["members"] for group in manifest["input_groups"].values()], budget=budget)
     for group in plan.groups:
         if group.n_components != manifest["input_groups"][group.tap]["n_components"]:
             raise ValueError(f"n_components of {group.tap}")

@@ -28,7 +28,8 @@ class ModelFacts:
     """The model and what is asked of it.
 
     `parameters` are those of the base model, `loaded_parameters` and `loaded_bytes` those of what is
-    loaded (the trunk, if all targets lie in it). `traced` says whether groups and work come from a forward.
+    loaded (the trunk, if all targets lie in it). `budget` says which of the two budgets is handed out.
+    `traced` says whether groups and work come from a forward.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ModelFacts:
     layers: int
     input_groups: int
     rank_budget: int
+    parameter_budget: int
+    budget: str
     traced: bool
 
 
@@ -47,6 +50,7 @@ class ArtifactFacts:
     """Sizes of files: ranks as if each layer kept its `r`; `components` are all that are followed.
 
     `other` are tables, plots, card and headers, about.
+    With `eva.budget=params` the adapter's is right for the ranks handed out too, but for what no component fits in.
     """
 
     state_dict: int
@@ -118,6 +122,8 @@ def estimate(
         layers=len(subject.layers),
         input_groups=len(case.plan.groups),
         rank_budget=case.plan.rank_budget,
+        parameter_budget=case.plan.parameter_budget,
+        budget=case.plan.budget.value,
         traced=case.traced is not None,
     )
     return Preflight(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eva_dist.config import Budget
 from eva_dist.preflight.estimate import Preflight
 
 
@@ -51,6 +52,8 @@ def _model(found: Preflight) -> tuple[str, Rows]:
         ["input groups", f"{model.input_groups:,}", "one SVD each"],
         ["rank budget", f"{model.rank_budget:,}"],
     ]
+    if model.budget == Budget.params.value:
+        rows[-1] = ["parameter budget", f"{model.parameter_budget:,}", "LoRA's A and B"]
     return f"Model {model.name}", rows
 
 
@@ -107,10 +110,10 @@ def _time(found: Preflight) -> tuple[str, Rows]:
 
 
 def _artifact(found: Preflight) -> tuple[str, Rows]:
-    sizes = found.artifact
+    sizes, by_parameters = found.artifact, found.model.budget == Budget.params.value
     rows = [
         ["EVA state dict", size(sizes.state_dict), "if every layer kept its r"],
-        ["adapter", size(sizes.adapter), "A and B"],
+        ["adapter", size(sizes.adapter), "A and B" + (", whatever the ranks" if by_parameters else "")],
         ["components", size(sizes.components), "all that are followed, for eva-dist derive"],
         ["tables, plots, card", size(sizes.other), "about"],
         ["all", size(sizes.total)],

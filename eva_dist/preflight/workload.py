@@ -124,11 +124,11 @@ class Case:
         self.plan = self._plan()
 
     def _plan(self) -> Plan:
-        layers, prefix = self.subject.layers, self.subject.prefix
+        layers, prefix, budget = self.subject.layers, self.subject.prefix, self.subject.config.eva.budget
         if self.traced is None:
-            return make_plan(layers, [[layer.name] for layer in layers], self.workers)
+            return make_plan(layers, [[layer.name] for layer in layers], self.workers, budget=budget)
         same_input = [[prefix + name for name in names] for names in self.traced.groups]
-        return make_plan(layers, same_input, self.workers)
+        return make_plan(layers, same_input, self.workers, budget=budget)
 
     @cached_property
     def step(self) -> StepFacts:

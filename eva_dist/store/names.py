@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from eva_dist.config import EvaConfig
+from eva_dist.config import Budget, EvaConfig
 from eva_dist.errors import StoreError
 from eva_dist.plan import fingerprint
 
@@ -42,7 +42,7 @@ def default_repo_id(model: str) -> str:
 
 
 def default_revision(eva: EvaConfig, decisive: Mapping[str, Any], fingerprint_of: Callable[[str], str | None]) -> str:
-    """Return a revision made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten`.
+    """Return a revision made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten-params`.
 
     Where another artifact (other r, targets, data) has that name, the fingerprint is added
     to it: a name that nobody asked for takes no other artifact's place.
@@ -54,6 +54,7 @@ def default_revision(eva: EvaConfig, decisive: Mapping[str, Any], fingerprint_of
     """
     name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
     name += "-shared" if "shared_tracker" in decisive else ""
+    name += "-params" if eva.budget is Budget.params else ""
     own = fingerprint(decisive)
     return name if fingerprint_of(name) in (None, own) else f"{name}-{own[:8]}"
 

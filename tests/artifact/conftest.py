@@ -58,7 +58,7 @@ def llama_plan(base: nn.Module, eva: EvaConfig) -> Plan:
             kind, kind
         )
         inputs.setdefault(f"{parent}.{shared}", []).append(layer.name)
-    return make_plan(layers, list(inputs.values()))
+    return make_plan(layers, list(inputs.values()), budget=eva.budget)
 
 
 def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: tuple[str, ...] = ()) -> PointResult:

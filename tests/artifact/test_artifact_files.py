@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.load import load_eva_state_dict
+from eva_dist.config import Budget
 from eva_dist.controller import GroupState
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.numerics.components import Components
@@ -104,6 +105,42 @@ def test_both_ways_of_loading_give_the_same_adapter(base_folder, built):
     weights, reference = ready.state_dict(), initialised.state_dict()
     assert weights.keys() == reference.keys()
     assert all(torch.equal(weights[key], reference[key]) for key in weights)
+
+
+@pytest.mark.parametrize("budget", Budget)
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_trainable_parameters_are_those_that_peft_counts(base, build, budget, rho):
+    """The manifest's, and within the budget where it is of parameters: less than one component of it is left."""
+    built = build(budget=budget, rho=rho, rank_pattern={})
+    model = PeftModel.from_pretrained(base, built.folder, is_trainable=True)
+    trainable, _ = model.get_nb_trainable_parameters()
+    manifest = built.manifest
+    assert manifest["budget"] == budget.value and manifest["trainable_parameters"] == trainable
+    uniform = LoraConfig(r=4, target_modules=built.eva.target_modules, task_type="CAUSAL_LM")
+    unadapted = LlamaForCausalLM(base.config)
+    assert manifest["parameter_budget"] == get_peft_model(unadapted, uniform).get_nb_trainable_parameters()[0]
+    if budget is Budget.params:
+        assert 0 <= manifest["parameter_budget"] - trainable < 32 + 16
+    if rho == 1.0:
+        assert set(built.result.state.ranks.values()) == {4}
+
+
+def test_a_parameter_budget_leaves_alpha_over_rank_where_it_was(base_folder, build):
+    """Both ways of loading agree on ranks, alphas and scales; ranks are not those of a rank budget."""
+    built = build(budget=Budget.params)
+    state = built.result.state
+    assert state.ranks != build().result.state.ranks and sum(state.ranks.values()) != state.plan.rank_budget
+    found = []
+    for load in (lambda base: PeftModel.from_pretrained(base, built.folder), lambda base: peft_itself(base, built)):
+        modules = load(LlamaForCausalLM.from_pretrained(base_folder)).named_modules()
+        found.append({n: (m.r["default"], m.scaling["default"]) for n, m in modules if hasattr(m, "lora_A")})
+    assert found[0] == found[1]
+    kept = {f"base_model.model.{name}": rank for name, rank in state.ranks.items() if rank}
+    assert {name: rank for name, (rank, _) in found[0].items()} == kept
+    assert {name.rpartition(".")[2] == "down_proj": scale for name, (_, scale) in found[0].items()} == {
+        False: pytest.approx(8 / 4),
+        True: pytest.approx(8 / 6),
+    }
 
 
 def test_state_dict_holds_the_components_contiguous_in_float32(built):
@@ -210,7 +247,7 @@ def test_manifest_says_how_the_pass_went(built):
     manifest = built.manifest
     assert manifest["status"] == "done" and manifest["stop"] == "converged" and manifest["method"] == "eva"
     assert (manifest["steps"], manifest["tokens"], manifest["r"]) == (3, 120, 4)
-    assert manifest["rank_budget"] == 12 * 4 + 2 * 6
+    assert (manifest["budget"], manifest["rank_budget"]) == ("ranks", 12 * 4 + 2 * 6)
     assert manifest["largest_rank"] == max(built.result.state.ranks.values())
     assert manifest["seconds"] == 3.5 and manifest["seconds_by_phase"].keys() == {"forward", "svd"}
     assert manifest["fingerprint"] == built.provenance.fingerprint and manifest["world_size"] == 2

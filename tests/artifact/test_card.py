@@ -9,6 +9,7 @@ from peft import PeftModel
 
 import eva_dist
 from eva_dist.artifact.load import load_eva_state_dict
+from eva_dist.config import Budget
 
 # peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -81,7 +82,25 @@ def test_done_has_no_warning_and_not_converged_lists_its_layers(built, unconverg
 def test_rank_table_is_by_module_kind(built):
     ranks = built.result.state.ranks
     o_proj = sorted(rank for name, rank in ranks.items() if name.endswith("o_proj"))
-    assert f"| `o_proj` | 2 | 0 | {sum(o_proj) / 2:g} | {o_proj[1]} | 1 |" in card(built)
+    assert f"| `o_proj` | 2 | 0 | {sum(o_proj) / 2:g} | {o_proj[1]} | 1 | {sum(o_proj) * 64} |" in card(built)
+
+
+@pytest.mark.parametrize("budget", Budget)
+def test_says_which_budget_was_handed_out_and_what_came_of_it(build, budget):
+    built = build(budget=budget)
+    text, manifest = " ".join(card(built).split()), built.manifest
+    of_ranks = "a budget of 60 ranks (r = 4 a layer, but for its `rank_pattern`) went where it explains the most"
+    of_parameters = (
+        f"a budget of {manifest['parameter_budget']:,} LoRA parameters, those of r = 4 a layer, but for its "
+        "`rank_pattern`, went where each parameter explains the most variance (`eva.budget=params`)."
+    )
+    assert (of_ranks in text, of_parameters in text) == (budget is Budget.ranks, budget is Budget.params)
+    mean = sum(built.result.state.ranks.values()) / 14
+    assert (
+        f"The mean rank is {mean:.2f}. A and B together have {manifest['trainable_parameters']:,} trainable "
+        f"parameters; with every layer at its r they would have {manifest['parameter_budget']:,}."
+    ) in text
+    assert f"| `eva.budget` | `{budget.value}` |" in card(built)
 
 
 def test_tables_survive_any_value(built):

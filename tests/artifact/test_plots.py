@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.places import places
 from eva_dist.artifact.plots import convergence_curves, draw_ranks, draw_spectra, write_plots
-from eva_dist.config import EvaConfig
+from eva_dist.config import Budget, EvaConfig
 from eva_dist.plan import make_plan
 
 FIGURES = ["ranks.png", "convergence.png", "spectra.png"]
@@ -54,6 +54,11 @@ def test_heat_map_holds_the_ranks(built):
     assert kinds == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     for name, rank in ranks.items():
         assert shown[kinds.index(name.rpartition(".")[2]), int(name.split(".")[2])] == rank
+
+
+def test_heat_map_says_what_r_gave():
+    titles = [draw_ranks({"h.0.a": 2}, places(["h.0.a"]), 4, budget).axes[0].get_title() for budget in Budget]
+    assert [title.partition("(")[2] for title in titles] == ["1 layers, r = 4)", "1 layers, parameters of r = 4)"]
 
 
 def test_heat_map_leaves_holes_where_a_block_lacks_a_layer():

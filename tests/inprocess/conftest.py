@@ -154,16 +154,16 @@ def recorded_calls(module: nn.Module) -> Iterator[list[dict[str, Any]]]:
 @pytest.fixture
 def updates(monkeypatch) -> list[int]:
     """Which input group each SVD update served, in order."""
-    from eva_dist.engine import _Updates
+    from eva_dist.svds import Updates
 
     seen: list[int] = []
-    update = _Updates._update
+    run = Updates.run
 
-    def counting(self, tracker, rows):
-        seen.extend(rows)
-        update(self, tracker, rows)
+    def counting(self, updates):
+        seen.extend(update.group for update in updates)
+        run(self, updates)
 
-    monkeypatch.setattr(_Updates, "_update", counting)
+    monkeypatch.setattr(Updates, "run", counting)
     return seen
 
 

@@ -117,6 +117,7 @@ def test_one_step_says_that_there_was_nothing_to_compare(model):
         ({"solver": "qr"}, r"'qr'.*subspace.*incremental.*covariance"),
         ({"solver": SolverConfig(SolverName.covariance, power_steps=2)}, r"power_steps=2 has no meaning"),
         ({"on_max_steps": "ignore"}, r"'ignore'.*error.*accept"),
+        ({"budget": "bytes"}, r"'bytes'.*budget one of \['ranks', 'params'\]"),
         ({"max_steps": 0}, r"max_steps=0 must be >= 1"),
         ({"max_steps": -3}, r"max_steps=-3 must be >= 1"),
     ],

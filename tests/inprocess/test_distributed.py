@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from eva_dist.engine import _Updates
+from eva_dist.svds import Updates
 
 from .conftest import ATTENTION, assert_same, build, eva, lora, ranks, token_minibatches
 
@@ -50,7 +50,7 @@ def scenarios(rank):
     def restless():
         """Every active group changes its owner at every step."""
         swap = lambda costs, owners, world_size: {group: 1 - owners[group] for group in costs}  # noqa: E731
-        with mock.patch("eva_dist.controller.balance", swap):
+        with mock.patch("eva_dist.points.balance", swap):
             return from_llama(half)
 
     return {
@@ -70,8 +70,8 @@ def scenarios(rank):
 def work(rank, folder):
     torch.set_num_threads(1)
     updated: set[int] = set()
-    update = _Updates._update
-    _Updates._update = lambda self, tracker, rows: (updated.update(rows), update(self, tracker, rows))[1]
+    run_updates = Updates.run
+    Updates.run = lambda self, updates: (updated.update(u.group for u in updates), run_updates(self, updates))[1]
     limit = timedelta(seconds=LIMIT_S)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=limit)
     try:

@@ -15,7 +15,7 @@ import torch
 
 import eva_dist
 import eva_dist.artifact.build
-from eva_dist.config import OnMaxSteps
+from eva_dist.config import Budget, OnMaxSteps
 from eva_dist.errors import NotConvergedError, StoreError
 from eva_dist.precompute import precompute
 from eva_dist.prepare import prepare
@@ -123,6 +123,7 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
         {"eva": {"rho": 1.5}},
         {"eva": {"tau": 0.91}},
         {"eva": {"whiten": True}},
+        {"eva": {"budget": Budget.params}},
         {"eva": {"lora_alpha": 3.0}},
         {"eva": {"target_modules": ["q_proj"]}},
         {"eva": {"rank_pattern": {"q_proj": 2}}},
@@ -139,6 +140,22 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
     assert {fingerprint(**changes) for changes in same} == {base}
     prints = [fingerprint(**changes) for changes in other]
     assert len({base, *prints}) == len(other) + 1
+
+
+def test_the_kind_of_budget_is_named_only_where_it_is_not_pefts(prepared, monkeypatch):
+    """So fingerprints and revisions are what they were before there was another."""
+    decisive = []
+    monkeypatch.setattr("eva_dist.prepare.fingerprint", lambda parts: decisive.append(parts) or "0" * 64)
+    ranks, params = prepared(), prepared(eva={"budget": Budget.params})
+    assert "budget" not in decisive[0]["eva"]
+    assert decisive[1] == decisive[0] | {"eva": decisive[0]["eva"] | {"budget": "params"}}
+    both = prepared(eva={"budget": Budget.params, "whiten": True, "rho": 1.5})
+    assert [run.revision for run in (ranks, params, both)] == [
+        "rho2.0-tau0.9",
+        "rho2.0-tau0.9-params",
+        "rho1.5-tau0.9-whiten-params",
+    ]
+    assert prepared(eva={"whiten": True}).revision == "rho2.0-tau0.9-whiten"
 
 
 def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):

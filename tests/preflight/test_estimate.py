@@ -1,6 +1,7 @@
 """Estimates against hand calculations for large Llamas, and against real runs of a tiny one."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import LlamaConfig
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.tensors import adapter, components, state_dict
 from eva_dist.config import (
+    Budget,
     ClusterConfig,
     Config,
     DataConfig,
@@ -27,6 +29,7 @@ from eva_dist.points import one_point
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import artifact_facts, estimate
 from eva_dist.preflight.footprint import memory_of
+from eva_dist.preflight.report import to_text
 from eva_dist.preflight.workload import Case, Subject
 from jobs.contenders import begin, session
 from jobs.measures import tensor_bytes
@@ -56,7 +59,7 @@ def llamas(tmp_path_factory):
 
 def plan_of(folder: Path, accelerator=A100, **changes):
     cluster = ClusterConfig(**changes.pop("cluster", {}))
-    eva = EvaConfig(r=16, rho=2.0, target_modules="all-linear")
+    eva = EvaConfig(r=16, rho=2.0, target_modules="all-linear", **changes.pop("eva", {}))
     data = DataConfig(**{"path": "-", "max_length": 512, "step_size": 16, "batch_size": 16, **changes.pop("data", {})})
     config = Config(model=ModelConfig(str(folder)), data=data, eva=eva, cluster=cluster, **changes)
     return estimate(config, read_architecture(config.model), accelerator)
@@ -89,6 +92,18 @@ def test_an_8b_llama(llamas):
     # 116 TFLOP at half of 312 TFLOP/s, and some passes over memory
     assert 0.74 < found.seconds.forward < 1.5
     assert found.seconds.max_steps == 200 * found.seconds.step
+
+
+def test_a_parameter_budget_changes_what_is_handed_out_and_nothing_else(llamas):
+    ranks, params = (plan_of(llamas["8b"], eva={"budget": budget}) for budget in Budget)
+    outputs = 4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096
+    assert params.model.parameter_budget == ranks.model.parameter_budget == 16 * 32 * (6 * 4096 + 14336 + outputs)
+    assert params.artifact.adapter == 4 * params.model.parameter_budget
+    assert (ranks.model.budget, params.model.budget) == ("ranks", "params")
+    assert replace(params, model=replace(params.model, budget="ranks")) == ranks
+    assert re.search(r"\n  rank budget +3,584\n", to_text(ranks)) and "parameter budget" not in to_text(ranks)
+    assert re.search(r"\n  parameter budget +41,943,040 +LoRA's A and B\n", to_text(params))
+    assert "A and B, whatever the ranks" in to_text(params)
 
 
 def test_a_70b_llama_needs_shards(llamas):

@@ -1,0 +1,78 @@
+"""How far two artifacts agree: the subspaces that their kept components span, and their ranks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eva_dist.report.points import StoredArtifact
+from eva_dist.report.stored import kept_rows
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of every pair of N artifacts; NaN where two have nothing to compare.
+
+    Attributes:
+        overlap_NN: mean over the layers in which both keep components of
+            `||V_a V_b^T||_F^2 / min(rank_a, rank_b)`, 0..1, with V the orthonormalised kept rows.
+        equal_ranks_NN: share of the layers that both target whose ranks are equal, 0..1.
+    """
+
+    overlap_NN: Array
+    equal_ranks_NN: Array
+
+    def of(self, a: int, b: int) -> tuple[float | None, float | None]:
+        """Return overlap and share of equal ranks of two artifacts by their places; None for NaN."""
+        found = (float(self.overlap_NN[a, b]), float(self.equal_ranks_NN[a, b]))
+        return none_if_nan(found[0]), none_if_nan(found[1])
+
+
+def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
+    """Compare every pair, one layer at a time: a layer's rows are all that is in memory."""
+    count = len(artifacts)
+    overlaps, compared = np.zeros((count, count)), np.zeros((count, count))
+    equal, together = np.zeros((count, count)), np.zeros((count, count))
+    ranks = [{layer.name: layer.rank for layer in artifact.layers} for artifact in artifacts]
+    for name in dict.fromkeys(name for of_one in ranks for name in of_one):
+        holders = [i for i, of_one in enumerate(ranks) if name in of_one]
+        rank_H = np.array([ranks[i][name] for i in holders])
+        both = np.ix_(holders, holders)
+        equal[both] += rank_H[:, None] == rank_H
+        together[both] += 1
+        bases = {i: _basis(kept_rows(artifacts[i].folder, name)) for i in holders if ranks[i][name]}
+        for width in {len(basis) for basis in bases.values()}:  # points of two models may name a layer alike
+            alike = [i for i, basis in bases.items() if len(basis) == width]
+            both = np.ix_(alike, alike)
+            overlaps[both] += subspace_overlap([bases[i] for i in alike])
+            compared[both] += 1
+    return Agreement(_ratio(overlaps, compared), _ratio(equal, together))
+
+
+def subspace_overlap(bases: Sequence[Array]) -> Array:
+    """Return `[N, N]` overlaps of N subspaces, given as orthonormal columns `[in_features, rank]`, rank > 0."""
+    ranks = [basis.shape[1] for basis in bases]
+    joined = np.concatenate(bases, axis=1)
+    squares = (joined.T @ joined) ** 2
+    starts = np.cumsum([0, *ranks[:-1]])
+    shared = np.add.reduceat(np.add.reduceat(squares, starts, axis=0), starts, axis=1)
+    return np.minimum(shared / np.minimum.outer(ranks, ranks), 1.0)  # rounding alone brings it above
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return what JSON can hold."""
+    return None if math.isnan(value) else value
+
+
+def _basis(rows_KD: Array) -> Array:
+    """Return orthonormal columns `[in_features, rank]` that span the rows, which whitening has scaled."""
+    basis, _ = np.linalg.qr(rows_KD.astype(np.float64).T)
+    return basis
+
+
+def _ratio(total: Array, count: Array) -> Array:
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

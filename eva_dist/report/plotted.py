@@ -1,0 +1,188 @@
+"""Which charts a sweep gets: what goes on an axis, what a line joins, what colour and shape tell apart."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eva_dist.report.charts import SHAPES, Chart, Mark, Series, Ticks, draw_chart, swatch
+from eva_dist.report.colours import KINDS
+from eva_dist.report.figures import Comparison, PointFigures
+from eva_dist.report.markup import element, figure, said
+from eva_dist.report.settings import is_number, label, same, short, text, values_in_order
+from eva_dist.report.words import amount, digits_for, seconds, share, steps
+
+TAU = "eva.tau"
+_BUDGETS = ("eva.rho", "eva.r")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """`along` is what a line goes along, `colour` and `shape` what sets lines apart; None where nothing is left."""
+
+    along: str | None
+    colour: str | None
+    shape: str | None
+
+
+def budget_figure(found: Comparison) -> str:
+    """Return explained variance against trainable parameters."""
+    numeric = _numeric(found)
+    along = next((key for key in _BUDGETS if key in numeric), next((key for key in numeric if key != TAU), None))
+    encoding = _encoding(found, along)
+    chart = Chart(
+        name="Total explained variance of each point against its trainable parameters",
+        x_label="trainable parameters",
+        y_label="explained variance",
+        x_text=_amounts,
+        y_text=_shares,
+        series=_series(
+            found, encoding, lambda place: found.known(place).trainable_parameters, lambda f: f.explained_variance
+        ),
+    )
+    return figure(_caption(found, encoding), draw_chart(chart), _legend(found, encoding), class_="one")
+
+
+def setting_figure(found: Comparison) -> str:
+    """Return steps, seconds and explained variance, against tau where it varies, else another number, else points."""
+    along = _setting_axis(found)
+    encoding = _encoding(found, along)
+    values = _values(found, along)
+    texts = [same(value) for value in values]
+    at = {
+        place: order if along is None else texts.index(same(found.points[place].settings.get(along)))
+        for order, place in enumerate(found.compared)
+    }
+    named = tuple(map(text, values)) or tuple(str(found.points[place].number) for place in found.compared)
+    panels: list[tuple[str, Callable[[PointFigures], float], Ticks]] = [
+        ("steps", lambda f: f.steps, _each(steps)),
+        ("seconds of the pass", lambda f: f.pass_seconds, _each(seconds)),
+        ("explained variance", lambda f: f.explained_variance, _shares),
+    ]
+    axis = axis_of_settings(found)
+    charts = [
+        draw_chart(
+            Chart(f"{y_label} of each point against {axis}", axis, y_label, _each(text), y_text, series, x_values=named)
+        )
+        for y_label, figure_of, y_text in panels
+        for series in [_series(found, encoding, at.__getitem__, figure_of)]
+    ]
+    drawn = element("div", *charts, class_="charts")
+    return figure(_caption(found, encoding), drawn, _legend(found, encoding))
+
+
+def axis_of_settings(found: Comparison) -> str:
+    """Return the name of the x axis of `setting_figure`."""
+    along = _setting_axis(found)
+    return "point" if along is None else short(found.varied)[along]
+
+
+def _setting_axis(found: Comparison) -> str | None:
+    numeric = _numeric(found)
+    return TAU if TAU in numeric else next(iter(numeric), None)
+
+
+def point_words(found: Comparison, place: int) -> str:
+    """Return a line about a compared point, for who points at its mark."""
+    figures, point = found.known(place), found.points[place]
+    called = label(point, found.varied)
+    return (
+        f"{'' if called == f'point {point.number}' else f'point {point.number}: '}{called}; "
+        f"{figures.trainable_parameters:,} parameters, {share(figures.explained_variance, 2)} explained, "
+        f"{figures.steps} steps, {seconds(figures.pass_seconds)}"
+    )
+
+
+def _numeric(found: Comparison) -> list[str]:
+    """Return the varied settings that every compared point has as a number: those with most values first."""
+    points = [found.points[place] for place in found.compared]
+    keys = [key for key in found.varied if all(is_number(point.settings.get(key)) for point in points)]
+    several = [key for key in keys if len(values_in_order(points, key)) > 1]
+    return sorted(several, key=lambda key: -len(values_in_order(points, key)))
+
+
+def _values(found: Comparison, key: str | None) -> list[Any]:
+    return [] if key is None else values_in_order([found.points[place] for place in found.compared], key)
+
+
+def _encoding(found: Comparison, along: str | None) -> Encoding:
+    """Give colour to the setting of most values beside `along`, then shape."""
+    others = [key for key in found.varied if key != along and len(_values(found, key)) > 1]
+    others.sort(key=lambda key: (key != TAU, -len(_values(found, key))))
+    colour, form, *_ = [*others, None, None]
+    return Encoding(along, colour, form)
+
+
+def _series(
+    found: Comparison,
+    encoding: Encoding,
+    x: Callable[[int], float],
+    y: Callable[[PointFigures], float],
+) -> tuple[Series, ...]:
+    lines: dict[str, list[int]] = defaultdict(list)
+    for place in found.compared:
+        settings = found.points[place].settings
+        others = {key: settings.get(key) for key in found.varied if key != encoding.along}
+        lines[same(others) if encoding.along else str(place)].append(place)
+    texts = {key: [same(value) for value in _values(found, key)] for key in (encoding.colour, encoding.shape) if key}
+    drawn = []
+    for places in lines.values():
+        ordered = sorted(places, key=lambda place: _rank(found, encoding.along, place))
+        marks = tuple(
+            Mark(x(place), y(found.known(place)), found.points[place].number, point_words(found, place))
+            for place in ordered
+        )
+        settings = found.points[ordered[0]].settings
+        colour, form = (
+            texts[key].index(same(settings[key])) if key is not None and key in settings else 0
+            for key in (encoding.colour, encoding.shape)
+        )
+        drawn.append(Series(marks, colour, form))
+    return tuple(drawn)
+
+
+def _rank(found: Comparison, along: str | None, place: int) -> float:
+    return float(place if along is None else found.points[place].settings[along])
+
+
+def _legend(found: Comparison, encoding: Encoding) -> str:
+    names = short(found.varied)
+    groups = []
+    for key, of_colour in ((encoding.colour, True), (encoding.shape, False)):
+        if key is None:
+            continue
+        entries = [
+            element("li", swatch(at, 0) if of_colour else swatch(None, at), said(text(value)))
+            for at, value in enumerate(_values(found, key))
+        ]
+        groups.append(element("li", said(names[key]), element("ul", *entries)))
+    return element("ul", *groups, class_="legend") if groups else ""
+
+
+def _caption(found: Comparison, encoding: Encoding) -> str:
+    names = short(found.varied)
+    said_of = ["A mark is a point, with its number."]
+    if encoding.along is not None:
+        said_of.append(f"A line goes along {names[encoding.along]}, all else being equal.")
+    ways = [f"{how} is {names[key]}" for how, key in (("colour", encoding.colour), ("shape", encoding.shape)) if key]
+    if ways:
+        together = " and ".join(ways)
+        said_of.append(f"{together[0].upper()}{together[1:]}.")
+    for key, most in ((encoding.colour, KINDS), (encoding.shape, SHAPES)):
+        if key is not None and len(_values(found, key)) > most:
+            said_of.append(f"{names[key]} has more than {most} values, so they come round again.")
+    return " ".join(said_of)
+
+
+def _shares(values: Sequence[float]) -> list[str]:
+    digits = digits_for(values, share, range(5))
+    return [share(value, digits) for value in values]
+
+
+def _amounts(values: Sequence[float]) -> list[str]:
+    digits = digits_for(values, amount, range(2, 8))
+    return [amount(value, digits) for value in values]
+
+
+def _each(write: Callable[[float], str]) -> Ticks:
+    return lambda values: [write(value) for value in values]

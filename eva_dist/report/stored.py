@@ -1,0 +1,130 @@
+"""Read what a report needs of an artifact, and refuse one whose files are not those of its manifest."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from eva_dist.artifact.facts import ADAPTER_FILE, SPECTRUM_FILE, STATE_DICT_FILE
+from eva_dist.artifact.load import MANIFEST_FILE, source_folder
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError
+from eva_dist.report.points import LayerEnd, StoredArtifact
+from eva_dist.store.names import SNAPSHOTS
+
+_REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
+
+
+def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
+    """Return the artifact with that fingerprint that was published at `url`.
+
+    The snapshot is read where the store has it: the revision at `url` may have moved to another one since.
+
+    Raises:
+        ArtifactNotFoundError: it is gone, or the revision holds another one.
+        IntegrityError: a file is missing, or its content is not what the manifest or another file says.
+        ConfigError: `url` is not a folder or a `file://` URL.
+    """
+    revision = source_folder(url)
+    folder = _folder(revision, fingerprint)
+    lies_here = revision if folder.resolve() == revision.resolve() else folder
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if manifest["fingerprint"] != fingerprint:
+            raise ArtifactNotFoundError(
+                f"{url} holds the artifact {manifest['fingerprint']} by now, and {fingerprint} is gone from its store; "
+                "compute the point again"
+            )
+        for name in (STATE_DICT_FILE, ADAPTER_FILE, SPECTRUM_FILE):
+            _check_file(folder / name, manifest["files"][name]["sha256"])
+        return StoredArtifact(folder, lies_here.absolute().as_uri(), manifest, _layers(folder, manifest["layers"]))
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{error.filename or folder} is missing from an artifact; {_REMEDY}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
+        raise IntegrityError(f"{folder} is no whole artifact ({error!r}); {_REMEDY}") from error
+
+
+def kept_rows(folder: Path, layer: str) -> "np.ndarray[Any, Any]":
+    """Return the rows `[rank, in_features]` that the artifact in `folder` holds for a layer."""
+    with safe_open(folder / STATE_DICT_FILE, "np") as tensors:
+        rows: np.ndarray[Any, Any] = tensors.get_tensor(layer)
+    return rows
+
+
+def _folder(revision: Path, fingerprint: str) -> Path:
+    """Return the store's snapshot beside a revision (`<root>/<namespace>/<name>/<revision>`), else the revision."""
+    candidates = [root / SNAPSHOTS / fingerprint for root in revision.absolute().parents[2:3]] + [revision]
+    for folder in candidates:
+        if (folder / MANIFEST_FILE).is_file():
+            return folder
+    raise ArtifactNotFoundError(
+        f"no artifact at {revision}: it was removed, or its store lies elsewhere now; compute the point again"
+    )
+
+
+def _check_file(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {expected}; {_REMEDY}")
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """A layer's part of `spectrum.parquet`."""
+
+    kept: int
+    explained_variance: float
+    last_step: int | None
+
+
+def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
+    """Return the layers in the order of the spectrum, then those that have no component at all."""
+    spectra = _spectra(folder)
+    with safe_open(folder / STATE_DICT_FILE, "np") as rows, safe_open(folder / ADAPTER_FILE, "np") as adapter:
+        sizes = _parameters(adapter)
+        ranks = {name: rows.get_slice(name).get_shape()[0] for name in rows.keys()}  # noqa: SIM118
+    if not ranks or not (ranks.keys() == described.keys() >= spectra.keys()):
+        raise IntegrityError(f"the files in {folder} do not speak of the same layers; {_REMEDY}")
+    nothing = _Spectrum(0, 0.0, None)
+    layers = []
+    for name in [*spectra, *(name for name in described if name not in spectra)]:
+        rank, spectrum = described[name]["rank"], spectra.get(name, nothing)
+        if not rank == ranks[name] == spectrum.kept:
+            raise IntegrityError(
+                f"{folder}: layer {name} has rank {rank} in {MANIFEST_FILE}, {ranks[name]} in {STATE_DICT_FILE} "
+                f"and {spectrum.kept} in {SPECTRUM_FILE}; {_REMEDY}"
+            )
+        if not math.isfinite(spectrum.explained_variance):
+            raise IntegrityError(f"{folder}: {SPECTRUM_FILE} holds NaN or infinity for layer {name}; {_REMEDY}")
+        converged = described[name]["stop_reason"] == "converged"
+        steps = None if spectrum.last_step is None or not converged else spectrum.last_step + 1
+        explained, parameters = spectrum.explained_variance, sizes.get(name, 0)
+        layers.append(LayerEnd(name, described[name]["input_group"], rank, steps, explained, parameters, converged))
+    return tuple(layers)
+
+
+def _spectra(folder: Path) -> dict[str, _Spectrum]:
+    columns = ["layer", "explained_variance_ratio", "step_converged", "kept"]
+    table = pq.read_table(folder / SPECTRUM_FILE, columns=columns).to_pydict()
+    found: dict[str, _Spectrum] = {}
+    for name, ratio, step, kept in zip(*(table[column] for column in columns), strict=True):
+        before = found.get(name, _Spectrum(0, 0.0, step))
+        found[name] = _Spectrum(before.kept + kept, before.explained_variance + ratio * kept, step)
+    return found
+
+
+def _parameters(adapter: Any) -> dict[str, int]:
+    """Return layer name to the number of weights in its A and B, from the file's header alone."""
+    sizes: dict[str, int] = {}
+    for key in adapter.keys():
+        name = key.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        sizes[name] = sizes.get(name, 0) + int(np.prod(adapter.get_slice(key).get_shape()))
+    return sizes

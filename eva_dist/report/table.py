@@ -1,0 +1,71 @@
+"""The points as a text table for a terminal."""
+
+from eva_dist.report.figures import Comparison, PointFigures
+from eva_dist.report.points import Point
+from eva_dist.report.settings import short, text
+from eva_dist.report.words import NONE, overlap, seconds, share
+
+_HEADS = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
+_MOST_ERROR = 160
+
+
+def text_table(found: Comparison) -> str:
+    """Return a line a point, then what went wrong, then which point is the reference."""
+    names = short(found.varied)
+    head = ["point", *(names[key] for key in found.varied), "status", *_HEADS]
+    rows = [
+        [str(point.number), *_settings(point, found), point.status, *_figures(figures)]
+        for point, figures in zip(found.points, found.figures, strict=True)
+    ]
+    lines = _aligned([head, *rows], left=1 + len(found.varied) + 1)
+    lines += [_complaint(point) for point in found.points if point.problem is not None]
+    if found.reference is not None and len(found.compared) > 1:
+        number = found.points[found.reference].number
+        lines.append(
+            f"overlap, same ranks: with point {number} (mean overlap of the subspaces of all layers, and the share of "
+            "layers with equal ranks)"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _settings(point: Point, found: Comparison) -> list[str]:
+    return [text(point.settings[key]) if key in point.settings else NONE for key in found.varied]
+
+
+def _figures(figures: PointFigures | None) -> list[str]:
+    if figures is None:
+        return [NONE] * len(_HEADS)
+    return [
+        f"{figures.total_rank:,}",
+        f"{figures.trainable_parameters:,}",
+        share(figures.explained_variance, 2),
+        f"{figures.steps:,}",
+        seconds(figures.pass_seconds),
+        overlap(figures.overlap),
+        share(figures.equal_ranks, 0),
+    ]
+
+
+def _complaint(point: Point) -> str:
+    assert point.problem is not None
+    message = " ".join(point.problem.message.split())
+    cut = message if len(message) <= _MOST_ERROR else message[: _MOST_ERROR - 1] + "…"
+    return printable(f"point {point.number} {point.status}: {point.problem.type}: {cut}")
+
+
+def printable(message: str) -> str:
+    """Return a line without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\u00a0" else "?" for c in message)
+
+
+def _aligned(rows: list[list[str]], left: int) -> list[str]:
+    """Return lines; the first `left` columns begin alike, the others end alike."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

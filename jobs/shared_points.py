@@ -1,0 +1,130 @@
+"""The points of a sweep under `hydra/launcher=shared_pass`: computed together, answered one by one.
+
+At the first point's turn all are prepared and those that are good are computed; every turn, the first one too, picks
+up the answer of its own point.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from eva_dist.errors import PreemptedError
+from eva_dist.precompute import Outcome
+from eva_dist.prepare import Known, Prepared, prepare
+from eva_dist.progress import Progress, RunFolder
+from eva_dist.stopping import StopRequest
+from eva_dist.sweep import Answer, compute_points
+from jobs.hydra_main import before_actors, to_config
+from jobs.turns import output_folder
+
+
+class SharedPoints:
+    """Answers the points of a batch, if the launcher has opened one.
+
+    Args:
+        stop: when made, the whole batch ends; points that were published before keep their answers.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._batch: _Batch | None = None
+
+    @contextmanager
+    def open(self, settings: Mapping[int, DictConfig], folders: Mapping[int, Path]) -> Iterator[None]:
+        """For `shares`: while open, points of these numbers are answered together."""
+        self._batch = _Batch(settings, folders, self._stop)
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def answer(self) -> Outcome | None:
+        """Return the outcome of the point whose turn it is; None if it is not part of a batch.
+
+        Raises:
+            Exception: whatever ended that point.
+        """
+        if self._batch is None:
+            return None
+        answer = self._batch.answers[HydraConfig.get().job.num]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class _Batch:
+    """Points by job number. `started` is the moment when the launcher told of them."""
+
+    def __init__(self, settings: Mapping[int, DictConfig], folders: Mapping[int, Path], stop: StopRequest) -> None:
+        self._settings = settings
+        self._folders = folders
+        self._stop = stop
+        self._started = time.perf_counter()
+
+    @functools.cached_property
+    def answers(self) -> dict[int, Outcome | Exception]:
+        """How each point ended; computed when first asked for. What stops the whole pass ends those yet without."""
+        found: dict[int, Outcome | Exception] = {}
+        try:
+            self._compute(self._prepare(found), found)
+        except Exception as error:
+            found |= dict.fromkeys(self._settings.keys() - found.keys(), error)
+        return found
+
+    def _prepare(self, found: dict[int, Outcome | Exception]) -> dict[int, Prepared]:
+        """Return the points that can run; note why the others cannot."""
+        runs, known = {}, Known()
+        with self._stop.nothing_to_keep():
+            for number, settings in self._settings.items():
+                try:
+                    with before_actors(), _logged_in([self._folders[number]]):
+                        runs[number] = prepare(to_config(settings), known)
+                except PreemptedError:
+                    raise
+                except Exception as error:
+                    found[number] = error
+        return runs
+
+    def _compute(self, runs: Mapping[int, Prepared], found: dict[int, Outcome | Exception]) -> None:
+        numbers = list(runs)
+        records = [RunFolder(self._folders[number]) for number in numbers]
+
+        def ended(at: int, answer: Answer) -> None:
+            found[numbers[at]] = answer
+            if isinstance(answer, Outcome):
+                records[at].finish(answer)
+
+        if not runs:
+            return
+        with _logged_in([self._folders[number] for number in numbers]), closing(Progress()) as progress:
+            answers = compute_points(list(runs.values()), records, self._started, self._stop, ended, progress)
+        found.update(zip(numbers, answers, strict=True))
+
+
+@contextmanager
+def _logged_in(folders: Sequence[Path]) -> Iterator[None]:
+    """While open, what is logged goes into these points' log files, not only into that of the point in turn."""
+    root, here = logging.getLogger(), output_folder()
+    added = []
+    for handler in list(root.handlers):
+        if not isinstance(handler, logging.FileHandler) or Path(handler.baseFilename).parent != here:
+            continue
+        for folder in folders:
+            if folder != here:
+                other = logging.FileHandler(folder / Path(handler.baseFilename).name, handler.mode)
+                other.setFormatter(handler.formatter)
+                other.setLevel(handler.level)
+                root.addHandler(other)
+                added.append(other)
+    try:
+        yield
+    finally:
+        for other in added:
+            root.removeHandler(other)
+            other.close()
