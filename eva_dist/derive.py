@@ -152,21 +152,17 @@ def _plan(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
     """Return the plan of these settings, made of the source's layers and input groups."""
     before = source.result.state.plan
     try:
-        names = [
-            layer.name for layer in before.layers if "target_modules" not in changed or is_targeted(layer.name, eva)
-        ]
         layers = [
             _layer(layer, layer_r(layer.name, eva.r, eva.rank_pattern), eva.rho)
             for layer in before.layers
-            if layer.name in set(names)
+            if "target_modules" not in changed or is_targeted(layer.name, eva)
         ]
         if not layers:
             raise LayerError(f"eva.target_modules={_shown(eva.target_modules)} names none of the source's layers")
         refuse_idle_patterns(eva.rank_pattern, Targets(tuple(layers), ()))
     except (LayerError, re.error) as error:
         raise DerivationError(str(error)) from error
-    kept = [[name for name in group.members if name in set(names)] for group in before.groups]
-    return make_plan(layers, [members for members in kept if members], budget=eva.budget)
+    return make_plan(layers, [group.members for group in before.groups], budget=eva.budget)
 
 
 def _layer(layer: Layer, r: int, rho: float) -> Layer:

@@ -98,7 +98,7 @@ def test_input_groups_that_contradict_the_layers_are_found(copied, built):
     with pytest.raises(IntegrityError, match=rf"n_components of {tap}"):
         restore_artifact(copied)
     rewrite(copied, input_groups={name: group for name, group in groups.items() if name != tap})
-    with pytest.raises(IntegrityError, match="input groups and layers name different layers"):
+    with pytest.raises(IntegrityError, match="input groups must partition layers"):
         restore_artifact(copied)
 
 
