@@ -272,6 +272,11 @@ def _allocate(state: PointState) -> Mapping[str, int]:
     return allocate_ranks(in_order, state.plan.rank_budget)
 
 
+def reallocated(state: PointState) -> PointState:
+    """Return the state with the ranks handed out anew, over the ratios that are known."""
+    return replace(state, ranks=_allocate(state))
+
+
 def _refuse_starving(state: PointState) -> None:
     starving = [group for group in state.plan.groups if state.groups[group.index].updates == 0]
     if not starving or (state.accept and len(starving) < len(state.groups)):

@@ -2,7 +2,8 @@
 
     EvaDistError
     ├── ConfigError (ValueError)            a setting is out of range: exit code 2, before any actor starts
-    │   └── DataError                       the data that the settings name cannot be used
+    │   ├── DataError                       the data that the settings name cannot be used
+    │   └── DerivationError                 a stored artifact does not hold what these settings need
     ├── LayerError (ValueError)             the plan does not fit the model
     ├── StreamError (ValueError)            the minibatches cannot feed the statistics
     │   ├── EmptyStreamError                no minibatch, or no token that counts
@@ -36,6 +37,10 @@ class ConfigError(EvaDistError, ValueError):
 
 class DataError(ConfigError):
     """The data that the settings name is missing, empty, or has no usable text."""
+
+
+class DerivationError(ConfigError):
+    """No artifact of these settings can be derived from a stored one; the message says what is missing."""
 
 
 class LayerError(EvaDistError, ValueError):

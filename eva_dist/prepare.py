@@ -32,6 +32,7 @@ from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patte
 from eva_dist.plan import fingerprint
 from eva_dist.session import Assignment, PointAssignment
 from eva_dist.store.local import LocalStore
+from eva_dist.store.names import default_repo_id, default_revision
 from eva_dist.svds import make_tracker
 
 T = TypeVar("T")
@@ -41,8 +42,11 @@ _log = logging.getLogger(__name__)
 NUMERICS_VERSION = 2
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
 
-_AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors")
+AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors")
 """Settings of EVA that no forward and no SVD heeds."""
+
+_ANOTHER = "another"
+"""In place of a fingerprint: not ours."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "ray", "safetensors", "pyarrow", "numpy")
 
@@ -73,7 +77,7 @@ class Prepared:
     @cached_property
     def pass_key(self) -> str:
         """What names the pass: points that differ only in what is done with its result have it in common."""
-        eva = {name: value for name, value in self.decisive["eva"].items() if name not in _AFTER_THE_PASS}
+        eva = {name: value for name, value in self.decisive["eva"].items() if name not in AFTER_THE_PASS}
         return fingerprint(self.decisive | {"eva": eva})
 
     @property
@@ -84,26 +88,16 @@ class Prepared:
     @property
     def repo_id(self) -> str:
         """Name of the artifact in the store: as set, else `local/<last part of the model's name>`."""
-        if self.config.artifact.repo_id is not None:
-            return self.config.artifact.repo_id
-        stem = Path(self.config.model.name_or_path).name
-        return "local/" + ("".join(c if c.isalnum() or c in "-_." else "-" for c in stem).lstrip(".") or "model")
+        return self.config.artifact.repo_id or default_repo_id(self.config.model.name_or_path)
 
     @property
     def revision(self) -> str:
-        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten-params`.
+        """Revision of the artifact: as set, else made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten-params`."""
 
-        Where another artifact (other r, targets, data) has that name, the fingerprint is added
-        to it: a name that nobody asked for takes no other artifact's place.
-        """
-        if self.config.artifact.revision is not None:
-            return self.config.artifact.revision
-        eva = self.config.eva
-        name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
-        name += "-shared" if "shared_tracker" in self.decisive else ""
-        name += "-params" if eva.budget is Budget.params else ""
-        taken = self.name_taken or self.store.fingerprint_of(self.repo_id, name) not in (None, self.fingerprint)
-        return f"{name}-{self.fingerprint[:8]}" if taken else name
+        def holder(name: str) -> str | None:
+            return _ANOTHER if self.name_taken else self.store.fingerprint_of(self.repo_id, name)
+
+        return self.config.artifact.revision or default_revision(self.config.eva, self.decisive, holder)
 
 
 class Known:
@@ -204,6 +198,7 @@ def provenance(run: Prepared, world_size: int = 1) -> Provenance:
     """Return the facts of the run that its artifact states; `world_size` is that of the gang that ended it."""
     return Provenance(
         fingerprint=run.fingerprint,
+        decisive=run.decisive,
         config=run.config.to_dict(),
         model=run.model | {"task_type": run.task.value},
         tokenizer=run.tokenizer,

@@ -53,12 +53,17 @@ def publish(run: Prepared, result: PointResult) -> Published:
 
 def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
     """Return what a run prints of what was published."""
+    return outcome(published, run.repo_id, run.revision, status, seconds)
+
+
+def outcome(published: Published, repo_id: str, revision: str, status: str, seconds: float) -> Outcome:
+    """Return what is printed of an artifact that was published, or found, under this name in so many seconds."""
     manifest = published.manifest
     return Outcome(
         url=published.url,
-        repo_id=run.repo_id,
-        revision=run.revision,
-        fingerprint=run.fingerprint,
+        repo_id=repo_id,
+        revision=revision,
+        fingerprint=published.fingerprint,
         status=status,
         steps=manifest["steps"],
         tokens=manifest["tokens"],

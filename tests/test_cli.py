@@ -34,7 +34,7 @@ def test_help_imports_neither_torch_nor_ray():
     loaded = set(run.stdout.rpartition("loaded:")[2].split())
     assert "eva_dist" in loaded and "typer" in loaded
     assert not loaded & {"torch", "ray", "hydra", "transformers", "peft", "numpy", "yaml"}
-    assert all(command in run.stdout for command in ("submit", "jobs", "logs", "stop", "plan"))
+    assert all(command in run.stdout for command in ("submit", "jobs", "logs", "stop", "plan", "derive"))
 
 
 def test_the_console_script_is_the_command():

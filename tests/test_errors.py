@@ -57,6 +57,7 @@ def test_one_base_catches_them_all_and_the_message_is_kept(name):
             {
                 "ConfigError",
                 "DataError",
+                "DerivationError",
                 "LayerError",
                 "StreamError",
                 "EmptyStreamError",

@@ -26,9 +26,10 @@ def build_artifact(folder: Path, result: PointResult, eva: EvaConfig, provenance
         OSError: the folder cannot be written.
     """
     layers = layer_facts(result)
+    passed = provenance.derived_from["eva"] if provenance.derived_from else {}
     write_tensors(folder, layers, eva.whiten)
     write_adapter(folder, layers, eva, provenance)
     write_tables(folder, layers, result.state)
-    write_plots(folder, layers, result.state, eva.r)
+    write_plots(folder, layers, result.state, eva.r, passed.get("tau", eva.tau))
     write_card(folder, layers, result, eva, provenance)
     return write_manifest(folder, layers, result, eva, provenance)

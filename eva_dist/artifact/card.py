@@ -24,6 +24,7 @@ def write_card(
     sections = [
         _front_matter(provenance),
         _head(layers, result, eva, provenance),
+        _derived(provenance),
         _warning(layers, result.state),
         _loading(layers, eva, provenance),
         _ranks(layers, eva, result.state),
@@ -57,6 +58,24 @@ computed by `eva_dist`: LoRA's A holds the leading components of each layer's in
 is trained, the model's outputs are those of the base model.
 
 {ended}, after {state.steps} steps and {state.tokens:,} tokens."""
+
+
+def _derived(provenance: Provenance) -> str:
+    if provenance.derived_from is None:
+        return ""
+    source = f"`{provenance.derived_from['fingerprint']}`"
+    if provenance.is_own_run:
+        return (
+            f"Derived by `eva-dist derive` from the artifact {source}: only settings that do not touch the pass were "
+            "changed, so the tensors are those of a run with these settings, to the bit."
+        )
+    settings = provenance.derived_from["eva"]
+    passed = ", ".join(f"{key} = {settings[key]}" for key in ("r", "rho", "tau", "budget") if key in settings)
+    return f"""> [!NOTE]
+> **Derived, not computed**: by `eva-dist derive` from the artifact {source}. The vectors are those that its pass found
+> ({passed}); ranks were handed out anew over them. A run with the settings below would follow
+> another number of components and stop at another step: its vectors are near to these, not the same. Steps, tokens,
+> seconds and the figure of convergence are of that pass."""
 
 
 def _budget(state: PointState, eva: EvaConfig) -> str:
@@ -142,7 +161,9 @@ def _figures() -> str:
 
 ![Explained-variance ratio of each component, by module kind]({SPECTRA_FIGURE})
 
-The numbers behind them are in `spectrum.parquet` and `convergence.parquet`."""
+The numbers behind them are in `spectrum.parquet` and `convergence.parquet`. `components.safetensors` holds every
+component that was followed, by input group, those without a rank too: of it `eva-dist derive` makes artifacts of
+other settings, with no model and no data."""
 
 
 def _settings(provenance: Provenance) -> str:
@@ -157,6 +178,7 @@ def _settings(provenance: Provenance) -> str:
 def _provenance(result: PointResult, provenance: Provenance) -> str:
     facts: dict[str, Any] = {
         "fingerprint": provenance.fingerprint,
+        **({"derived from": provenance.derived_from["fingerprint"]} if provenance.derived_from else {}),
         "created": provenance.created,
         "published at": provenance.url,
         "workers": provenance.world_size,

@@ -7,10 +7,12 @@ from eva_dist.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
 METHOD = "eva"
 
 STATE_DICT_FILE = "eva_state_dict.safetensors"
+COMPONENTS_FILE = "components.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 SPECTRUM_FILE = "spectrum.parquet"
@@ -23,7 +25,8 @@ class Provenance:
     """Plain JSON-able facts of the run, gathered by the driver.
 
     Attributes:
-        fingerprint: sha256 (hex) of what decides the numbers.
+        fingerprint: sha256 (hex) of what decides the numbers (`plan.fingerprint` of `decisive`).
+        decisive: what decides the numbers, and nothing else.
         config: `Config.to_dict()`.
         model: `id`, `revision`, `task_type` (PEFT's name or None), hashes, dtype, architecture.
         tokenizer: hashes of the tokenizer.
@@ -34,9 +37,13 @@ class Provenance:
         repo_id: `namespace/name`.
         revision: of the artifact, not of the model.
         created: ISO time.
+        derived_from: of an artifact that another one's vectors went into (`derive.py`): `fingerprint` of that
+            other, its decisive `eva` settings, `exact` (whether a run would give the same numbers), and the version of
+            `eva_dist`; all the rest, but for url, names and time, is of the pass that found the vectors.
     """
 
     fingerprint: str
+    decisive: dict[str, Any]
     config: dict[str, Any]
     model: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -47,6 +54,12 @@ class Provenance:
     repo_id: str
     revision: str
     created: str
+    derived_from: dict[str, Any] | None = None
+
+    @property
+    def is_own_run(self) -> bool:
+        """Whether a run of these settings would give these numbers: it is one, or an exact derivation."""
+        return self.derived_from is None or bool(self.derived_from["exact"])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,21 +35,11 @@ def load_eva_state_dict(source: str | os.PathLike[str], *, prefix: str = "base_m
         ConfigError: `source` is a URL that is not `file://`.
     """
     folder = source_folder(source)
-    expected = _expected_sha256(folder)
-    try:
-        content = (folder / _TENSOR_FILE).read_bytes()
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{folder / _TENSOR_FILE} is missing though the manifest lists it; {_REMEDY}") from error
-    # The bytes that were hashed are the bytes that are parsed: nobody can swap the file in between.
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != expected:
-        raise IntegrityError(
-            f"{folder / _TENSOR_FILE} has sha256 {actual}, but its manifest says {expected}; {_REMEDY}"
-        )
+    content = read_verified(folder, read_manifest(folder), _TENSOR_FILE)
     return {prefix + name: tensor for name, tensor in load(content).items()}
 
 
-_REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
+REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
 
 def source_folder(source: str | os.PathLike[str]) -> Path:
@@ -65,15 +56,45 @@ def source_folder(source: str | os.PathLike[str]) -> Path:
     return Path(url2pathname(url.path))
 
 
-def _expected_sha256(folder: Path) -> str:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of the artifact in `folder`.
+
+    Raises:
+        ArtifactNotFoundError: there is no artifact in `folder`.
+        IntegrityError: its manifest is none.
+    """
     path = folder / MANIFEST_FILE
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        return str(manifest["files"][_TENSOR_FILE]["sha256"])
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactNotFoundError(
             f"no artifact at {folder}: it has no {MANIFEST_FILE}; check the path, repo_id and revision "
             "(the `url` that the run printed)"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is not a manifest that lists {_TENSOR_FILE} ({error!r}); {_REMEDY}") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON ({error}); {REMEDY}") from error
+    if not isinstance(manifest, dict):
+        raise IntegrityError(f"{path} is no manifest; {REMEDY}")
+    return manifest
+
+
+def read_verified(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    """Return the bytes of a file of an artifact, those that were hashed: nobody can swap the file in between.
+
+    Raises:
+        IntegrityError: the file is missing, differs from the manifest, or is not listed there.
+    """
+    path = folder / name
+    try:
+        expected = str(manifest["files"][name]["sha256"])
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing though the manifest lists it; {REMEDY}") from error
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{folder / MANIFEST_FILE} is not a manifest that lists {name} ({error!r}); {REMEDY}"
+        ) from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {expected}; {REMEDY}")
+    return content

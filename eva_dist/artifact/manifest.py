@@ -37,9 +37,12 @@ def write_manifest(
         "steps": state.steps,
         "tokens": state.tokens,
         "epoch": state.epoch,
+        "exhausted": state.exhausted,
         "seconds": result.state.pass_seconds,
         "seconds_by_phase": dict(state.seconds),
         "r": eva.r,
+        # sorted keys would change which pattern comes first, and so which one counts
+        "rank_pattern": [list(item) for item in eva.rank_pattern.items()],
         "budget": state.plan.budget.value,
         "rank_budget": state.plan.rank_budget,
         "parameter_budget": state.plan.parameter_budget,
@@ -48,6 +51,7 @@ def write_manifest(
         "layers_converged": state.layers_converged,
         "layers_total": len(layers),
         "layers": {facts.name: _layer(facts, state.tau, stop.value if stop else "stopped") for facts in layers},
+        "input_groups": {facts.group.tap: _input_group(facts) for facts in layers if facts.name == facts.group.tap},
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
     }
     text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False) + "\n"
@@ -59,6 +63,7 @@ def write_manifest(
 def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "rank": facts.rank,
+        **{key: getattr(facts.layer, key) for key in ("in_features", "out_features", "r", "max_rank", "transposed")},
         "input_group": facts.group.tap,
         "stop_reason": "converged" if facts.converged else stop,
         "updates": facts.known.updates,
@@ -68,6 +73,18 @@ def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
         below, lowest = facts.shortfall(tau)
         described |= {"components_below_tau": below, "components_judged": facts.group_rank, "lowest_cosine": lowest}
     return described
+
+
+def _input_group(facts: LayerFacts) -> dict[str, Any]:
+    """Return what the driver knew of the group: `step` is the last that updated it (from 0), -1 for none."""
+    return {
+        "members": list(facts.group.members),
+        "n_components": facts.group.n_components,
+        "rows": facts.known.rows,
+        "updates": facts.known.updates,
+        "skipped_steps": facts.known.skipped,
+        "step": facts.known.step,
+    }
 
 
 def _describe(path: Path) -> dict[str, Any]:

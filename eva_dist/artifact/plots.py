@@ -29,12 +29,12 @@ _MOST_NUMBERED_BLOCKS = 48
 _PANEL_COLUMNS = 4
 
 
-def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r: int) -> None:
-    """Write the three figures as PNG, without a time stamp."""
+def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r: int, tau: float) -> None:
+    """Write the three figures as PNG, without a time stamp; `tau` is what the history was counted with."""
     by_name = places([facts.name for facts in layers])
     ranks = {facts.name: facts.rank for facts in layers}
     _save(draw_ranks(ranks, by_name, r, state.plan.budget), folder / RANKS_FIGURE)
-    _save(draw_convergence(state), folder / CONVERGENCE_FIGURE)
+    _save(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
     _save(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
 
 
@@ -61,15 +61,15 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget:
     return figure
 
 
-def draw_convergence(state: PointState) -> "Figure":
-    """Return the curves of layers, and of components handed out, that have converged after each step."""
+def draw_convergence(state: PointState, tau: float) -> "Figure":
+    """Return the curves of layers, and of components handed out, that have converged after each step, to `tau`."""
     layers, components = convergence_curves(state)
     steps = range(1, state.steps + 1)
     figure = _figure(7.0, 4.0)
     axes = figure.subplots()
     marker = "o" if state.steps <= 40 else None
     axes.plot(steps, layers, color=_BLUE, marker=marker, markersize=4, label="layers converged")
-    label = f"components with a rank, cosine ≥ {state.tau:g}"
+    label = f"components with a rank, cosine ≥ {tau:g}"
     axes.plot(steps, components, color=_ORANGE, linestyle="--", marker=marker, markersize=4, label=label)
     axes.set(xlabel="steps done (SVD updates)", ylabel="converged, %", ylim=(-3, 103))
     axes.locator_params(axis="x", integer=True)

@@ -1,4 +1,4 @@
-"""The tensor files: `eva_state_dict.safetensors` and the ready adapter with B = 0.
+"""The tensor files: `eva_state_dict.safetensors`, the ready adapter with B = 0, and all components found.
 
 Written as bytes that depend on the tensors alone: one metadata key at most (with several,
 safetensors writes them in any order), and through Python's own file calls, so that a full
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from eva_dist.artifact.facts import ADAPTER_FILE, STATE_DICT_FILE, LayerFacts
+from eva_dist.artifact.facts import ADAPTER_FILE, COMPONENTS_FILE, STATE_DICT_FILE, LayerFacts
 from eva_dist.numerics.components import adapter_rows
 
 _ADAPTER_PREFIX = "base_model.model."
@@ -37,8 +37,26 @@ def adapter(layers: Sequence[LayerFacts], tensors: Mapping[str, Tensor]) -> dict
     return weights
 
 
+def components(layers: Sequence[LayerFacts]) -> dict[str, Tensor]:
+    """Return each input group's tap to all components that its tracker followed, `[n_components, in_features]`.
+
+    Unit rows as the tracker has them, not whitened, in its own dtype: `adapter_rows` makes of them what it
+    made of the tracker's. `[0, in_features]` where a group was never updated.
+    """
+    return {
+        facts.group.tap: facts.components.v_KD.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for facts in layers
+        if facts.name == facts.group.tap
+    }
+
+
 def write_tensors(folder: Path, layers: Sequence[LayerFacts], whiten: bool) -> None:
-    """Write both tensor files."""
+    """Write the tensor files."""
     tensors = state_dict(layers, whiten)
-    for name, content in ((STATE_DICT_FILE, tensors), (ADAPTER_FILE, adapter(layers, tensors))):
+    contents = {
+        STATE_DICT_FILE: tensors,
+        ADAPTER_FILE: adapter(layers, tensors),
+        COMPONENTS_FILE: components(layers),
+    }
+    for name, content in contents.items():
         (folder / name).write_bytes(save(content, metadata={"format": "pt"}))

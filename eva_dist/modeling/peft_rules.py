@@ -18,6 +18,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import UNSUPPORTED_LORA_MODULES
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -88,6 +89,16 @@ def refuse_idle_patterns(rank_pattern: Mapping[str, int], targets: Targets) -> N
             )
 
 
+def layer_r(name: str, r: int, rank_pattern: Mapping[str, int]) -> int:
+    """Return the rank that PEFT gives a layer before any redistribution: the first pattern that fits it, else `r`."""
+    return rank_pattern.get(get_pattern_key(list(rank_pattern), name), r)
+
+
+def is_targeted(name: str, eva: EvaConfig) -> bool:
+    """Tell whether PEFT, by the name alone, would target this layer."""
+    return bool(check_target_module_exists(lora_config(eva), name))
+
+
 def lora_config(eva: EvaConfig, task_type: str | None = None, **changes: Any) -> LoraConfig:
     """Return the `LoraConfig` that these settings describe."""
     settings: dict[str, Any] = {
@@ -154,7 +165,7 @@ def _split(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
             if not isinstance(wrapped.get(name.rpartition(".")[0]), ParamWrapper):  # two weights of one module
                 unsupported.append(name)
             continue
-        r = patterns.get(get_pattern_key(list(patterns), name), config.r)
+        r = layer_r(name, config.r, patterns)
         sizes = int(module.in_features), int(module.out_features)
         layers.append(make_layer(name, *sizes, int(r), float(config.eva_config.rho), isinstance(base, Conv1D)))
     return Targets(tuple(layers), tuple(unsupported))

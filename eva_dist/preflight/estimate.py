@@ -9,12 +9,12 @@ accelerator. Samples are taken to have `data.max_length` tokens each, the most t
 All bytes are bytes, all operations multiplications and additions, of one step unless it says otherwise.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from eva_dist.config import Config, Dtype
+from eva_dist.config import Config, Dtype, SolverName
 from eva_dist.modeling.load import Architecture
-from eva_dist.plan import Layer
+from eva_dist.plan import Plan
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.footprint import MemoryFacts, memory_of
 from eva_dist.preflight.workload import Case, SecondsFacts, StepFacts, Subject, WorkFacts
@@ -47,19 +47,21 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ArtifactFacts:
-    """Sizes of files: ranks as if each layer kept its `r`; `other` are tables, plots, card and headers, about.
+    """Sizes of files: ranks as if each layer kept its `r`; `components` are all that are followed.
 
+    `other` are tables, plots, card and headers, about.
     With `eva.budget=params` the adapter's is right for the ranks handed out too, but for what no component fits in.
     """
 
     state_dict: int
     adapter: int
+    components: int
     other: int
 
     @property
     def total(self) -> int:
         """Bytes of the folder."""
-        return self.state_dict + self.adapter + self.other
+        return self.state_dict + self.adapter + self.components + self.other
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def estimate(
         memory=memory_of(case, case.most_loaded),
         work=case.work,
         seconds=case.seconds(config.eva.max_steps),
-        artifact=artifact_facts(subject.layers, {layer.name: layer.r for layer in subject.layers}),
+        artifact=artifact_facts(case.plan, {layer.name: layer.r for layer in subject.layers}, config.solver.name),
         fit=smallest_fit(case),
         accelerator=accelerator,
         max_steps=config.eva.max_steps,
@@ -173,15 +175,18 @@ def _peak(case: Case) -> int:
     return memory_of(case, case.most_loaded).peak
 
 
-def artifact_facts(layers: Sequence[Layer], ranks: Mapping[str, int]) -> ArtifactFacts:
+def artifact_facts(plan: Plan, ranks: Mapping[str, int], solver: SolverName) -> ArtifactFacts:
     """Return sizes of an artifact whose layers have these ranks; tensors are exact."""
+    layers = plan.layers
+    followed = sum(group.n_components * group.in_features for group in plan.groups)
+    itemsize = 4 if solver is SolverName.subspace else 8
     vectors = sum(ranks[layer.name] * layer.in_features for layer in layers)
     zeros = sum(ranks[layer.name] * layer.out_features for layer in layers)
     names = sum(len(layer.name) for layer in layers)
     components = sum(layer.max_rank for layer in layers)
     # measured: plots and card; headers, manifest and configs by layer; spectrum.parquet by component
-    other = 280_000 + 8 * names + 500 * len(layers) + 17 * components
-    return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), other)
+    other = 282_000 + 11 * names + 800 * len(layers) + 17 * components
+    return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), itemsize * followed, other)
 
 
 def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[str]:

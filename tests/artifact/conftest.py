@@ -14,7 +14,7 @@ from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.controller import GroupReport, PointResult, PointState, StepReport, advance, first_state
 from eva_dist.numerics.components import Components
-from eva_dist.plan import Layer, Plan, make_layer, make_plan
+from eva_dist.plan import Layer, Plan, fingerprint, make_layer, make_plan
 
 EVA = EvaConfig(
     r=4,
@@ -23,6 +23,7 @@ EVA = EvaConfig(
     lora_alpha=8,
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     rank_pattern={"down_proj": 6},
+    max_steps=4,
 )
 # The variance that each input explains, by where its group's tap is; so small that it gets rank 0, or so large
 # that it gets more than r.
@@ -127,7 +128,7 @@ def build(base_folder, tmp_path_factory):
         eva = replace(EVA, **eva_changes)
         result = make_pass(llama_plan(base, eva), eva, [0.5, 0.95, 0.99], turning)
         folder = tmp_path_factory.mktemp("artifact")
-        provenance = make_provenance(folder, base_folder, eva)
+        provenance = make_provenance(folder, base_folder, eva, result.state.plan)
         return Built(folder, build_artifact(folder, result, eva, provenance), result, eva, provenance)
 
     return _build
@@ -144,10 +145,16 @@ def unconverged(build) -> Built:
     return build(turning=("model.layers.0.mlp.gate_proj",))
 
 
-def make_provenance(folder: Path, base_folder: Path, eva: EvaConfig) -> Provenance:
+def make_provenance(folder: Path, base_folder: Path, eva: EvaConfig, plan: Plan) -> Provenance:
+    decisive = {
+        "method": "eva",
+        "eva": {key: getattr(eva, key) for key in ("r", "rho", "tau", "whiten", "lora_alpha", "max_steps")},
+        "layers": [[layer.name, layer.r, layer.max_rank] for layer in plan.layers],
+    }
     config = Config(ModelConfig(name_or_path=str(base_folder)), DataConfig(path="a|b.txt"), eva)
     return Provenance(
-        fingerprint="ab" * 32,
+        fingerprint=fingerprint(decisive),
+        decisive=decisive,
         config=json.loads(json.dumps(config.to_dict())),
         model={"id": str(base_folder), "revision": None, "task_type": "CAUSAL_LM", "dtype": "float32"},
         tokenizer={"sha256": "cd" * 32},

@@ -27,6 +27,7 @@ ZERO = "model.layers.1.self_attn.o_proj"
 DETERMINISTIC = [
     "eva_state_dict.safetensors",
     "adapter_model.safetensors",
+    "components.safetensors",
     "spectrum.parquet",
     "convergence.parquet",
     "adapter_config.json",
@@ -252,6 +253,7 @@ def test_manifest_says_how_the_pass_went(built):
     assert manifest["fingerprint"] == built.provenance.fingerprint and manifest["world_size"] == 2
     assert manifest["layers"][ZERO] == {
         "rank": 0,
+        **{"in_features": 32, "out_features": 32, "r": 4, "max_rank": 8, "transposed": False},
         "input_group": ZERO,
         "stop_reason": "converged",
         "updates": 1,

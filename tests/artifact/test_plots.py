@@ -39,7 +39,7 @@ def test_figures_are_drawn(built):
 
 
 def test_figures_of_210_layers_are_drawn(many, tmp_path):
-    write_plots(tmp_path, layer_facts(many), many.state, 16)
+    write_plots(tmp_path, layer_facts(many), many.state, 16, 0.9)
     for name in FIGURES:
         height, width = imread(tmp_path / name).shape[:2]
         assert 300 < height < 1200 and 600 < width < 2000, name
@@ -97,5 +97,5 @@ def test_spectra_have_a_panel_for_each_shared_input(many):
 def test_plots_leave_pyplot_alone(built, tmp_path):
     """Pyplot picks a display and keeps every figure alive; whoever embeds us may use it otherwise."""
     sys.modules.pop("matplotlib.pyplot", None)
-    write_plots(tmp_path, layer_facts(built.result), built.result.state, 4)
+    write_plots(tmp_path, layer_facts(built.result), built.result.state, 4, 0.9)
     assert "matplotlib.pyplot" not in sys.modules

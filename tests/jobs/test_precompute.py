@@ -142,13 +142,11 @@ def test_fingerprint_covers_what_decides_the_numbers_and_nothing_else(configure,
     assert len({base, *prints}) == len(other) + 1
 
 
-def test_the_kind_of_budget_is_named_only_where_it_is_not_pefts(prepared, monkeypatch):
+def test_the_kind_of_budget_is_named_only_where_it_is_not_pefts(prepared):
     """So fingerprints and revisions are what they were before there was another."""
-    decisive = []
-    monkeypatch.setattr("eva_dist.prepare.fingerprint", lambda parts: decisive.append(parts) or "0" * 64)
     ranks, params = prepared(), prepared(eva={"budget": Budget.params})
-    assert "budget" not in decisive[0]["eva"]
-    assert decisive[1] == decisive[0] | {"eva": decisive[0]["eva"] | {"budget": "params"}}
+    assert "budget" not in ranks.decisive["eva"]
+    assert params.decisive == ranks.decisive | {"eva": ranks.decisive["eva"] | {"budget": "params"}}
     both = prepared(eva={"budget": Budget.params, "whiten": True, "rho": 1.5})
     assert [run.revision for run in (ranks, params, both)] == [
         "rho2.0-tau0.9",

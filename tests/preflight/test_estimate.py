@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from eva_dist.artifact.facts import layer_facts
-from eva_dist.artifact.tensors import adapter, state_dict
+from eva_dist.artifact.tensors import adapter, components, state_dict
 from eva_dist.config import (
     Budget,
     ClusterConfig,
@@ -87,6 +87,7 @@ def test_an_8b_llama(llamas):
     assert found.artifact.state_dict == 4 * 16 * 32 * (6 * 4096 + 14336)
     outputs = 4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096
     assert found.artifact.adapter == found.artifact.state_dict + 4 * 16 * 32 * outputs
+    assert found.artifact.components == 4 * 32 * inputs
     assert found.fit.fits and found.fit.shard_size == 1
     # 116 TFLOP at half of 312 TFLOP/s, and some passes over memory
     assert 0.74 < found.seconds.forward < 1.5
@@ -173,9 +174,10 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     )
     layers = layer_facts(finish(state, worker.components()))
     tensors = state_dict(layers, whiten=False)
-    sizes = artifact_facts(plan.layers, state.ranks)
+    sizes = artifact_facts(plan, state.ranks, solver)
     assert sizes.state_dict == sum(t.nbytes for t in tensors.values())
     assert sizes.adapter == sum(t.nbytes for t in adapter(layers, tensors).values())
+    assert sizes.components == sum(t.nbytes for t in components(layers).values())
 
 
 def case_of(config, workers, exchange):

@@ -121,6 +121,7 @@ class Sweep:
         write_tables(folder, layers, result.state)
         provenance = Provenance(
             fingerprint=fingerprint,
+            decisive={},
             config=config.to_dict(),
             model=self.facts,
             tokenizer={},
