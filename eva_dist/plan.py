@@ -159,16 +159,13 @@ def make_plan(
 
     Args:
         layers: the target layers, in model order.
-        same_input: names of layers that receive the same input, each name once; those of other layers are left out.
+        same_input: names of layers that receive the same input, each name once.
         world_size: number of workers; input groups are packed onto them by cost.
         budget: what is handed out, `eva.budget`.
     """
     by_name = {layer.name: layer for layer in layers}
     order = {layer.name: i for i, layer in enumerate(layers)}
-    present = ([name for name in names if name in order] for names in same_input)
-    members = sorted(
-        (tuple(sorted(names, key=order.__getitem__)) for names in present if names), key=lambda m: order[m[0]]
-    )
+    members = sorted((tuple(sorted(names, key=order.__getitem__)) for names in same_input), key=lambda m: order[m[0]])
     assert sorted(name for names in members for name in names) == sorted(by_name), "input groups must partition layers"
     unowned = [
         InputGroup(i, names, by_name[names[0]].in_features, max(by_name[name].max_rank for name in names), owner=0)

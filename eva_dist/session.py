@@ -57,8 +57,10 @@ class PointAssignment:
     accept: bool
 
     def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> Plan:
-        """Return what this point plans on its own."""
-        return make_plan(self.layers, same_input, world_size, budget=self.budget)
+        """Return what this point plans on its own; input groups of the stream lose the layers that it leaves out."""
+        own = {layer.name for layer in self.layers}
+        kept = [[name for name in names if name in own] for names in same_input]
+        return make_plan(self.layers, [names for names in kept if names], world_size, budget=self.budget)
 
 
 @dataclass(frozen=True)

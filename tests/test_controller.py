@@ -94,13 +94,13 @@ def test_a_parameter_budget_goes_by_variance_per_parameter_after_each_step():
     state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01]), group(1, [0.9, 0.6, 0.3, 0.1]))])
     assert state.ranks == {"a": 2, "wide": 2}
     state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01], half), group(1, [0.9, 0.6, 0.3, 0.1], BAD))])
-    assert state.decision.active == (1,)
+    assert state.active == (1,)
     # the second of `wide` is now worth less than any of `a`, whose third and fourth have not converged: thawed
     state = advance(state, [report(group(1, [0.9, 0.02, 0.01, 0.01], half))])
-    assert state.ranks == {"a": 4, "wide": 1} and state.decision.active == (0,)
+    assert state.ranks == {"a": 4, "wide": 1} and state.active == (0,)
     assert made.parameter_budget - made.parameters(state.ranks) == 24  # too little for `wide`, and `a` is full
     state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01], GOOD))])
-    assert state.decision.stop is Stop.converged
+    assert state.stop is Stop.converged
 
 
 def test_a_group_of_rank_zero_has_converged_and_layers_are_counted_not_groups():

@@ -25,7 +25,7 @@ SHORT = 5
 
 def plan_of(r=2, rho=2.0, layers=LAYERS, r_of=None):
     made = [make_layer(name, D, D, (r_of or {}).get(name, r), rho) for name in layers]
-    return make_plan(made, GROUPS)
+    return make_plan(made, [names for names in ([n for n in g if n in layers] for g in GROUPS) if names])
 
 
 POINTS = {

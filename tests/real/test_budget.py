@@ -13,6 +13,7 @@ from eva_dist.controller import PointResult, first_state
 from eva_dist.engine import finish, run_pass
 from eva_dist.numerics.allocation import allocate_parameters, allocate_ranks
 from eva_dist.plan import Plan
+from eva_dist.points import one_point
 from eva_dist.prepare import Prepared, prepare, provenance
 from jobs.contenders import begin, session
 
@@ -49,7 +50,8 @@ def compute(model: Path, data: Path, store: Path, budget: Budget) -> tuple[Prepa
     )
     worker = session(run, 1)
     plan = begin(worker, run)
-    state = run_pass(first_state(plan, 1.0, STEPS, accept=True), lambda decision: [worker.step(decision)])
+    first = one_point(first_state(plan, 1.0, STEPS, accept=True))
+    state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     result = finish(state, worker.components())
     worker.leave()
     return run, result
