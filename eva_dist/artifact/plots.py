@@ -43,8 +43,10 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget:
     kinds = kinds_in_order(by_name)
     blocks = sorted({place.block for place in by_name.values()}, key=lambda b: (b is None, b))
     grid = _mean_grid(ranks, by_name, kinds, blocks)
-    figure = _figure(max(6.0, 2.6 + 0.33 * min(len(blocks), _MOST_NUMBERED_BLOCKS)), 1.9 + 0.34 * len(kinds))
-    axes = figure.subplots()
+    left = 0.35 + 0.085 * max(len(kind) for kind in kinds)
+    width = left + 1.0 + max(4.0, 0.33 * min(len(blocks), _MOST_NUMBERED_BLOCKS))
+    figure = _figure(width, 1.9 + 0.34 * len(kinds))
+    axes = _grid(figure, left, right=1.0, bottom=0.65, top=0.4)
     axes.set_facecolor("#dddddd")  # where a block has no such layer
     image = axes.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0, aspect="auto")
     axes.vlines(np.arange(0.5, len(blocks) - 1), -0.5, len(kinds) - 0.5, color="white", linewidth=0.6)
@@ -55,7 +57,7 @@ def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget:
     axes.set_xlabel("transformer block" + (" (none: layer outside the blocks)" if None in blocks else ""))
     given = f"r = {r}" if budget is Budget.ranks else f"parameters of r = {r}"
     axes.set_title(f"Rank handed out to each layer ({len(ranks)} layers, {given})")
-    figure.colorbar(image, ax=axes, label="rank", pad=0.02)
+    figure.colorbar(image, cax=_beside(figure, 0.9, bottom=0.65, top=0.4), label="rank")
     if len(blocks) <= _MOST_NUMBERED_BLOCKS:
         _write_numbers(axes, grid)
     return figure
@@ -66,7 +68,7 @@ def draw_convergence(state: PointState, tau: float) -> "Figure":
     layers, components = convergence_curves(state)
     steps = range(1, state.steps + 1)
     figure = _figure(7.0, 4.0)
-    axes = figure.subplots()
+    axes = _grid(figure, 0.75, right=0.2, bottom=0.6, top=0.4)
     marker = "o" if state.steps <= 40 else None
     axes.plot(steps, layers, color=_BLUE, marker=marker, markersize=4, label="layers converged")
     label = f"components with a rank, cosine ≥ {tau:g}"
@@ -117,12 +119,14 @@ def draw_spectra(layers: Sequence[LayerFacts], by_name: dict[str, Place]) -> "Fi
     blocks = [place.block for place in by_name.values() if place.block is not None] or [0]
     columns = min(len(panels), _PANEL_COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = _figure(1.6 + max(2, columns) * 2.9, 1.3 + 2.6 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    figure = _figure(2.0 + max(2, columns) * 2.9, 1.5 + 2.7 * rows)
+    tallest = max(len(_wrap(title).splitlines()) for title in panels)
+    edges = {"left": 1.0, "right": 1.1, "bottom": 0.6, "top": 0.4 + 0.15 * tallest}
+    gap = 0.15 + 0.18 * tallest
+    grid = np.ravel(_grid(figure, **edges, rows=rows, columns=columns, gap=gap))
     colours = _block_colours(blocks)
     for axes, (title, groups) in zip(grid, panels.items(), strict=False):
-        for facts in groups.values():
-            _draw_spectrum(axes, facts, colours.to_rgba(by_name[facts.name].block or 0))
+        _draw_spectra(axes, {f: colours.to_rgba(by_name[f.name].block or 0) for f in groups.values()})
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())  # ticks are what takes time
         axes.locator_params(axis="x", nbins=6, integer=True)
@@ -134,18 +138,32 @@ def draw_spectra(layers: Sequence[LayerFacts], by_name: dict[str, Place]) -> "Fi
     figure.supxlabel("component", fontsize=10)
     figure.supylabel("share of the input's total variance", fontsize=10)
     if len(set(blocks)) > 1:
-        bar = figure.colorbar(colours, ax=grid.tolist(), label="transformer block", pad=0.02)
+        beside = _beside(figure, 0.95, bottom=0.6, top=0.55)
+        bar = figure.colorbar(colours, cax=beside, label="transformer block")
         bar.locator = MaxNLocator(integer=True)
     return figure
 
 
-def _draw_spectrum(axes: Any, facts: LayerFacts, colour: Any) -> None:
-    ratios = facts.components.explained_variance_ratio_K.double().cpu().numpy()
-    ratios = np.where(ratios > 0, ratios, np.nan)  # a log axis has no place for zero
-    component = np.arange(1, len(ratios) + 1)
-    axes.plot(component, ratios, color=colour, linewidth=0.7, alpha=0.6)
-    kept = facts.group_rank
-    axes.plot(component[:kept], ratios[:kept], color=colour, linewidth=1.8, marker="." if kept == 1 else None)
+def _draw_spectra(axes: Any, colours: dict[LayerFacts, Any]) -> None:
+    """Draw a thin line for all components of each group, and a thick one for those with a rank."""
+    from matplotlib.collections import LineCollection
+
+    thin, thick, lone = [], [], []
+    for facts, colour in colours.items():
+        ratios = facts.components.explained_variance_ratio_K.double().cpu().numpy()
+        ratios = np.where(ratios > 0, ratios, np.nan)  # a log axis has no place for zero
+        points = np.column_stack((np.arange(1, len(ratios) + 1), ratios))
+        thin.append(points)
+        thick.append(points[: facts.group_rank])
+        if facts.group_rank == 1:
+            lone.append((*points[0], colour))
+    palette = list(colours.values())
+    axes.add_collection(LineCollection(thin, colors=palette, linewidths=0.7, alpha=0.6))
+    axes.add_collection(LineCollection(thick, colors=palette, linewidths=1.8))
+    if lone:
+        x, y, colour = zip(*lone, strict=True)
+        axes.scatter(x, y, c=colour, s=6)
+    axes.autoscale_view()
 
 
 def _block_colours(blocks: Sequence[int]) -> Any:
@@ -185,7 +203,31 @@ def _wrap(title: str, width: int = 30) -> str:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return Figure(figsize=(width, height), dpi=120)
+
+
+def _grid(
+    figure: "Figure",
+    left: float,
+    right: float,
+    bottom: float,
+    top: float,
+    rows: int = 1,
+    columns: int = 1,
+    gap: float = 0.0,
+) -> Any:
+    """Return axes within these edges, in inches; matplotlib's own search for them would take most of the time."""
+    width, height = figure.get_size_inches()
+    edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    panel = (height - bottom - top - gap * (rows - 1)) / rows
+    spacing = {"hspace": gap / panel, "wspace": 0.08}
+    return figure.subplots(rows, columns, sharex=rows > 1 or columns > 1, sharey=True, gridspec_kw=edges | spacing)
+
+
+def _beside(figure: "Figure", right: float, bottom: float, top: float) -> Any:
+    """Return the axes of a colour bar that begins `right` inches from the right edge."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes((1 - right / width, bottom / height, 0.2 / width, 1 - (bottom + top) / height))
 
 
 def _save(figure: "Figure", path: Path) -> None:
