@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
 
 AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors")

@@ -6,7 +6,7 @@ them all. They part when one is updated and the other is not, or when their trac
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from eva_dist.numerics.convergence import component_cosines
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
 from eva_dist.numerics.records import from_tensors, map_tensors, to_tensors
+from eva_dist.numerics.same_rows import same_rows
 from eva_dist.numerics.subspace import SubspaceTracker
 from eva_dist.numerics.tracker import Tracker
 from eva_dist.plan import PassPlan
@@ -187,8 +188,9 @@ class Updates:
             for at, update in enumerate(updates):
                 alone = rows_at_once(update.x_TD.device) == 0  # batched kernels would round differently
                 together[at if alone else (update.tracker, update.n_components)].append(update)
-            for alike in together.values():
-                self.run(alike)
+            with same_rows() if len(waiting) == 1 else nullcontext():  # of several, too much would be kept
+                for alike in together.values():
+                    self.run(alike)
 
     def _due(self, group: int, x_TD: Tensor) -> list[_Update]:
         """Return the updates of a group: one for all points whose SVDs are the same so far and remain so."""
@@ -204,6 +206,7 @@ class Updates:
         if short:
             self.reports.append(GroupReport(group, len(x_TD), points=tuple(short)))
         updates = []
+        x_TD = x_TD.float() if len(alike) > 1 else x_TD  # once for all; each would do it for itself
         for points in alike.values():
             tracker = max((self._trackers[group][p] for p in points), key=lambda tracker: tracker.n_components)
             slots = (*points, _SHARED) if plan.shared_tracker else tuple(points)

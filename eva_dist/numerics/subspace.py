@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
+from eva_dist.numerics.same_rows import once
 from eva_dist.numerics.tracker import (
     Moments,
     Tracker,
@@ -28,7 +29,7 @@ _FIRST_POWER_STEPS = 4
 _PROBES = 4
 """Random columns beside the block; see `SubspaceTracker`."""
 _LEAST_WIDTH = 32
-"""Of the block, probes included: a few components need company of their own size no less than many do."""
+"""Of the block, probes included: a few components need company no less than many do."""
 _CHOLESKY_SHIFT = 1e-15
 """Of the trace, added to the float64 Gram: a direction without variance must not break its factorisation."""
 _WIDEST_SPAN = 3e4
@@ -55,12 +56,12 @@ class SubspaceTracker(Tracker[SubspaceState]):
 
     Where `incremental` draws a random block and turns it five times, this one starts from the
     block V that it already has, so one power step does better (Rutishauser 1970; the stacking
-    is Ross et al. 2008). `oversampling` components beyond K are kept (default K - 4, or more
-    where K is below 16): they take in what is about to enter the leading K, so the tracker
-    does not lag its data and pass tau early. Four random mixtures of the rows, made orthogonal
-    to V, join the block: a new direction that is orthogonal to all that was seen is found at
-    once, where V alone would wait for rounding to let it in. With them the block is 2K wide,
-    at least 32.
+    is Ross et al. 2008). `oversampling` components beyond K are kept: they take in what is
+    about to enter the leading K, so the tracker does not lag its data and pass tau early. Four
+    random mixtures of the rows, made orthogonal to V, join the block: a new direction that is
+    orthogonal to all that was seen is found at once, where V alone would wait for rounding to
+    let it in. With them the block is by default as wide as the next power of two from 2K on, at
+    least 32: so trackers of nearby K hold the same state, and points of a sweep over rho share it.
 
     One update reads the centred rows twice (Halko, Martinsson, Tropp 2011, algorithm 5.1, after
     a range finder that is warm): Z = S V and Y = S^T Z in float32; then, in float64, an
@@ -176,7 +177,8 @@ class SubspaceTracker(Tracker[SubspaceState]):
     def _probes(self, x_GTD: Tensor, v_GQD: Tensor) -> tuple[Tensor, Tensor]:
         """Return random mixtures of the rows, orthogonal to the block, and where they are more than rounding."""
         width = min(_PROBES, x_GTD.shape[2] - v_GQD.shape[1])
-        mixed_GPD = _random(width, x_GTD.shape[1], self.seed, x_GTD.device) @ x_GTD
+        random_PT = _random(width, x_GTD.shape[1], self.seed, x_GTD.device)
+        mixed_GPD = once(("mix", width, self.seed), x_GTD, lambda: random_PT @ x_GTD)
         outside_GPD = torch.baddbmm(mixed_GPD, mixed_GPD @ v_GQD.mT, v_GQD, alpha=-1)
         norms_GP1 = torch.linalg.vector_norm(outside_GPD, dim=2, keepdim=True)
         enough_GP = norms_GP1[..., 0] > _LEAST_FRESH * torch.linalg.vector_norm(mixed_GPD, dim=2)
@@ -199,7 +201,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
         return SubspaceState(moments, fix_signs(v_WD[:width]), singular_values_W[:width].clone())
 
     def _width(self, in_features: int) -> int:
-        usual = max(2 * self.n_components, _LEAST_WIDTH) - _PROBES
+        usual = max(1 << (2 * self.n_components - 1).bit_length(), _LEAST_WIDTH) - _PROBES
         kept = usual if self.oversampling is None else self.n_components + self.oversampling
         return min(kept, in_features)
 

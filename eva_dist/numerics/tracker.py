@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components
+from eva_dist.numerics.same_rows import once
 
 StateT = TypeVar("StateT")
 
@@ -74,7 +75,7 @@ def add_rows_to_all(moments: Sequence[Moments], x_GTD: Tensor) -> tuple[list[Mom
     Returns:
         The new moments; the rows centred, `[G, T, D]`, and the correction rows `[G, D]`, in `x_GTD`'s dtype.
     """
-    mean_GD, within_G, centred_GTD = _centre(x_GTD)
+    mean_GD, within_G, centred_GTD = once("centre", x_GTD, lambda: _centre(x_GTD))
     before, rows = moments[0].rows, x_GTD.shape[1]
     kept = before / (before + rows)
     shift_GD = together([known.mean_D for known in moments]) - mean_GD
