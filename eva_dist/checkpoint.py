@@ -63,9 +63,15 @@ class Checkpoint:
     same_input: list[list[str]]
     facts: Mapping[str, Any]
 
-    def fits(self, plan: PassPlan) -> bool:
-        """Tell whether the pass can go on from here: all its points are here, with the same input groups."""
+    def fits(self, plan: PassPlan, accept: bool = False) -> bool:
+        """Tell whether the pass can go on from here: all its points are here, with the same input groups.
+
+        What ended a point may not end it when `accept` is another than then.
+        """
         if not set(plan.keys) <= set(self.keys):
+            return False
+        wanted = [self._points[key] for key in plan.keys]
+        if any(point["error"] is not None and point["accept"] is not accept for point in wanted):
             return False
         here = {layer.name for layer in plan.stream.layers}
         left = [kept for members in self.same_input if (kept := [name for name in members if name in here])]
@@ -239,6 +245,7 @@ def _point_facts(point: PointState) -> dict[str, Any]:
         "ranks": dict(point.ranks),
         "seconds": dict(point.seconds),
         "history": [dataclasses.astuple(row) for row in point.history],
+        "accept": point.accept,
     }
 
 

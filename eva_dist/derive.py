@@ -32,7 +32,7 @@ from eva_dist.controller import GroupState, PointResult, PointState, Stop, first
 from eva_dist.errors import DerivationError, LayerError
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
 from eva_dist.numerics.components import Components
-from eva_dist.plan import InputGroup, Layer, Plan, fingerprint, make_layer, make_plan
+from eva_dist.plan import InputGroup, Layer, Plan, among, fingerprint, make_layer, make_plan
 from eva_dist.prepare import AFTER_THE_PASS
 from eva_dist.publishing import Outcome, outcome
 from eva_dist.store.local import LocalStore
@@ -110,7 +110,8 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
         DerivationError: one line for each setting that cannot be derived, or the layers whose stored components
             have not converged to `tau`, unless `on_max_steps=accept`.
     """
-    changed = {key: value for key, value in changes.items() if value != getattr(source.eva, key)}
+    typed: dict[str, Any] = {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
+    changed = {key: value for key, value in typed.items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
     _refuse([*eva.problems(), *_underivable(source, changed)])
     plan = _plan(source, eva, changed)
@@ -162,7 +163,7 @@ def _plan(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
         refuse_idle_patterns(eva.rank_pattern, Targets(tuple(layers), ()))
     except (LayerError, re.error) as error:
         raise DerivationError(str(error)) from error
-    return make_plan(layers, [group.members for group in before.groups], budget=eva.budget)
+    return make_plan(layers, among(layers, [group.members for group in before.groups]), budget=eva.budget)
 
 
 def _layer(layer: Layer, r: int, rho: float) -> Layer:

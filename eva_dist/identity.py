@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eva_dist.config import Config, StoreConfig
+from eva_dist.config import Config, StoreConfig, SweepMode
 from eva_dist.errors import ConfigError, EvaDistError, LayerError
 from eva_dist.plan import fingerprint as digest
 
@@ -44,6 +44,8 @@ def identify(config: Config, clone: Path) -> Identity:
         "on_max_steps": config.eva.on_max_steps.value,
     }
     fingerprint, note = _fingerprint(config)
+    if config.sweep.mode is SweepMode.shared_tracker:
+        fingerprint, note = None, "sweep.mode=shared_tracker: it hangs on the other points of the sweep"
     if fingerprint is not None:
         return Identity(digest({"fingerprint": fingerprint, **goes_to}), fingerprint, None)
     settings = {name: group for name, group in config.to_dict().items() if name not in _EXECUTION}

@@ -176,25 +176,36 @@ def make_plan(
     return Plan(tuple(layers), groups, sum(layer.r for layer in layers), budget)
 
 
+def among(layers: Sequence[Layer], same_input: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return input groups as these layers have them: without the names of others, and without empty groups."""
+    names = {layer.name for layer in layers}
+    kept = [[name for name in group if name in names] for group in same_input]
+    return [group for group in kept if group]
+
+
 def share(
-    points: Sequence[Plan], world_size: int = 1, keys: Sequence[str] | None = None, shared_tracker: bool = False
+    points: Sequence[Plan],
+    world_size: int = 1,
+    stream: Plan | None = None,
+    keys: Sequence[str] | None = None,
+    shared_tracker: bool = False,
 ) -> PassPlan:
-    """Let these points share a stream of forwards: the layers of one of them contain those of all others.
+    """Let these points share a stream of forwards.
 
     Args:
         points: each made from the input groups of the same first forward.
         world_size: number of workers; input groups are packed onto them by cost.
+        stream: has the layers of all points; None: the point that has most layers.
         keys: of each point; None numbers them.
         shared_tracker: one tracker an input group, of the largest component count.
     """
-    widest = max(points, key=lambda plan: len(plan.layers))
+    widest = stream or max(points, key=lambda plan: len(plan.layers))
     index = {name: group.index for group in widest.groups for name in group.members}
     own = tuple({index[group.tap]: group.index for group in plan.groups} for plan in points)
     n_components = [
         max(
-            plan.groups[mine[group.index]].n_components
+            plan.groups[mine[group.index]].n_components if group.index in mine else 1  # no point's own
             for plan, mine in zip(points, own, strict=True)
-            if group.index in mine
         )
         for group in widest.groups
     ]

@@ -88,6 +88,7 @@ def advance_pass(state: PassState, reports: Sequence[StepReport], step_seconds: 
             points[point] = advance(points[point], own, step_seconds)
         except EvaDistError as error:
             errors[point] = error
+            points[point] = replace(points[point], steps=state.steps + 1)  # the step was done
     moved = replace(state, points=tuple(points), errors=tuple(errors))
     return replace(moved, owners=_balance(moved, world_size=len(reports)))
 

@@ -19,8 +19,8 @@ def precompute(
 ) -> Outcome:
     """Answer from the store, or compute on a gang and publish.
 
-    Of several drivers in one cluster that ask for the same fingerprint, one computes and the
-    others wait for what it publishes.
+    Of several drivers in one cluster that ask for this run alone, one computes and the others wait for what it
+    publishes. A sweep that has it among its points does not know of them: both compute, the first one publishes.
 
     Args:
         run: from `prepare`.

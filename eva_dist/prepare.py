@@ -162,7 +162,8 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         data=asdict(read),
     )
     store.revision_folder(run.repo_id, run.revision)  # refuses names that the store keeps for itself
-    store.check_writable()
+    if store.find(run.fingerprint) is None or store.fingerprint_of(run.repo_id, run.revision) != run.fingerprint:
+        store.check_writable()  # else a store that can only be read has the answer
     return run
 
 
@@ -172,13 +173,17 @@ def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int) -> _Da
     return _Data(rows.digest, len(rows), rows.blank)
 
 
-def assignment(*runs: Prepared) -> Assignment:
-    """Return what the workers are told of these runs, which share their forwards: each is a point."""
-    run = runs[0]
+def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
+    """Return what the workers are told of these runs, which share their forwards: each is a point.
+
+    `stream` has the layers of all of them; None: the first one has.
+    """
+    run = stream or runs[0]
     return Assignment(
         config=run.config,
         task=run.task,
         prefix=run.prefix,
+        layers=run.targets.layers,
         points=tuple(
             PointAssignment(
                 key=each.pass_key,
@@ -235,11 +240,11 @@ def _decisive(
             "order": ["shuffled", data.seed] if data.shuffle else "as it comes",
         },
         "eva": {
-            "rho": eva.rho,
-            "tau": eva.tau,
+            "rho": float(eva.rho),
+            "tau": float(eva.tau),
             "whiten": eva.whiten,
             "r": eva.r,
-            "lora_alpha": eva.lora_alpha,
+            "lora_alpha": float(eva.lora_alpha),
             "adjust_scaling_factors": eva.adjust_scaling_factors,
             "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
             "max_steps": eva.max_steps,

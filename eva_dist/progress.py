@@ -35,6 +35,8 @@ class Progress:
     def __call__(self, whole: PassState) -> None:
         """Show the state, at most every few seconds where lines add up."""
         state = whole.slowest
+        if self._unconverged and state.elapsed < self._unconverged[-1][0]:
+            self._unconverged.clear()  # another pass has begun, or this one anew
         self._unconverged.append((state.elapsed, len(state.plan.layers) - state.layers_converged))
         now = time.monotonic()
         last = not whole.running
@@ -135,7 +137,7 @@ def expected_seconds(state: PointState, unconverged: Sequence[tuple[float, int]]
     half, left_then = next(point for point in unconverged if point[0] >= elapsed / 2)
     if left == 0 or left_then <= left:
         return 0.0 if left == 0 else most
-    return min(most, (elapsed - half) * math.log(2 * left) / math.log(left_then / left))
+    return min(most, max(0.0, elapsed - half) * math.log(2 * left) / math.log(left_then / left))
 
 
 def _clock(seconds: float) -> str:

@@ -25,16 +25,19 @@ class Outcome:
     layers_total: int
 
 
+def is_stored(run: Prepared) -> bool:
+    """Tell whether the store has what this run asks for, and the run may be answered with it."""
+    found = None if run.config.artifact.overwrite else run.store.find(run.fingerprint)
+    return found is not None and (run.accepts or found.manifest["status"] == "done")
+
+
 def answer(run: Prepared) -> Published | None:
     """Return what the store has for this run, under the name that it asks for."""
-    found = run.store.find(run.fingerprint)
-    if found is None or not (run.accepts or found.manifest["status"] == "done"):
-        return None
-    return run.store.point(run.fingerprint, run.repo_id, run.revision)
+    return run.store.point(run.fingerprint, run.repo_id, run.revision) if is_stored(run) else None
 
 
 def publish(run: Prepared, result: PointResult) -> Published:
-    """Build the artifact and publish it.
+    """Build the artifact and publish it; one that others have published meanwhile is used as it is.
 
     Raises:
         NotConvergedError: layers have not converged, and `eva.on_max_steps=error`.
@@ -42,6 +45,8 @@ def publish(run: Prepared, result: PointResult) -> Published:
     """
     if not run.accepts:
         refuse_unconverged(result.state)
+    if (found := answer(run)) is not None:
+        return found
     return run.store.publish(
         run.fingerprint,
         run.repo_id,

@@ -27,7 +27,7 @@ from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.shard import Sharding
 from eva_dist.numerics.components import Components
-from eva_dist.plan import Layer, PassPlan, Plan, make_plan, share
+from eva_dist.plan import Layer, PassPlan, Plan, among, make_plan, share
 from eva_dist.svds import (
     GroupSvd,
     Svds,
@@ -58,35 +58,31 @@ class PointAssignment:
 
     def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> Plan:
         """Return what this point plans on its own; input groups of the stream lose the layers that it leaves out."""
-        own = {layer.name for layer in self.layers}
-        kept = [[name for name in names if name in own] for names in same_input]
-        return make_plan(self.layers, [names for names in kept if names], world_size, budget=self.budget)
+        return make_plan(self.layers, among(self.layers, same_input), world_size, budget=self.budget)
 
 
 @dataclass(frozen=True)
 class Assignment:
     """What every worker of a pass is told: all of it plain data.
 
-    `config` is that of any point, for all share what workers heed of it; the layers of one point contain
-    those of all others. `prefix` is what layer names in the base model have before their names in the loaded model.
+    `config` is that of any point, for all share what workers heed of it. `layers` are those of the stream, in
+    model order: at least those of every point. `prefix` is what layer names in the base model have before their
+    names in the loaded model.
     """
 
     config: Config
     task: Task
     prefix: str
+    layers: tuple[Layer, ...]
     points: tuple[PointAssignment, ...]
     data_digest: str
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers of the stream, in model order."""
-        return max((point.layers for point in self.points), key=len)
 
     def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> PassPlan:
         """Return what the pass will do, from the input groups of a first forward."""
         plans = [point.plan(same_input, world_size) for point in self.points]
         keys = [point.key for point in self.points]
-        return share(plans, world_size, keys, self.config.sweep.mode is SweepMode.shared_tracker)
+        stream = make_plan(self.layers, same_input, world_size)
+        return share(plans, world_size, stream, keys, self.config.sweep.mode is SweepMode.shared_tracker)
 
     def begin(self, plan: PassPlan) -> list[PointState]:
         """Return the points before their first step."""

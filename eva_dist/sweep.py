@@ -15,14 +15,14 @@ from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
 from eva_dist.plan import fingerprint
 from eva_dist.points import PassState
 from eva_dist.prepare import Prepared, assignment
-from eva_dist.publishing import Outcome, answer, outcome_of, publish
+from eva_dist.publishing import Outcome, answer, is_stored, outcome_of, publish
 from eva_dist.stopping import StopRequest
 from eva_dist.store.files import remove_older
 
 if TYPE_CHECKING:
     from eva_dist.actors.run import PointEnd
 
-Answer = Outcome | EvaDistError
+Answer = Outcome | Exception
 Watch = Callable[[PointState], None]
 
 _FORGOTTEN_S = 30 * 24 * 3600
@@ -80,6 +80,21 @@ def passes(runs: Sequence[Prepared]) -> list[tuple[int, ...]]:
     return groups
 
 
+def same_names(runs: Sequence[Prepared]) -> dict[int, ConfigError]:
+    """Return the points that ask for one name, and why they may not: the last would take it from the others."""
+    names: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for point, run in enumerate(runs):
+        if run.config.artifact.revision is not None:
+            names[run.store.url, run.repo_id, run.config.artifact.revision].append(point)
+    refused: dict[int, ConfigError] = {}
+    for (_, _, revision), points in names.items():
+        if len({runs[point].fingerprint for point in points}) > 1:
+            wrong = f"artifact.revision={revision} is asked for by {len(points)} points of the sweep; "
+            error = ConfigError(wrong + "leave it null, or make it part of what is swept")
+            refused |= dict.fromkeys(points, error)
+    return refused
+
+
 class _Sweep:
     """The points of a sweep and their answers so far."""
 
@@ -99,14 +114,17 @@ class _Sweep:
 
     def run(self) -> None:
         """Answer every point."""
-        self._refuse_same_names()
-        groups = passes(self._runs)
+        for point, error in same_names(self._runs).items():
+            self.take(point, error)
+        left = self._left(range(len(self._runs)))
+        groups = [tuple(left[at] for at in group) for group in passes([self._runs[point] for point in left])]
         for group in groups:
             self._name_companions(group)
         self._tell_names_apart()
         for group in groups:
             self._look_up(group)
-            if not self._left(group):  # checkpoints are of a driver that died between publishing and clearing
+            if all(isinstance(self.answers.get(point), Outcome) for point in group):
+                # checkpoints are of a driver that died between publishing and clearing
                 self._checkpoints(group, _pass_name([self._runs[point] for point in group])).clear()
         by_cluster: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for group in groups:
@@ -135,20 +153,17 @@ class _Sweep:
 
         name = _pass_name([self._runs[point] for point in group])
         try:
-            with alone(name, self._stop) as waited:
-                if waited:
-                    self._look_up(group)
-                left = self._left(group)
-                parts = [tuple(left[i] for i in part) for part in passes([self._runs[point] for point in left])]
-                for part in parts:
-                    self._run_pass(part, name if len(parts) == 1 else _pass_name([self._runs[p] for p in part]))
+            with alone(name, self._stop):
+                self._look_up(group)  # another driver may have been here meanwhile
+                if left := self._left(group):
+                    self._run_pass(left, self._runs[group[0]], name)
         except PreemptedError:
             raise
         except EvaDistError as error:
             self._fail(group, error)
 
-    def _run_pass(self, points: tuple[int, ...], name: str) -> None:
-        """Compute points that share their forwards, and publish each while the others go on."""
+    def _run_pass(self, points: Sequence[int], stream: Prepared, name: str) -> None:
+        """Compute points that share the forwards of `stream`, and publish each while the others go on."""
         from eva_dist.actors.metrics import PassMetrics
         from eva_dist.actors.run import run_on_gang
 
@@ -162,12 +177,12 @@ class _Sweep:
             of_key[self._runs[point].pass_key].append(point)
         computed = [self._runs[same[0]] for same in of_key.values()]
         metrics = {run.pass_key: PassMetrics(run.fingerprint, run.repo_id) for run in computed}
-        publishing = _Publishing(self)
+        publishing = _Publishing(self, resumable=first.config.cluster.checkpoint_every > 0)
 
         def on_step(state: PassState) -> None:
             self._on_pass(state)
             for key, point in zip(state.plan.keys, state.points, strict=True):
-                if point.steps == state.steps:
+                if point.steps == state.steps and state.errors[state.plan.keys.index(key)] is None:
                     metrics[key](point)
                     for each in of_key[key]:
                         self._on_steps[each](point)
@@ -178,7 +193,7 @@ class _Sweep:
                 publishing.add(point, end)
 
         with publishing:
-            run_on_gang(assignment(*computed), on_step, checkpoints, self._stop, on_end)
+            run_on_gang(assignment(*computed, stream=stream), on_step, checkpoints, self._stop, on_end)
         if all(isinstance(self.answers[point], Outcome) for point in points):
             checkpoints.clear()  # else they stay: on_max_steps=accept goes on from them
 
@@ -189,7 +204,7 @@ class _Sweep:
             return end
         try:
             published = publish(run, end)
-        except EvaDistError as error:
+        except Exception as error:  # whatever it is, it is this point's alone
             return error
         return outcome_of(run, published, published.manifest["status"], time.perf_counter() - self._started)
 
@@ -200,21 +215,23 @@ class _Sweep:
 
     def _look_up(self, points: Sequence[int]) -> None:
         """Answer from the store what it can answer."""
-        if len(points) > 1 and self._shares_tracker(points) and not all(self._stored(point) for point in points):
+        if (
+            len(points) > 1
+            and self._shares_tracker(points)
+            and not all(is_stored(self._runs[point]) for point in points)
+        ):
             return  # the numbers of each hang on all of them: one that is missing needs them all
         for point in self._left(points):
             run = self._runs[point]
-            found = None if run.config.artifact.overwrite else answer(run)
-            if found is not None:
-                self.take(point, outcome_of(run, found, "cached", time.perf_counter() - self._started))
+            try:
+                if (found := answer(run)) is not None:
+                    self.take(point, outcome_of(run, found, "cached", time.perf_counter() - self._started))
+            except EvaDistError as error:
+                self.take(point, error)
 
     def _checkpoints(self, points: Sequence[int], name: str) -> CheckpointFolder:
         run = self._runs[points[0]]
         return CheckpointFolder(run.store.checkpoints, name, run.config.cluster.keep_checkpoints)
-
-    def _stored(self, point: int) -> bool:
-        run = self._runs[point]
-        return not run.config.artifact.overwrite and run.store.find(run.fingerprint) is not None
 
     def _left(self, points: Sequence[int]) -> list[int]:
         return [point for point in points if point not in self.answers]
@@ -235,17 +252,6 @@ class _Sweep:
             run = self._runs[point]
             self._runs[point] = replace(run, decisive=run.decisive | {"shared_tracker": companions})
 
-    def _refuse_same_names(self) -> None:
-        """Refuse points that ask for one name: the last to be published would take it from the others."""
-        names: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-        for point, run in enumerate(self._runs):
-            if run.config.artifact.revision is not None:
-                names[run.store.url, run.repo_id, run.config.artifact.revision].append(point)
-        for (_, _, revision), points in names.items():
-            if len({self._runs[point].fingerprint for point in points}) > 1:
-                wrong = f"artifact.revision={revision} is asked for by {len(points)} points of the sweep; "
-                self._fail(points, ConfigError(wrong + "leave it null, or make it part of what is swept"))
-
     def _tell_names_apart(self) -> None:
         """Let the first point that has a default name keep it, whichever ends first; others add their fingerprint."""
         holders: dict[tuple[str, str, str], str] = {}
@@ -258,8 +264,9 @@ class _Sweep:
 class _Publishing:
     """Publishes in a thread of its own, one after another; answers are taken in the main thread."""
 
-    def __init__(self, sweep: _Sweep) -> None:
+    def __init__(self, sweep: _Sweep, resumable: bool) -> None:
         self._sweep = sweep
+        self._resumable = resumable
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._under_way: dict[int, Future[Answer]] = {}
 
@@ -268,7 +275,7 @@ class _Publishing:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         # whoever asked the run to end does not wait for what a checkpoint holds as well
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
+        self._pool.shutdown(wait=True, cancel_futures=self._resumable and isinstance(error, PreemptedError))
         self.drain()
 
     def add(self, point: int, end: "PointEnd") -> None:

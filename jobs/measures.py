@@ -125,13 +125,15 @@ class ScalingRow:
 def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
     """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
     from eva_dist.actors.cluster import connected
-    from eva_dist.actors.run import run_on_gang
+    from eva_dist.actors.run import PointEnd, run_on_gang
 
     config = run.config
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
     config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
     with connected(cluster):
-        (end,) = run_on_gang(assignment(replace(run, config=config)), lambda state: None).values()
+        ends: dict[str, PointEnd] = {}
+        run_on_gang(assignment(replace(run, config=config)), lambda state: None, on_end=ends.__setitem__)
+    (end,) = ends.values()
     assert isinstance(end, PointResult), end
     state = end.state
     return ScalingRow(

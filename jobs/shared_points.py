@@ -19,8 +19,8 @@ from eva_dist.precompute import Outcome
 from eva_dist.prepare import Known, Prepared, prepare
 from eva_dist.progress import Progress, RunFolder
 from eva_dist.stopping import StopRequest
-from eva_dist.sweep import Answer, compute_points
-from jobs.hydra_main import before_actors, to_config
+from eva_dist.sweep import Answer, compute_points, same_names
+from jobs.hydra_main import BadSettings, before_actors, to_config
 from jobs.turns import output_folder
 
 
@@ -89,6 +89,10 @@ class _Batch:
                     raise
                 except Exception as error:
                     found[number] = error
+        numbers = list(runs)
+        for at, refused in same_names(list(runs.values())).items():
+            found[numbers[at]] = BadSettings(str(refused))
+            del runs[numbers[at]]
         return runs
 
     def _compute(self, runs: Mapping[int, Prepared], found: dict[int, Outcome | Exception]) -> None:

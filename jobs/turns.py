@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from jobs.hydra_main import explain
+from jobs.hydra_main import BadSettings, explain
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ def leaves_errors(task: Task) -> Task:
     return recorded
 
 
+def _refused(error: Exception) -> BaseException:
+    """Return what was refused, for bad settings, else the error itself."""
+    return (error.__cause__ or error) if isinstance(error, BadSettings) else error
+
+
 def _leave(folder: Path, error: Exception | None) -> None:
     """Write why a point failed, or take away what says so; a disk that takes no line costs the line."""
     try:
@@ -89,7 +94,7 @@ def _leave(folder: Path, error: Exception | None) -> None:
             (folder / "error.json").unlink(missing_ok=True)
             return
         (folder / "result.json").unlink(missing_ok=True)
-        line = {"type": type(error.__cause__ or error).__name__, "message": explain(error)}
+        line = {"type": type(_refused(error)).__name__, "message": explain(error)}
         (folder / "error.json").write_text(json.dumps(line) + "\n", encoding="utf-8")
     except OSError as refusal:
         _log.warning("%s cannot be written (%s); the run goes on without", folder / "error.json", refusal)

@@ -17,7 +17,9 @@ def assignment_of(run: Prepared, **changes: Any) -> Assignment:
 
 def run_alone(assignment: Assignment, on_step: Any, *options: Any) -> PointResult:
     """Run a pass of one point on a gang; what refused the point is raised."""
-    (end,) = run_on_gang(assignment, on_step, *options).values()
+    ends: dict[str, Any] = {}
+    run_on_gang(assignment, on_step, *options, on_end=ends.__setitem__)
+    (end,) = ends.values()
     if isinstance(end, Exception):
         raise end
     return end

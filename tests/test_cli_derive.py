@@ -78,10 +78,10 @@ def test_one_json_line_like_a_run_s(source, run, tmp_path):
     assert (outcome["status"], outcome["repo_id"], outcome["revision"]) == (
         "done",
         "team/tiny",
-        "rho1.5-tau0.95-whiten",
+        "rho1.5-tau0.95-whiten-derived",
     )
     assert (outcome["steps"], outcome["tokens"], outcome["layers_converged"]) == (2, 18, 2)
-    folder = tmp_path / "store/team/tiny/rho1.5-tau0.95-whiten"
+    folder = tmp_path / "store/team/tiny/rho1.5-tau0.95-whiten-derived"
     assert outcome["url"] == folder.as_uri()
     rows = eva_dist.load_eva_state_dict(outcome["url"], prefix="")
     assert {name: len(a_RD) for name, a_RD in rows.items()} == {"h.0.a": 3, "h.0.b": 1}

@@ -182,7 +182,7 @@ class TestNear:
             configure_here(store, eva={"target_modules": listed.manifest["config"]["eva"]["target_modules"]} | changes)
         )
         assert theirs.fingerprint != ours.fingerprint != listed.fingerprint
-        assert Path(theirs.url).name == f"{ours.revision}-{theirs.fingerprint[:8]}"  # the name was taken
+        assert ours.revision.endswith("-derived") and "derived" not in Path(theirs.url).name
         assert theirs.manifest["derived_from"] is None
         manifest = manifest_of(ours)
         assert manifest["rank_budget"] == theirs.manifest["rank_budget"]
@@ -202,7 +202,8 @@ class TestNear:
             f"ranks that differ: {sum(map(bool, apart.values()))} of {len(apart)}, by {max(apart.values())};",
             f"|cos| median {cosines.median():.4f}, least {cosines.min():.4f}",
         )
-        assert max(apart.values()) <= 1 and cosines.median() > 0.99
+        # another allocation freezes groups at other steps than the source's did
+        assert max(apart.values()) <= (2 if "budget" in changes else 1) and cosines.median() > 0.99
 
     def test_vectors_are_the_source_s_and_ranks_are_handed_out_anew(self, make, source):
         outcome = make(rho=1.25)
@@ -238,7 +239,7 @@ class TestNear:
         at_once = make(rho=1.25, whiten=True)
         narrow = make(rho=1.25)
         by_parameters = make(budget=Budget.params, rho=1.25)
-        assert by_parameters.revision == "rho1.25-tau0.9-params"
+        assert by_parameters.revision == "rho1.25-tau0.9-params-derived"
         back = derive_and_publish(by_parameters.url, {"budget": Budget.ranks}, store)
         assert back.fingerprint == narrow.fingerprint
         then = derive_and_publish(narrow.url, {"whiten": True}, store)

@@ -11,7 +11,7 @@ from eva_dist.controller import GroupReport, StepReport, Stop, first_state
 from eva_dist.distributed.exchange import LocalExchange
 from eva_dist.engine import Worker, run_pass, run_step
 from eva_dist.errors import NonFiniteActivationsError, TooFewTokensError
-from eva_dist.plan import make_layer, make_plan, share
+from eva_dist.plan import among, make_layer, make_plan, share
 from eva_dist.points import advance_pass, first_pass, one_point
 from eva_dist.svds import collect_components, give, make_trackers, receive, restore, to_checkpoint
 from tests.toy import LAYERS, D, Steps, minibatch, toy_feed
@@ -25,7 +25,7 @@ SHORT = 5
 
 def plan_of(r=2, rho=2.0, layers=LAYERS, r_of=None):
     made = [make_layer(name, D, D, (r_of or {}).get(name, r), rho) for name in layers]
-    return make_plan(made, [names for names in ([n for n in g if n in layers] for g in GROUPS) if names])
+    return make_plan(made, among(made, GROUPS))
 
 
 POINTS = {

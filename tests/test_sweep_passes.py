@@ -53,7 +53,8 @@ def test_what_eva_is_asked_for_may_differ(points):
         {"store": {"url": "another"}},
     ],
 )
-def test_what_changes_the_stream_has_a_pass_of_its_own(points, other):
+def test_what_changes_the_stream_has_a_pass_of_its_own(points, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert passes(points({}, other, {"eva": {"tau": 0.5}})) == [(0, 2), (1,)]
 
 

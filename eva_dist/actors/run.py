@@ -48,7 +48,7 @@ def run_on_gang(
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
     on_end: Callable[[str, PointEnd], None] = lambda key, end: None,
-) -> dict[str, PointEnd]:
+) -> None:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
     Args:
@@ -56,10 +56,8 @@ def run_on_gang(
         on_step: told the state after each step.
         checkpoints: where to go on from, and where to write; None: nowhere.
         stop: when made, the run writes a checkpoint and ends.
-        on_end: told a point's key and how it ended, when it has, while the others go on.
-
-    Returns:
-        How each point ended, by key: with a result, or by what refused it (too few tokens, activations).
+        on_end: told a point's key and how it ended, when it has, while the others go on: with a result,
+            converged or not, or by what refused it (too few tokens, activations).
 
     Raises:
         PlacementError: the cluster can never hold the gang.
@@ -75,7 +73,7 @@ def run_on_gang(
     while True:
         try:
             attempt.run(request)
-            return attempt.ended
+            return
         except GangError as error:
             if stop.made:
                 stop.check(attempt.kept)
@@ -107,7 +105,7 @@ class _Attempt:
         self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
         self._on_end = on_end
         self.steps = 0
-        self.ended: dict[str, PointEnd] = {}
+        self._ended: set[str] = set()
 
     @property
     def kept(self) -> str:
@@ -140,9 +138,9 @@ class _Attempt:
     def _take_ended(self, state: PassState, collect: "_Collector") -> None:
         """Hand over the points that have ended since last time."""
         for point, key in enumerate(state.plan.keys):
-            if key not in self.ended and point not in state.running:
+            if key not in self._ended and point not in state.running:
                 end = state.errors[point] or collect(state.points[point], point)
-                self.ended[key] = end
+                self._ended.add(key)
                 self._on_end(key, end)
 
     def _begin(self, gang: Gang, request: Request) -> PassPlan:
@@ -157,7 +155,7 @@ class _Attempt:
         """Return where the pass begins: at the last good checkpoint, whose state the owners then hold, or at zero."""
         points = self._assignment.begin(plan)
         found = self._checkpoints.latest() if self._checkpoints else None
-        if found is not None and not found.fits(plan):
+        if found is not None and not found.fits(plan, points[0].accept):
             _log.warning("checkpoint %s has other points or input groups; the pass begins anew", found.folder)
             found = None
         if found is None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
+from eva_dist.numerics.same_rows import once
 from eva_dist.numerics.tracker import Moments, Tracker, UpdateCost, add_rows, centring_bytes
 
 
@@ -35,7 +36,8 @@ class CovarianceTracker(Tracker[CovarianceState]):
 
     def update(self, state: CovarianceState | None, x_TD: Tensor) -> CovarianceState:
         """Return the state with T more token rows."""
-        moments, centred = add_rows(state.moments if state else None, x_TD.to(torch.float64))
+        exact_TD = once("double", x_TD, lambda: x_TD.to(torch.float64))
+        moments, centred = add_rows(state.moments if state else None, exact_TD)
         added_DD = centred.x_TD.mT @ centred.x_TD + torch.outer(centred.correction_D, centred.correction_D)
         return CovarianceState(moments, added_DD if state is None else state.scatter_DD + added_DD)
 

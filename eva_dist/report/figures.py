@@ -147,7 +147,11 @@ def _dearness(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
     assert figures is not None
     given: list[Any] = [point.settings.get(key) for key in ("eva.tau", "eva.rho", "eva.r")]
     numbers = [float(value) if is_number(value) else -math.inf for value in given]
-    return figures.layers, *numbers, figures.trainable_parameters, -point.number
+    return _converged(point), figures.layers, *numbers, figures.trainable_parameters, -point.number
+
+
+def _converged(point: Point) -> bool:
+    return point.result is not None and point.result.layers_converged == point.result.layers_total
 
 
 def _effect(found: Comparison, key: str) -> Effect | None:

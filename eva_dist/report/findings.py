@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from eva_dist.report.figures import Comparison, Effect, most_different
-from eva_dist.report.points import FAILED, NOT_BEGUN
+from eva_dist.report.points import FAILED, NOT_BEGUN, UNFINISHED
 from eva_dist.report.settings import label, short, text
 from eva_dist.report.words import amount, counted, overlap, share, steps, times
 
@@ -24,7 +24,7 @@ def trouble(found: Comparison) -> str | None:
     without = [point for point in found.points if point.artifact is None]
     if not without:
         return None
-    kinds = {FAILED: "failed", NOT_BEGUN: "not begun"}
+    kinds = {FAILED: "failed", UNFINISHED: "unfinished", NOT_BEGUN: "not begun"}
     count = {status: sum(point.status == status for point in without) for status in {p.status for p in without}}
     said = listed([f"{number} {kinds.get(status, 'artifact ' + status)}" for status, number in sorted(count.items())])
     return f"{len(without)} of {counted(len(found.points), 'point')} cannot be compared: {said}."
@@ -94,13 +94,15 @@ def _effect(found: Comparison, effect: Effect) -> str:
 
 
 def _best(found: Comparison) -> list[str]:
-    explained = [found.known(place).explained_variance for place in found.compared]
+    converged = [p for p in found.compared if found.known(p).layers_converged == found.known(p).layers]
+    explained = [found.known(place).explained_variance for place in converged]
     if len(explained) < 2 or max(explained) - min(explained) < 5e-5:
         return []
-    place = found.compared[explained.index(max(explained))]
+    place = converged[explained.index(max(explained))]
     figures = found.known(place)
     sentence = (
         f"{name(found, place)} explains the most: {share(figures.explained_variance, 2)} of the variance with "
-        f"{amount(figures.trainable_parameters)} parameters (the least of any point: {share(min(explained), 2)})."
+        f"{amount(figures.trainable_parameters)} parameters (of those that converged the least: "
+        f"{share(min(explained), 2)})."
     )
     return [sentence.replace("point", "Point", 1)]

@@ -10,11 +10,13 @@ from typing import Any, cast
 import yaml
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, StoreError
-from eva_dist.report.points import DAMAGED, FAILED, MISSING, NOT_BEGUN, Point, Problem, RunResult
+from eva_dist.report.points import DAMAGED, FAILED, MISSING, NOT_BEGUN, UNFINISHED, Point, Problem, RunResult
 from eva_dist.report.settings import flatten
 from eva_dist.report.stored import read_artifact
 
-RESULT_FILE, ERROR_FILE = "result.json", "error.json"
+RESULT_FILE, ERROR_FILE, PROGRESS_FILE = "result.json", "error.json", "progress.jsonl"
+_PREEMPTED = "PreemptedError"
+"""Was asked to end; the same command goes on."""
 
 
 def read_points(folder: Path) -> tuple[Point, ...]:
@@ -46,9 +48,10 @@ def _point(number: int, folder: Path) -> Point:
     result, error = folder / RESULT_FILE, folder / ERROR_FILE
     ended = max(filter(Path.is_file, (result, error)), key=_age, default=None)
     if ended is None:
-        return known
+        return replace(known, status=UNFINISHED) if (folder / PROGRESS_FILE).is_file() else known
     if ended == error:
-        return replace(known, status=FAILED, problem=_failure(error))
+        problem = _failure(error)
+        return replace(known, status=UNFINISHED if problem.type == _PREEMPTED else FAILED, problem=problem)
     try:
         outcome = _result(result)
     except (OSError, ValueError, KeyError, TypeError) as why:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FAILED, NOT_BEGUN, MISSING, DAMAGED = "failed", "not_begun", "missing", "damaged"
+FAILED, UNFINISHED, NOT_BEGUN, MISSING, DAMAGED = "failed", "unfinished", "not_begun", "missing", "damaged"
 """Statuses beside those that a run prints (`done`, `not_converged`, `cached`): the last two speak of the artifact."""
 
 

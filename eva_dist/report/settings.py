@@ -68,9 +68,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+_SHORT = {"solver.name": "solver", "sweep.mode": "sweep.mode"}
+
+
 def short(keys: Sequence[str]) -> dict[str, str]:
-    """Return key to its last part where that tells it from the others, else the key."""
-    last = [key.rpartition(".")[2] for key in keys]
+    """Return key to a short name where that tells it from the others, else the key.
+
+    A setting of EVA goes by what follows `eva.`, the solver by its group's name, others by the last part of the key.
+    """
+    last = [_SHORT.get(key) or (key[4:] if key.startswith("eva.") else key.rpartition(".")[2]) for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 

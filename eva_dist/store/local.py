@@ -180,7 +180,8 @@ class LocalStore:
         with self._explained(f"cannot point {repo_id}/{revision} to {fingerprint}"):
             self._refuse_foreign(link)
             before = self.fingerprint_of(repo_id, revision)
-            replace_link(link, os.path.relpath(self._snapshot(fingerprint), link.parent), self._incoming_path())
+            if before != fingerprint:
+                replace_link(link, os.path.relpath(self._snapshot(fingerprint), link.parent), self._incoming_path())
         if before not in (None, fingerprint):
             log.info("%s/%s moved from %s to %s in %s", repo_id, revision, before, fingerprint, self.url)
         return Published(link.as_uri(), link, fingerprint, manifest)

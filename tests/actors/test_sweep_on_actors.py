@@ -1,6 +1,8 @@
 """A sweep on real actors: each point as its own run, failures apart, and nothing computed twice."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -8,11 +10,12 @@ from safetensors.torch import load_file
 
 from eva_dist.config import Budget, SweepMode
 from eva_dist.controller import PointState
-from eva_dist.errors import NotConvergedError, PreemptedError, StoreError, TooFewTokensError
+from eva_dist.errors import NotConvergedError, PreemptedError, StoreError, TooFewTokensError, WorkerLostError
 from eva_dist.precompute import Outcome, precompute
 from eva_dist.prepare import Known, prepare
 from eva_dist.stopping import StopRequest
 from eva_dist.sweep import compute_points
+from tests.gang_processes import worker_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 ONE = {"num_workers": 1, "checkpoint_every": 2}
@@ -140,6 +143,62 @@ def test_a_point_that_cannot_be_published_costs_no_other(runs, monkeypatch):
     monkeypatch.setattr(type(points[0].store), "publish", publish)
     failed, good = compute(points)
     assert isinstance(failed, StoreError) and good.status == "done"
+
+
+def test_what_nobody_foresaw_in_publishing_a_point_costs_no_other(runs, monkeypatch):
+    points = runs([{}, {"tau": 0.95}])
+    build = compute_points.__globals__["publish"]
+
+    def publish(run, result):
+        if run.fingerprint == points[0].fingerprint:
+            raise ZeroDivisionError("a bug in a plot")
+        return build(run, result)
+
+    monkeypatch.setattr("eva_dist.sweep.publish", publish)
+    failed, good = compute(points)
+    assert isinstance(failed, ZeroDivisionError) and good.status == "done"
+
+
+def test_points_that_have_ended_are_published_although_the_gang_is_lost_in_the_end(runs):
+    """The worker dies after the loose point has ended; no other gang is built."""
+    two = {"num_workers": 2, "checkpoint_every": 0, "max_failures": 0}
+    eva = [{"tau": 0.5}, {"tau": 0.9999}]
+    ends = []
+
+    def kill(state):
+        ends.append(state.steps)
+        if state.steps == 12:
+            os.kill(worker_pids()[0], signal.SIGKILL)
+
+    loose, lost = compute(runs(eva, cluster=two), on_steps=[lambda state: None, kill])
+    assert loose.status == "done" and loose.steps < 12
+    assert isinstance(lost, WorkerLostError) and ends[-1] == 12
+
+
+def test_a_gang_of_two_that_loses_a_worker_goes_on_to_the_same_bits(runs, tmp_path):
+    """Both points' SVDs come back from the checkpoint, those that are shared still as one."""
+    two = {"num_workers": 2, "checkpoint_every": 4, "max_failures": 1, "wait_s": 60.0}
+    eva = [{"tau": 0.97}, {"tau": 0.98, "rho": 1.0}]
+    whole = compute(runs(eva, cluster=two, store={"url": str(tmp_path / "whole")}))
+    killed = []
+
+    def kill(state):
+        if state.steps == 7 and not killed:
+            killed.append(worker_pids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert min(answer.steps for answer in whole) > 7
+    answers = compute(runs(eva, cluster=two), on_steps=[kill, lambda state: None])
+    assert killed and [content(answer) for answer in answers] == [content(answer) for answer in whole]
+    assert [answer.steps for answer in answers] == [answer.steps for answer in whole]
+
+
+def test_the_same_point_twice_is_published_once(runs, monkeypatch):
+    built = []
+    build = compute_points.__globals__["publish"].__globals__["build_artifact"]
+    monkeypatch.setattr("eva_dist.publishing.build_artifact", lambda *given: built.append(given) or build(*given))
+    one, two = compute(runs([{}, {}]))
+    assert (one.url, one.fingerprint) == (two.url, two.fingerprint) and len(built) == 1
 
 
 def test_a_shared_tracker_is_another_artifact_and_near(runs):

@@ -175,6 +175,12 @@ def test_bad_points_alone_start_nothing(run, computing):
     assert "eva.rho=0.5 must be" in err and "eva.rho=0.7 must be" in err
 
 
+def test_one_name_for_several_points_is_bad_settings(run, computing):
+    code, outcomes, err = run("-m", SHARED, "eva.rho=1,2", "artifact.revision=main")
+    assert (code, outcomes, computing.batches) == (2, [], [])
+    assert "artifact.revision=main is asked for by 2 points of the sweep" in err
+
+
 def test_a_point_that_cannot_be_composed_costs_no_other(run, monkeypatch, computing, tmp_path):
     """The basic sweeper refuses such a sweep beforehand; others do not look."""
     code, _, err = run("-m", SHARED, "eva.rho=1,much")

@@ -104,6 +104,7 @@ class SharedPassLauncher(Launcher):
         HydraConfig.instance().set_config(config)  # `${hydra:...}` in settings means this point
         try:
             folder = _make_folder(config)
+            _record(config, overrides, folder)
             return _Turn(number, overrides, config, refused or _settings(config), folder)
         finally:
             HydraConfig.instance().cfg = before
@@ -137,6 +138,20 @@ def _make_folder(config: DictConfig) -> Path:
     HydraConfig.instance().set_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _record(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Write down what the point is, as `run_job` does at its turn: a sweep may be cut off before."""
+    if config.hydra.output_subdir is None:
+        return
+    place = folder / str(config.hydra.output_subdir)
+    place.mkdir(exist_ok=True)
+    settings = copy.deepcopy(config)
+    with read_write(settings), open_dict(settings):
+        del settings["hydra"]
+    (place / "config.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
+    task = OmegaConf.to_yaml(OmegaConf.create(list(filter_overrides(overrides))))
+    (place / "overrides.yaml").write_text(task, encoding="utf-8")
 
 
 def _settings(config: DictConfig) -> DictConfig | Exception:
