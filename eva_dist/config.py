@@ -85,8 +85,9 @@ class Resume(Enum):
 class SweepMode(Enum):
     """What the points of a shared pass have in common.
 
-    `exact`: the forwards; each point gets the numbers of its own run. `shared_tracker`: also one tracker an input
-    group, of the largest component count among the points; cheaper, and other numbers.
+    `exact`: the forwards; each point gets the numbers of its own run, on a CPU to the bit, on an accelerator, which
+    updates many SVDs in one kernel, to its rounding. `shared_tracker`: also one tracker an input group, of the largest
+    component count among the points; cheaper, and other numbers.
     """
 
     exact = "exact"

@@ -61,7 +61,8 @@ def compute_points(
 def passes(runs: Sequence[Prepared]) -> list[tuple[int, ...]]:
     """Group runs that can share their forwards; in each group the layers of the first one contain all others'.
 
-    They have the same model, data, seeds, solver, cluster and store; what EVA is asked for may differ.
+    They have the same model, data, seeds, solver, cluster and store; what EVA is asked for may differ. How
+    minibatches are laid out is found out once, for all layers of the pass.
     """
     alike: dict[str, list[int]] = defaultdict(list)
     for point, run in enumerate(runs):
@@ -181,8 +182,8 @@ class _Sweep:
 
         def on_step(state: PassState) -> None:
             self._on_pass(state)
-            for key, point in zip(state.plan.keys, state.points, strict=True):
-                if point.steps == state.steps and state.errors[state.plan.keys.index(key)] is None:
+            for key, point, error in zip(state.plan.keys, state.points, state.errors, strict=True):
+                if point.steps == state.steps and error is None:
                     metrics[key](point)
                     for each in of_key[key]:
                         self._on_steps[each](point)
