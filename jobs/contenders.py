@@ -215,7 +215,7 @@ def begin(worker: Session, run: Prepared) -> Plan:
     probe, layout = worker.probe()
     plan = assignment(run).plan(probe.groups, world_size=1)
     worker.begin(plan, probe, layout)
-    return plan.stream
+    return plan.points[0]
 
 
 class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -36,8 +36,8 @@ class CovarianceTracker(Tracker[CovarianceState]):
 
     def update(self, state: CovarianceState | None, x_TD: Tensor) -> CovarianceState:
         """Return the state with T more token rows."""
-        exact_TD = once("double", x_TD, lambda: x_TD.to(torch.float64))
-        moments, centred = add_rows(state.moments if state else None, exact_TD)
+        known = state.moments if state else None
+        moments, centred = add_rows(known, once("double", x_TD, lambda: x_TD.to(torch.float64)))
         added_DD = centred.x_TD.mT @ centred.x_TD + torch.outer(centred.correction_D, centred.correction_D)
         return CovarianceState(moments, added_DD if state is None else state.scatter_DD + added_DD)
 
