@@ -73,10 +73,10 @@ class Checkpoint:
         wanted = [self._points[key] for key in plan.keys]
         if any(point["error"] is not None and point["accept"] is not accept for point in wanted):
             return False
-        here = {layer.name for layer in plan.stream.layers}
+        here = {name for group in plan.groups for name in group.members}
         left = [kept for members in self.same_input if (kept := [name for name in members if name in here])]
         then = [self._points[key]["same_input"] for key in plan.keys]
-        return left == _members(plan.stream) and then == [_members(point) for point in plan.points]
+        return left == _members(plan) and then == [_members(point) for point in plan.points]
 
     def state(self, plan: PassPlan, points: Sequence[PointState]) -> PassState:
         """Return the state of the pass; `points` are as before their first step, owners are those of `plan`."""
@@ -157,7 +157,7 @@ class CheckpointFolder:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         self._prune(target)
-        self._last = Checkpoint(target, state.steps, state.plan.keys, _members(state.plan.stream), facts)
+        self._last = Checkpoint(target, state.steps, state.plan.keys, _members(state.plan), facts)
         return self._last
 
     def latest(self) -> Checkpoint | None:
@@ -179,7 +179,7 @@ class CheckpointFolder:
 
     def _fill(self, folder: Path, state: PassState, fetch: Fetch) -> dict[str, Any]:
         facts = _facts(state)
-        now = Checkpoint(folder, state.steps, state.plan.keys, _members(state.plan.stream), facts)
+        now = Checkpoint(folder, state.steps, state.plan.keys, _members(state.plan), facts)
         last = self._last
         before = last if last and (last.keys, last.same_input) == (now.keys, now.same_input) else None
         hashes: dict[str, str] = {}
@@ -231,7 +231,7 @@ def _facts(state: PassState) -> dict[str, Any]:
     points = zip(state.plan.keys, state.points, state.errors, strict=True)
     return {
         "steps": state.steps,
-        "same_input": _members(state.plan.stream),
+        "same_input": _members(state.plan),
         "points": {key: _point_facts(point) | {"error": _from_error(error)} for key, point, error in points},
     }
 
@@ -274,7 +274,7 @@ def _clone(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def _members(plan: Plan) -> list[list[str]]:
+def _members(plan: Plan | PassPlan) -> list[list[str]]:
     """Return the members of each input group as JSON has them."""
     return [list(group.members) for group in plan.groups]
 

@@ -32,9 +32,10 @@ from eva_dist.controller import GroupState, PointResult, PointState, Stop, first
 from eva_dist.errors import DerivationError, LayerError
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
 from eva_dist.numerics.components import Components
+from eva_dist.outcome import Outcome
 from eva_dist.plan import InputGroup, Layer, Plan, among, fingerprint, make_layer, make_plan
 from eva_dist.prepare import AFTER_THE_PASS
-from eva_dist.publishing import Outcome, outcome
+from eva_dist.publishing import outcome
 from eva_dist.store.local import LocalStore
 from eva_dist.store.names import check_names, default_revision
 

@@ -236,7 +236,7 @@ def _worker(
         model=forward.model,
         forward=forward,
         source=stream,
-        taps=make_taps(plan.stream.groups, probe, names),
+        taps=make_taps(plan.groups, probe, names),
         device=device,
         consumed_at_once=exchange.is_local and rows_at_once(device) == 0,
     )

@@ -106,14 +106,14 @@ class PassPlan:
     """Points that one stream of forwards serves; a run of its own is a pass of one point.
 
     Attributes:
-        stream: the layers of all points, each input group with the most components that any point has of it.
+        groups: the stream's input groups, each with the most components that any point has of it, and its owner.
         points: what each point would plan on its own.
         own_group: for each point, the stream's index of an input group to the point's own index of it.
         keys: of each point, what a checkpoint knows it by.
-        shared_tracker: whether one tracker of `stream`'s components serves all points of an input group.
+        shared_tracker: whether one tracker of so many components serves all points of an input group.
     """
 
-    stream: Plan
+    groups: tuple[InputGroup, ...]
     points: tuple[Plan, ...]
     own_group: tuple[Mapping[int, int], ...]
     keys: tuple[str, ...]
@@ -125,12 +125,12 @@ class PassPlan:
 
     def tracked_components(self, point: int, group: int) -> int:
         """Return how many components the tracker has that serves a point."""
-        return self.stream.groups[group].n_components if self.shared_tracker else self.n_components(point, group)
+        return self.groups[group].n_components if self.shared_tracker else self.n_components(point, group)
 
     def cost(self, group: int, points: Sequence[int]) -> int:
         """Return what an update of a group for these points costs, next to that of other groups."""
         tracked = {self.tracked_components(point, group) for point in points}
-        return self.stream.groups[group].in_features * sum(tracked)
+        return self.groups[group].in_features * sum(tracked)
 
 
 def make_layer(name: str, in_features: int, out_features: int, r: int, rho: float, transposed: bool = False) -> Layer:
@@ -186,7 +186,7 @@ def among(layers: Sequence[Layer], same_input: Sequence[Sequence[str]]) -> list[
 def share(
     points: Sequence[Plan],
     world_size: int = 1,
-    stream: Plan | None = None,
+    stream: Sequence[InputGroup] | None = None,
     keys: Sequence[str] | None = None,
     shared_tracker: bool = False,
 ) -> PassPlan:
@@ -195,27 +195,27 @@ def share(
     Args:
         points: each made from the input groups of the same first forward.
         world_size: number of workers; input groups are packed onto them by cost.
-        stream: has the layers of all points; None: the point that has most layers.
+        stream: input groups with the layers of all points; None: those of the point that has most layers.
         keys: of each point; None numbers them.
         shared_tracker: one tracker an input group, of the largest component count.
     """
-    widest = stream or max(points, key=lambda plan: len(plan.layers))
-    index = {name: group.index for group in widest.groups for name in group.members}
+    widest = stream or max(points, key=lambda plan: len(plan.layers)).groups
+    index = {name: group.index for group in widest for name in group.members}
     own = tuple({index[group.tap]: group.index for group in plan.groups} for plan in points)
     n_components = [
         max(
             plan.groups[mine[group.index]].n_components if group.index in mine else 1  # no point's own
             for plan, mine in zip(points, own, strict=True)
         )
-        for group in widest.groups
+        for group in widest
     ]
-    owners = _pack([g.in_features * k for g, k in zip(widest.groups, n_components, strict=True)], world_size)
+    owners = _pack([g.in_features * k for g, k in zip(widest, n_components, strict=True)], world_size)
     groups = tuple(
         replace(group, n_components=k, owner=owner)
-        for group, k, owner in zip(widest.groups, n_components, owners, strict=True)
+        for group, k, owner in zip(widest, n_components, owners, strict=True)
     )
     named = tuple(keys if keys is not None else map(str, range(len(points))))
-    return PassPlan(replace(widest, groups=groups), tuple(points), own, named, shared_tracker)
+    return PassPlan(groups, tuple(points), own, named, shared_tracker)
 
 
 def balance(

@@ -69,13 +69,13 @@ class PassState:
 
 def first_pass(plan: PassPlan, points: Sequence[PointState]) -> PassState:
     """Return the state in which a pass begins, from the points' own."""
-    owners = {group.index: group.owner for group in plan.stream.groups}
+    owners = {group.index: group.owner for group in plan.groups}
     return PassState(plan, tuple(points), (None,) * len(points), owners)
 
 
 def one_point(point: PointState) -> PassState:
     """Return the pass of a single point; its groups are owned as its plan has it."""
-    plan = replace(share([point.plan]), stream=point.plan)
+    plan = replace(share([point.plan]), groups=point.plan.groups)
     return first_pass(plan, [point])
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from eva_dist.controller import PointState
+from eva_dist.outcome import Outcome
 from eva_dist.points import PassState
 from eva_dist.prepare import Prepared
-from eva_dist.publishing import Outcome
 from eva_dist.stopping import StopRequest
 from eva_dist.sweep import compute_points
 

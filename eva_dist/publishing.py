@@ -1,28 +1,10 @@
 """From a point's result to a published artifact, and from the store to an answer."""
 
-from dataclasses import dataclass
-
 from eva_dist.artifact.build import build_artifact
 from eva_dist.controller import PointResult, refuse_unconverged
+from eva_dist.outcome import Outcome
 from eva_dist.prepare import Prepared, provenance
 from eva_dist.store.local import Published
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run prints as its last line on standard output (design: command contract)."""
-
-    url: str
-    repo_id: str
-    revision: str
-    fingerprint: str
-    status: str
-    steps: int
-    tokens: int
-    seconds: float
-    pass_seconds: float
-    layers_converged: int
-    layers_total: int
 
 
 def is_stored(run: Prepared) -> bool:

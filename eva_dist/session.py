@@ -81,7 +81,7 @@ class Assignment:
         """Return what the pass will do, from the input groups of a first forward."""
         plans = [point.plan(same_input, world_size) for point in self.points]
         keys = [point.key for point in self.points]
-        stream = make_plan(self.layers, same_input, world_size)
+        stream = make_plan(self.layers, same_input, world_size).groups
         return share(plans, world_size, stream, keys, self.config.sweep.mode is SweepMode.shared_tracker)
 
     def begin(self, plan: PassPlan) -> list[PointState]:
@@ -168,7 +168,7 @@ class Session:
             model=self.model,
             forward=forward,
             source=self.source,
-            taps=make_taps(plan.stream.groups, probe, self._assignment.names),
+            taps=make_taps(plan.groups, probe, self._assignment.names),
             device=self._device,
             consumed_at_once=exchange.is_local and rows_at_once(self._device) == 0,
             lockstep=replace(self._lockstep, forward=forward) if self._lockstep else Alone(),

@@ -76,7 +76,7 @@ def make_trackers(solver: SolverConfig, plan: PassPlan) -> dict[int, dict[int, T
             for point, own in enumerate(plan.own_group)
             if group.index in own
         }
-        for group in plan.stream.groups
+        for group in plan.groups
     }
 
 

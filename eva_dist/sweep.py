@@ -12,10 +12,11 @@ from eva_dist.checkpoint import CheckpointFolder
 from eva_dist.config import ArtifactConfig, EvaConfig, Resume, SweepMode
 from eva_dist.controller import PointState
 from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
+from eva_dist.outcome import Outcome
 from eva_dist.plan import fingerprint
 from eva_dist.points import PassState
 from eva_dist.prepare import Prepared, assignment
-from eva_dist.publishing import Outcome, answer, is_stored, outcome_of, publish
+from eva_dist.publishing import answer, is_stored, outcome_of, publish
 from eva_dist.stopping import StopRequest
 from eva_dist.store.files import remove_older
 

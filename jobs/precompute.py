@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
-from eva_dist.precompute import Outcome, precompute  # noqa: E402
+from eva_dist.outcome import Outcome  # noqa: E402
+from eva_dist.precompute import precompute  # noqa: E402
 from eva_dist.prepare import prepare  # noqa: E402
 from eva_dist.progress import Progress, RunFolder  # noqa: E402
 from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402

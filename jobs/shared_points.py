@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from eva_dist.errors import PreemptedError
-from eva_dist.precompute import Outcome
+from eva_dist.outcome import Outcome
 from eva_dist.prepare import Known, Prepared, prepare
 from eva_dist.progress import Progress, RunFolder
 from eva_dist.stopping import StopRequest

@@ -95,3 +95,11 @@ def configure(tiny_model: Path, words_file: Path, tmp_path: Path) -> Callable[..
 @pytest.fixture
 def prepared(configure: Callable[..., Config]) -> Callable[..., Prepared]:
     return lambda **changes: prepare(configure(**changes))
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Artifacts without their figures, which take longest to make, for tests that do not look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eva_dist.artifact.build.write_plots", lambda *given: None)
+        yield

@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 def make_worker(solver=SolverName.subspace):
     plan = share([toy_plan()])
-    feed = toy_feed(Steps.one_by_one(STEPS), groups=plan.stream.groups, consumed_at_once=True)
+    feed = toy_feed(Steps.one_by_one(STEPS), groups=plan.groups, consumed_at_once=True)
     return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
@@ -66,7 +66,7 @@ def go_on(worker, checkpoint, **options):
     points = checkpoint.points(worker.plan)
     svds = {
         group.index: restore(worker.trackers[group.index], torch.device("cpu"), tensors, points)
-        for group in worker.plan.stream.groups
+        for group in worker.plan.groups
         if (tensors := checkpoint.tensors(group)) is not None
     }
     return drive(worker, svds, state_of(checkpoint, worker.plan), **options), svds
@@ -140,7 +140,7 @@ def test_a_group_that_did_not_change_is_copied_and_not_fetched(tmp_path):
     assert len(fetched) == sum(group.updates for group in state.only().groups) < 3 * state.steps
     newest = folder(tmp_path).latest()
     assert newest.steps == state.steps
-    for group in worker.plan.stream.groups:
+    for group in worker.plan.groups:
         tensors = to_checkpoint(svds[group.index])
         assert all(torch.equal(tensors[name], value) for name, value in newest.tensors(group).items())
 

@@ -26,15 +26,8 @@ from eva_dist.store.local import LocalStore
 from tests.own_run import own_run
 from tests.tiny_run import tiny_config
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 EXACT = ["eva_state_dict.safetensors", "adapter_model.safetensors", "components.safetensors", "spectrum.parquet"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """Figures take most of the time here; what they show is tested beside them, and once in `test_cli_derive.py`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eva_dist.artifact.build, "write_plots", lambda *given: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def make_worker(steps, solver=SolverName.covariance, **options):
     """A lone worker whose step k forwards the minibatches `steps[k]`."""
     plan = share([toy_plan()])
     source = steps if isinstance(steps, Steps) else Steps.one_by_one(steps)
-    feed = toy_feed(source, groups=plan.stream.groups, **{"consumed_at_once": True, **options})
+    feed = toy_feed(source, groups=plan.groups, **{"consumed_at_once": True, **options})
     return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
@@ -161,7 +161,7 @@ def test_a_whole_pass_converges_to_the_components_of_the_rows_it_saw(solver):
         return [run_step(worker, decision, svds)]
 
     told = []
-    whole = run_pass(one_point(first_state(worker.plan.stream, 0.99, 200)), step, told.append)
+    whole = run_pass(one_point(first_state(worker.plan.points[0], 0.99, 200)), step, told.append)
     state = whole.only()
     assert state.stop is Stop.converged and whole is told[-1] and len(told) == len(actives) == state.steps
     assert sum(state.ranks.values()) == state.plan.rank_budget == 4 * R and state.pass_seconds > 0 and state.steps < 200
@@ -181,7 +181,7 @@ def test_a_pass_that_may_not_go_on_stops_where_it_was_told():
     def step(decision):
         return [run_step(worker, decision, svds)]
 
-    state = run_pass(one_point(first_state(worker.plan.stream, 1.0, 3)), step).only()
+    state = run_pass(one_point(first_state(worker.plan.points[0], 1.0, 3)), step).only()
     assert state.stop is Stop.max_steps and state.steps == 3
 
 

@@ -49,7 +49,7 @@ def steps_with_a_short_one():
 
 
 def make_worker(plan, solver, steps):
-    feed = toy_feed(Steps.one_by_one(steps), groups=plan.stream.groups, consumed_at_once=True)
+    feed = toy_feed(Steps.one_by_one(steps), groups=plan.groups, consumed_at_once=True)
     return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 

@@ -52,10 +52,10 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
     probe, layout = everyones(session.probe() if global_rank < assignment.config.cluster.shard_size else None)[0]
     plan = assignment.plan(probe.groups, world_size)
     if lopsided:
-        groups = tuple(replace(group, owner=0) for group in plan.stream.groups)
-        plan = replace(plan, stream=replace(plan.stream, groups=groups))
+        groups = tuple(replace(group, owner=0) for group in plan.groups)
+        plan = replace(plan, groups=groups)
     session.begin(plan, probe, layout)
-    owners, forwards = [{group.index: group.owner for group in plan.stream.groups}], []
+    owners, forwards = [{group.index: group.owner for group in plan.groups}], []
     session.model.register_forward_pre_hook(lambda *_: forwards.append(1))
 
     def step(decision):
@@ -76,7 +76,7 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
         tokens=state.tokens,
         stop=state.stop,
         ranks=dict(state.ranks),
-        group_ranks={group.index: state.group_rank(group.index) for group in plan.stream.groups},
+        group_ranks={group.index: state.group_rank(group.index) for group in plan.groups},
         components=dict(result.components),
         owners=tuple(owners),
         sent_bytes=state.sent_bytes,

@@ -167,7 +167,7 @@ class _Attempt:
         return found.state(plan, points)
 
     def _stepper(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
-        owners = {group.index: group.owner for group in plan.stream.groups}
+        owners = {group.index: group.owner for group in plan.groups}
 
         def step(decision: StepDecision) -> Sequence[StepReport]:
             nonlocal owners
@@ -203,7 +203,7 @@ class _Collector:
 def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
     """Hand each input group's states to its owner, one group at a time: a driver holds no more."""
     points = checkpoint.points(plan)
-    for group in plan.stream.groups:
+    for group in plan.groups:
         if (tensors := checkpoint.tensors(group)) is not None:
             gang.call_one(group.owner, "restore", group.index, tensors, points)
 

@@ -94,7 +94,22 @@ def read_verified(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes
         raise IntegrityError(
             f"{folder / MANIFEST_FILE} is not a manifest that lists {name} ({error!r}); {REMEDY}"
         ) from error
-    actual = hashlib.sha256(content).hexdigest()
+    _refuse_other(path, hashlib.sha256(content).hexdigest(), expected)
+    return content
+
+
+def verify(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """Refuse a file of an artifact that differs from the manifest; however large, little of it is in memory at a time.
+
+    Raises:
+        IntegrityError: it differs.
+        OSError, KeyError: it is missing, or the manifest does not list it.
+    """
+    with (folder / name).open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    _refuse_other(folder / name, actual, manifest["files"][name]["sha256"])
+
+
+def _refuse_other(path: Path, actual: str, expected: str) -> None:
     if actual != expected:
         raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {expected}; {REMEDY}")
-    return content

@@ -10,7 +10,8 @@ from typing import Any, cast
 import yaml
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, StoreError
-from eva_dist.report.points import DAMAGED, FAILED, MISSING, NOT_BEGUN, UNFINISHED, Point, Problem, RunResult
+from eva_dist.outcome import Outcome
+from eva_dist.report.points import DAMAGED, FAILED, MISSING, NOT_BEGUN, UNFINISHED, Point, Problem
 from eva_dist.report.settings import flatten
 from eva_dist.report.stored import read_artifact
 
@@ -74,10 +75,10 @@ def _age(path: Path) -> tuple[int, bool]:
     return path.stat().st_mtime_ns, path.name == RESULT_FILE
 
 
-def _result(path: Path) -> RunResult:
+def _result(path: Path) -> Outcome:
     read = json.loads(path.read_text(encoding="utf-8"))
-    result = RunResult(**{field.name: read[field.name] for field in fields(RunResult)})
-    for field in fields(RunResult):
+    result = Outcome(**{field.name: read[field.name] for field in fields(Outcome)})
+    for field in fields(Outcome):
         value = getattr(result, field.name)
         if not isinstance(value, (int, float) if field.type is float else cast(type, field.type)):
             raise TypeError(f"{field.name}={value!r}")

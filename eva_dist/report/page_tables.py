@@ -7,23 +7,23 @@ from eva_dist.report.findings import name
 from eva_dist.report.markup import element, said, table
 from eva_dist.report.points import Point
 from eva_dist.report.settings import shared, short, text
+from eva_dist.report.table import FIGURES, in_words
 from eva_dist.report.words import NONE, amount, counted, overlap, seconds, share, steps
 
-_FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
 _GOOD = ("done", "cached")
 
 
 def points_table(found: Comparison) -> str:
     """Return a row a point: settings, how it ended, figures, where its artifact is, the line that loads it."""
     names = short(found.varied)
-    head = ["point", *(said(names[key]) for key in found.varied), "status", *_FIGURES, "artifact", "load it"]
+    head = ["point", *(said(names[key]) for key in found.varied), "status", *FIGURES, "artifact", "load it"]
     rows, keys = [], []
     for place, (point, figures) in enumerate(zip(found.points, found.figures, strict=True)):
         settings = [point.settings.get(key) for key in found.varied]
         cells = [said(text(point.settings[key])) if key in point.settings else NONE for key in found.varied]
         number = str(point.number) + (" (ref.)" if place == found.reference and len(found.compared) > 1 else "")
         rows.append(
-            [said(number), *cells, _status(point, figures), *map(said, _figures(figures)), _link(point), _load(point)]
+            [said(number), *cells, _status(point, figures), *map(said, in_words(figures)), _link(point), _load(point)]
         )
         revision = point.result.revision if point.result else None
         keys.append([point.number, *settings, point.status, *_sort_keys(figures), revision, None])
@@ -122,23 +122,9 @@ def _status(point: Point, figures: PointFigures | None) -> str:
     return element("span", said(told), class_="status" if point.status in _GOOD else "status bad")
 
 
-def _figures(figures: PointFigures | None) -> list[str]:
-    if figures is None:
-        return [NONE] * len(_FIGURES)
-    return [
-        f"{figures.total_rank:,}",
-        f"{figures.trainable_parameters:,}",
-        share(figures.explained_variance, 2),
-        f"{figures.steps:,}",
-        seconds(figures.pass_seconds),
-        overlap(figures.overlap),
-        share(figures.equal_ranks, 0),
-    ]
-
-
 def _sort_keys(figures: PointFigures | None) -> list[Any]:
     if figures is None:
-        return [None] * len(_FIGURES)
+        return [None] * len(FIGURES)
     return [
         figures.total_rank,
         figures.trainable_parameters,

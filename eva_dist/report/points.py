@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eva_dist.outcome import Outcome
+
 FAILED, UNFINISHED, NOT_BEGUN, MISSING, DAMAGED = "failed", "unfinished", "not_begun", "missing", "damaged"
 """Statuses beside those that a run prints (`done`, `not_converged`, `cached`): the last two speak of the artifact."""
 
@@ -15,23 +17,6 @@ class Problem:
 
     type: str
     message: str
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What the run of a point printed (`result.json`); `status` is `done`, `not_converged` or `cached`."""
-
-    url: str
-    repo_id: str
-    revision: str
-    fingerprint: str
-    status: str
-    steps: int
-    tokens: int
-    seconds: float
-    pass_seconds: float
-    layers_converged: int
-    layers_total: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ class Point:
     overrides: tuple[str, ...]
     settings: Mapping[str, Any]
     status: str
-    result: RunResult | None = None
+    result: Outcome | None = None
     problem: Problem | None = None
     artifact: StoredArtifact | None = None
     complete: bool = True

@@ -1,7 +1,5 @@
 """Read what a report needs of an artifact, and refuse one whose files are not those of its manifest."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +13,10 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from eva_dist.artifact.facts import ADAPTER_FILE, SPECTRUM_FILE, STATE_DICT_FILE
-from eva_dist.artifact.load import MANIFEST_FILE, source_folder
+from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, source_folder, verify
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 from eva_dist.report.points import LayerEnd, StoredArtifact
 from eva_dist.store.names import SNAPSHOTS
-
-_REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
 
 def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
@@ -37,19 +33,19 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
     folder = _folder(revision, fingerprint)
     lies_here = revision if folder.resolve() == revision.resolve() else folder
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         if manifest["fingerprint"] != fingerprint:
             raise ArtifactNotFoundError(
                 f"{url} holds the artifact {manifest['fingerprint']} by now, and {fingerprint} is gone from its store; "
                 "compute the point again"
             )
         for name in (STATE_DICT_FILE, ADAPTER_FILE, SPECTRUM_FILE):
-            _check_file(folder / name, manifest["files"][name]["sha256"])
+            verify(folder, manifest, name)
         return StoredArtifact(folder, lies_here.absolute().as_uri(), manifest, _layers(folder, manifest["layers"]))
     except FileNotFoundError as error:
-        raise IntegrityError(f"{error.filename or folder} is missing from an artifact; {_REMEDY}") from error
+        raise IntegrityError(f"{error.filename or folder} is missing from an artifact; {REMEDY}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
-        raise IntegrityError(f"{folder} is no whole artifact ({error!r}); {_REMEDY}") from error
+        raise IntegrityError(f"{folder} is no whole artifact ({error!r}); {REMEDY}") from error
 
 
 @contextmanager
@@ -70,13 +66,6 @@ def _folder(revision: Path, fingerprint: str) -> Path:
     )
 
 
-def _check_file(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected:
-        raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {expected}; {_REMEDY}")
-
-
 @dataclass(frozen=True)
 class _Spectrum:
     """A layer's part of `spectrum.parquet`."""
@@ -93,7 +82,7 @@ def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
         sizes = _parameters(adapter)
         ranks = {name: rows.get_slice(name).get_shape()[0] for name in rows.keys()}  # noqa: SIM118
     if not ranks or not (ranks.keys() == described.keys() >= spectra.keys()):
-        raise IntegrityError(f"the files in {folder} do not speak of the same layers; {_REMEDY}")
+        raise IntegrityError(f"the files in {folder} do not speak of the same layers; {REMEDY}")
     nothing = _Spectrum(0, 0.0, None)
     layers = []
     for name in [*spectra, *(name for name in described if name not in spectra)]:
@@ -101,10 +90,10 @@ def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
         if not rank == ranks[name] == spectrum.kept:
             raise IntegrityError(
                 f"{folder}: layer {name} has rank {rank} in {MANIFEST_FILE}, {ranks[name]} in {STATE_DICT_FILE} "
-                f"and {spectrum.kept} in {SPECTRUM_FILE}; {_REMEDY}"
+                f"and {spectrum.kept} in {SPECTRUM_FILE}; {REMEDY}"
             )
         if not math.isfinite(spectrum.explained_variance):
-            raise IntegrityError(f"{folder}: {SPECTRUM_FILE} holds NaN or infinity for layer {name}; {_REMEDY}")
+            raise IntegrityError(f"{folder}: {SPECTRUM_FILE} holds NaN or infinity for layer {name}; {REMEDY}")
         converged = described[name]["stop_reason"] == "converged"
         steps = None if spectrum.last_step is None or not converged else spectrum.last_step + 1
         explained, parameters = spectrum.explained_variance, sizes.get(name, 0)

@@ -5,16 +5,17 @@ from eva_dist.report.points import Point
 from eva_dist.report.settings import short, text
 from eva_dist.report.words import NONE, overlap, seconds, share
 
-_HEADS = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
+FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
+"""Heads of what is said of a point, on a terminal and on the page."""
 _MOST_ERROR = 160
 
 
 def text_table(found: Comparison) -> str:
     """Return a line a point, then what went wrong, then which point is the reference."""
     names = short(found.varied)
-    head = ["point", *(names[key] for key in found.varied), "status", *_HEADS]
+    head = ["point", *(names[key] for key in found.varied), "status", *FIGURES]
     rows = [
-        [str(point.number), *_settings(point, found), point.status, *_figures(figures)]
+        [str(point.number), *_settings(point, found), point.status, *in_words(figures)]
         for point, figures in zip(found.points, found.figures, strict=True)
     ]
     lines = _aligned([head, *rows], left=1 + len(found.varied) + 1)
@@ -32,9 +33,10 @@ def _settings(point: Point, found: Comparison) -> list[str]:
     return [text(point.settings[key]) if key in point.settings else NONE for key in found.varied]
 
 
-def _figures(figures: PointFigures | None) -> list[str]:
+def in_words(figures: PointFigures | None) -> list[str]:
+    """Return the cells of a point under `FIGURES`; dashes if it has none."""
     if figures is None:
-        return [NONE] * len(_HEADS)
+        return [NONE] * len(FIGURES)
     return [
         f"{figures.total_rank:,}",
         f"{figures.trainable_parameters:,}",

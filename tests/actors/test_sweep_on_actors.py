@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from eva_dist.config import Budget, SweepMode
 from eva_dist.controller import PointState
 from eva_dist.errors import NotConvergedError, PreemptedError, StoreError, TooFewTokensError, WorkerLostError
-from eva_dist.precompute import Outcome, precompute
+from eva_dist.outcome import Outcome
+from eva_dist.precompute import precompute
 from eva_dist.prepare import Known, prepare
 from eva_dist.stopping import StopRequest
 from eva_dist.sweep import compute_points

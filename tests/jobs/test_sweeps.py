@@ -17,8 +17,8 @@ import jobs.precompute
 import jobs.shared_points
 from eva_dist.controller import first_state
 from eva_dist.errors import NotConvergedError, PreemptedError
+from eva_dist.outcome import Outcome
 from eva_dist.plan import make_layer, make_plan
-from eva_dist.precompute import Outcome
 from eva_dist.stopping import StopRequest
 from jobs.hydra_main import BadSettings, exit_code
 from tests.recording_callback import Recorder

@@ -14,15 +14,7 @@ from eva_dist.derive import derive_and_publish
 from eva_dist.errors import DerivationError
 from tests.own_run import own_run
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """They are looked at elsewhere, and take longer than a derivation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eva_dist.artifact.build, "write_plots", lambda *given: None)
-        yield
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]
 
 
 @pytest.fixture(scope="module")

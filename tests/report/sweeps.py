@@ -17,8 +17,8 @@ from eva_dist.artifact.tensors import write_tensors
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.controller import PointResult
 from eva_dist.numerics.components import Components
+from eva_dist.outcome import Outcome
 from eva_dist.plan import Plan, make_layer, make_plan
-from eva_dist.report.points import RunResult
 from eva_dist.store.local import LocalStore
 from tests.artifact.conftest import make_pass
 
@@ -99,7 +99,7 @@ class Sweep:
             lambda folder: self._build(folder, result, config, fingerprint, revision),
         )
         manifest = published.manifest
-        outcome = RunResult(
+        outcome = Outcome(
             url=published.url,
             repo_id="team/tiny",
             revision=revision,
