@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 Sees = Callable[[str], bool]
-SEES = web.RequestKey("sees", Callable[[str], bool])
+SEES: web.RequestKey[Sees] = web.RequestKey("sees", object)  # type: ignore[arg-type]
 """Under which the middleware leaves its answer in a request."""
 
 
