@@ -111,8 +111,8 @@ class Access:
                 self.tokens = read_tokens(file.read_text(encoding="utf-8"), str(file))
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(
-                    f"--token-file {file} cannot be read ({error}); make one with `eva-dist token NAME --namespace TEAM "
-                    f"--token-file {file}`"
+                    f"--token-file {file} cannot be read ({error}); make one with `eva-dist token NAME --namespace "
+                    f"TEAM --token-file {file}`"
                 ) from error
 
     @property

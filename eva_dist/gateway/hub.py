@@ -15,7 +15,8 @@ there is no such repo, and the upstream is never asked: names of private repos s
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from aiohttp import web
@@ -41,11 +42,12 @@ _PAGE = 1000
 _MOST_PATHS = 2000
 _BODY_S = 30.0
 _OTHER_KINDS = ("datasets", "spaces")
+_OUR_PAGES = ("artifact", "compare", "static", "sweep")
 _WE_HAVE_NONE = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
 """Search settings that no artifact of ours meets."""
 _ONLY_READS = "this gateway only serves what a store holds; publish into the store (`eva-dist push`, jobs)"
 
-Answer = Awaitable[web.StreamResponse]
+Item = dict[str, Any]
 
 
 class Hub:
@@ -76,9 +78,14 @@ class Hub:
     async def page_elsewhere(self, request: web.Request) -> web.StreamResponse | None:
         """Return a redirect to the upstream's page of a repo that is not ours; None if there is none to go to."""
         path = parts_of(request)
-        if self._upstream is None or len(path.parts) < 2 or await self._entries(request, path.parts):
+        is_repo = len(path.parts) == 2 or path.parts[2:3] in (("tree",), ("blob",))
+        if self._upstream is None or not is_repo or path.parts[0] in _OUR_PAGES:
             return None
-        return self._upstream.redirect(request, path)
+        try:
+            ours = await self._entries(request, path.parts)
+        except Refused:
+            return None
+        return None if ours else self._upstream.redirect(request, path)
 
     # --- which repo, which revision ---
 
@@ -250,7 +257,7 @@ def _paths_of(content_type: str, body: bytes) -> tuple[list[str], bool]:
     return asked, expand
 
 
-def _page[T](request: web.Request, found: list[T]) -> tuple[list[T], dict[str, str]]:
+def _page(request: web.Request, found: list[Item]) -> tuple[list[Item], dict[str, str]]:
     """Cut a list to the page that was asked for; the Link header leads to the next."""
     limit, cursor = (_number(request, name, default) for name, default in (("limit", _PAGE), ("cursor", 0)))
     end = cursor + max(1, min(limit, _PAGE))

@@ -15,8 +15,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from aiohttp import web
@@ -29,6 +28,9 @@ from eva_dist.gateway.files import SAFE_HEADERS, disposition, send_stream
 from eva_dist.gateway.paths import Path
 
 log = logging.getLogger(__name__)
+
+Mode = Literal["redirect", "proxy"]
+"""How what the store does not have reaches the client."""
 
 _SENT = ("Accept", "Range", "If-Range", "If-None-Match", "If-Match", "If-Modified-Since", "Content-Type", "User-Agent")
 _OF_THE_FILE = ("X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size", "X-Error-Code", "X-Error-Message")
@@ -46,13 +48,6 @@ _LARGEST_LISTING = 32 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30, sock_connect=10, sock_read=60)
 
 
-class UpstreamMode(StrEnum):
-    """How what the store does not have reaches the client."""
-
-    redirect = "redirect"
-    proxy = "proxy"
-
-
 @dataclass
 class _Fetched:
     """The answer at the end of the redirects, and what those on the way said of the file."""
@@ -65,13 +60,13 @@ class _Fetched:
 class Upstream:
     """Another Hub endpoint."""
 
-    def __init__(self, url: str, mode: UpstreamMode = UpstreamMode.proxy, token: str | None = None) -> None:
+    def __init__(self, url: str, mode: Mode = "proxy", token: str | None = None) -> None:
         """Check the URL; `ConfigError` if it is none."""
         self.url = URL(url.rstrip("/")) if url.isprintable() else URL("")
         if self.url.scheme not in ("http", "https") or not self.url.host or self.url.query_string or self.url.user:
             raise ConfigError(
-                f"--upstream {url} must be http(s)://host[:port][/prefix]; e.g. https://huggingface.co; a token goes into "
-                "an environment variable that --upstream-token-env names"
+                f"--upstream {url} must be http(s)://host[:port][/prefix], as https://huggingface.co; a token goes "
+                "into an environment variable that --upstream-token-env names"
             )
         self.mode = mode
         self._token = token
@@ -92,7 +87,9 @@ class Upstream:
 
     def redirect(self, request: web.Request, path: Path) -> web.Response:
         """Send the client to the same place there."""
-        return web.Response(status=307, headers={"Location": str(self._target(request, path)), "Cache-Control": "no-store"})
+        return web.Response(
+            status=307, headers={"Location": str(self._target(request, path)), "Cache-Control": "no-store"}
+        )
 
     async def answer(self, request: web.Request, path: Path, body: bytes | None = None) -> web.StreamResponse:
         """Answer with what the upstream has.
@@ -100,7 +97,7 @@ class Upstream:
         Raises:
             Refused: 502: it cannot be reached, or its answer makes no sense.
         """
-        if self.mode is UpstreamMode.redirect:
+        if self.mode == "redirect":
             return self.redirect(request, path)
         if _hops(request) >= _MOST_HOPS:
             raise Refused(508, "--upstream leads back to this gateway; set it to another endpoint")
@@ -210,7 +207,7 @@ def base_url(request: web.Request) -> str:
     return f"{'https' if secure else 'http'}://{host}"
 
 
-def upstream_of(url: str | None, mode: UpstreamMode, token: str | None, needs_tokens: bool) -> Upstream | None:
+def upstream_of(url: str | None, mode: Mode, token: str | None, needs_tokens: bool) -> Upstream | None:
     """Return the upstream that options ask for.
 
     Raises:
@@ -218,11 +215,9 @@ def upstream_of(url: str | None, mode: UpstreamMode, token: str | None, needs_to
     """
     if url is None:
         return None
-    if mode is UpstreamMode.redirect and needs_tokens:
+    if mode == "redirect" and needs_tokens:
         raise ConfigError(
             "--upstream-mode redirect must not be used with --token-file: clients send their token along when they are "
             "redirected, and so show it to the upstream; use --upstream-mode proxy"
         )
     return Upstream(url, mode, token)
-
-
