@@ -129,7 +129,7 @@ class Hub:
         if len(parts) < 1:
             raise Refused(404, "the gateway has models only", REPO_NOT_FOUND)
         await self._entries(request, parts)  # refuses those that must not be asked for
-        if self._upstream is None or any(part.startswith("xet-") for part in parts):
+        if self._upstream is None or "xet-read-token" in parts[1:3]:
             raise no_repo("/".join(parts[:2]))
         is_file = "resolve" in parts[1:3] or "raw" in parts[1:3]
         if path.parts[0] != "api" and not is_file:
