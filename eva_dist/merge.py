@@ -43,8 +43,8 @@ from eva_dist.outcome import Outcome
 from eva_dist.plan import InputGroup, Plan, fingerprint
 from eva_dist.prepare import versions
 from eva_dist.publishing import outcome
-from eva_dist.store.local import LocalStore
 from eva_dist.store.names import check_names
+from eva_dist.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def merge_and_publish(
     for weight in weights:
         if not (math.isfinite(weight) and weight > 0):
             raise DerivationError(f"--weight {weight} must be > 0: how often each row of its source counts; 1 is usual")
-    store = LocalStore(store_url)
+    store = Store(store_url)
     read = [
         _read(said, find_source(said, store), weight)
         for said, weight in zip(sources, weights or [1.0] * len(sources), strict=True)

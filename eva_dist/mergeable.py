@@ -119,7 +119,7 @@ def _twice(sources: Sequence[MergeSource]) -> Iterator[str]:
 def _differ(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], first: MergeSource, other: MergeSource, remedy: str
 ) -> Iterator[str]:
-    for name in ours | theirs:
+    for name in {**ours, **theirs}:
         a, b = _first_difference(ours.get(name), theirs.get(name))
         if a != b:
             yield f"{name}: {_shown(a)} in {first.said}, {_shown(b)} in {other.said}{remedy.format(name=name)}"
