@@ -27,7 +27,7 @@ def merge(
     ],
     weight: Annotated[
         list[float] | None,
-        typer.Option(help="How often each row of a source counts; one for each source, in their order.", min=0),
+        typer.Option(help="How often each row of a source counts; one for each source, in their order."),
     ] = None,
     store: Annotated[str, typer.Option(help="Store to publish in: a folder or a file:// URL.")] = StoreConfig().url,
     repo_id: Annotated[

@@ -192,10 +192,14 @@ def add_up(planned: MergePlan, scratch: Path) -> Stored:
 
 def _sum(sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group: InputGroup) -> CovarianceState:
     """Add up a group's sums; two of them are in memory at a time, and their sum."""
-    weighted = (
-        scaled(file.state(group), source.weight) for source, file in zip(sources, files, strict=True) if group in file
-    )
-    return reduce(merge, weighted)
+    total: CovarianceState | None = None
+    for source, file in zip(sources, files, strict=True):
+        if group in file:
+            state = scaled(file.state(group), source.weight)
+            total = state if total is None else merge(total, state)
+            del state  # or it stays while the next one is read
+    assert total is not None, "only groups that some source has are asked for"
+    return total
 
 
 def _state(planned: MergePlan, components: Mapping[int, Components]) -> PointState:

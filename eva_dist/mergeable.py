@@ -1,6 +1,7 @@
 """Whether artifacts add up, and why not: one line for each thing in which they do not agree."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _NOT_MODEL = ("id", "revision")
 """Where the base model was found says nothing of what it is."""
 _COMMAND_GROUPS = ("model", "data", "eva", "store", "artifact")
 _MOST_SHOWN = 80
+_PLAIN = re.compile(r"[\w./:@+~-]+")
+"""What Hydra takes for a text without quotes around it."""
 
 
 @dataclass(frozen=True)
@@ -176,4 +179,4 @@ def _word(value: Any) -> str:
         return "{" + ",".join(f"{key}: {_word(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_word, value)) + "]"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value)

@@ -116,7 +116,7 @@ def from_packed(packed: Mapping[str, Tensor]) -> CovarianceState:
     """Return the state of which `to_packed` made these; its scatter is symmetric to the bit."""
     in_features = len(packed["mean"])
     scatter_DD = torch.empty(in_features, in_features, dtype=torch.float64)
-    for at, row in enumerate(packed["scatter"].split(range(1, in_features + 1))):
+    for at, row in enumerate(packed["scatter"].split(list(range(1, in_features + 1)))):
         scatter_DD[at, : at + 1] = row
         scatter_DD[:at, at] = row[:at]
     rows = float(packed["rows"])
