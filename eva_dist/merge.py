@@ -8,7 +8,7 @@ fingerprints, so the same ones give the same bytes. A weight counts each row of 
 What a merged artifact is not: a run. It has no cosines, for nothing was followed from step to step; a layer
 counts as converged if it had in every source. Steps, tokens and seconds are sums.
 
-Memory: the sums of one input group at a time, about 5 matrices of D x D in float64 at the peak, however many
+Memory: the sums of one input group at a time, about 6 matrices of D x D in float64 at the peak, however many
 sources and layers there are; on disk the new sums, in the folder for temporary files (`TMPDIR`).
 """
 
