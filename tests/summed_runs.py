@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eva_dist.artifact.build import Provenance, build_artifact
@@ -127,3 +130,41 @@ def _pass(plan: Plan, eva: EvaConfig, rows: Rows, steps: int) -> tuple[Any, dict
             tokens = max(tokens, len(x_TD))
         state = advance(state, [StepReport(tuple(reports), tokens, 0, {"forward": 0.5})], 0.5)
     return replace(state, pass_seconds=0.5 * steps), states, components
+
+
+ROWS = {
+    "one": rows_of(1, 4),
+    "two": rows_of(2, 7, tokens=50),
+    "three": rows_of(3, 5, "h.0.a", "h.0.d"),  # no token reached c
+}
+"""Of three runs, by name."""
+
+
+def folder_of(outcome) -> Path:
+    return Path(outcome.url.removeprefix("file://"))
+
+
+def manifest_of(outcome):
+    return json.loads((folder_of(outcome) / "manifest.json").read_text())
+
+
+def assert_same(ours: Path, theirs: Path, tolerance=1e-10):
+    """Ranks, components up to their sign, singular values and ratios, sums."""
+    a, b = (json.loads((folder / "manifest.json").read_text()) for folder in (ours, theirs))
+    assert {name: layer["rank"] for name, layer in a["layers"].items()} == {
+        name: layer["rank"] for name, layer in b["layers"].items()
+    }
+    a, b = (load_file(folder / "components.safetensors") for folder in (ours, theirs))
+    assert a.keys() == b.keys()
+    for tap in a:
+        assert a[tap].shape == b[tap].shape and a[tap].dtype == b[tap].dtype
+        assert bool((torch.linalg.vecdot(a[tap], b[tap]).abs() >= 1 - tolerance).all()), tap
+    a, b = (pq.read_table(folder / "spectrum.parquet").to_pydict() for folder in (ours, theirs))
+    for column in ("layer", "component", "kept"):
+        assert a[column] == b[column]
+    for column in ("singular_value", "explained_variance_ratio"):
+        assert a[column] == pytest.approx(b[column], rel=tolerance)
+    a, b = (load_file(folder / "covariance.safetensors") for folder in (ours, theirs))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance * float(b[name].abs().max()))
