@@ -29,13 +29,13 @@ from torch import Tensor
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.covariance import CovarianceFile, open_covariance, write_covariance
 from eva_dist.artifact.facts import COVARIANCE_FILE, METHOD, Provenance
-from eva_dist.artifact.load import read_manifest
+from eva_dist.artifact.load import REMEDY, read_manifest
 from eva_dist.artifact.restore import Stored, restore_artifact
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import GroupState, PointState, add_seconds, first_state, reallocated
 from eva_dist.derive import find_source, named_as, plan_of
 from eva_dist.engine import finish
-from eva_dist.errors import DerivationError
+from eva_dist.errors import DerivationError, IntegrityError, StoreError
 from eva_dist.mergeable import MergeSource, leaves, problems
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, merge, scaled, to_packed
@@ -108,7 +108,14 @@ def merge_and_publish(
         published, status = store.point(planned.fingerprint, repo_id, revision), "cached"
     else:
         with TemporaryDirectory(prefix="eva-dist-") as scratch:
-            named = named_as(add_up(planned, Path(scratch)), store, repo_id, revision)
+            try:
+                summed = add_up(planned, Path(scratch))
+            except OSError as error:
+                raise StoreError(
+                    f"{COVARIANCE_FILE} cannot be written to {scratch} ({error}); make room there, or let TMPDIR name a "
+                    "folder that has it"
+                ) from error
+            named = named_as(summed, store, repo_id, revision)
             published = store.publish(
                 planned.fingerprint,
                 repo_id,
@@ -178,6 +185,8 @@ def add_up(planned: MergePlan, scratch: Path) -> Stored:
     components: dict[int, Components] = {}
     with ExitStack() as stack:
         files = [stack.enter_context(open_covariance(_covariance_of(source))) for source in sources]
+        for source, file in zip(sources, files, strict=True):
+            _refuse_missing(source, file)
 
         def fetch(group: InputGroup) -> dict[str, Tensor]:
             total = _sum(sources, files, group)
@@ -188,6 +197,17 @@ def add_up(planned: MergePlan, scratch: Path) -> Stored:
         write_covariance(path, [group for group in plan.groups if any(group in file for file in files)], fetch)
     result = finish(_state(planned, components), components, covariance=path)
     return Stored(result, planned.eva, _provenance(planned))
+
+
+def _refuse_missing(source: MergeSource, file: CovarianceFile) -> None:
+    """Raise `IntegrityError` unless the file has the groups that were updated, and no others."""
+    for group in source.state.plan.groups:
+        updates = source.state.groups[group.index].updates
+        if (updates > 0) is not (group in file):
+            raise IntegrityError(
+                f"{file.path} has {'no' if updates else 'a'} sum for {group.tap}, which was updated {updates} times "
+                f"by its manifest; {REMEDY}"
+            )
 
 
 def _sum(sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group: InputGroup) -> CovarianceState:

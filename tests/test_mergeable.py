@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from eva_dist.derive import derive_and_publish
-from eva_dist.errors import DerivationError, IntegrityError
+from eva_dist.errors import DerivationError, IntegrityError, StoreError
 from eva_dist.merge import merge_and_publish
 from eva_dist.store.store import Store
 from tests.summed_runs import MODEL, ROWS, SIZES, assert_same, folder_of, publish_run, rows_of
@@ -165,12 +165,21 @@ class TestDamaged:
             (lambda content: content[:-8], "cannot be read"),
             (lambda content: b"no tensors at all", "cannot be read"),
             (lambda content: content.replace(b"h.0.c.mean", b"h.0.c.neam"), "lacks h.0.c"),
+            (lambda content: content.replace(b"h.0.c.", b"h.0.x."), "has no sum for h.0.c, which was updated 4 times"),
             (lambda content: content.replace(b'"F64"', b'"I64"'), "must be finite float64 numbers"),
             (lambda content: content[:-8] + b"\xff" * 8, "must be finite float64 numbers"),
         ],
-        ids=["cut", "none", "lacks", "dtype", "nan"],
+        ids=["cut", "none", "lacks", "has no", "dtype", "nan"],
     )
     def test_a_file_that_lies(self, broken, add, change, message):
         self.rewrite(broken, lambda content: bytes(change(content)))
         with pytest.raises(IntegrityError, match=message):
             add("two", broken)
+
+    def test_no_room_for_the_sum_is_an_error_of_the_store(self, add, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("eva_dist.merge.write_covariance", full)
+        with pytest.raises(StoreError, match="No space left on device.*TMPDIR"):
+            add("one", "two")
