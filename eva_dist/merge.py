@@ -112,8 +112,8 @@ def merge_and_publish(
                 summed = add_up(planned, Path(scratch))
             except OSError as error:
                 raise StoreError(
-                    f"{COVARIANCE_FILE} cannot be written to {scratch} ({error}); make room there, or let TMPDIR name a "
-                    "folder that has it"
+                    f"{COVARIANCE_FILE} cannot be written to {scratch} ({error}); make room there, or let TMPDIR name "
+                    "a folder that has it"
                 ) from error
             named = named_as(summed, store, repo_id, revision)
             published = store.publish(
