@@ -194,7 +194,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--megabytes", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--processes", type=int, default=2, help="that the clients are spread over")
     parser.add_argument("--s3", action="store_true", help="also from an S3 store (moto)")
     return parser.parse_args(arguments)
@@ -238,18 +238,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _report(given: argparse.Namespace, rounds: dict[str, list[Round]], peaks: dict[str, int]) -> None:
     print(f"{given.clients} clients, {given.megabytes} MiB each, {given.processes} client processes", file=sys.stderr)
     print(f"{'server':<14}{'round s':>10}{'MB/s':>10}{'client s':>10}{'peak MiB':>10}  bytes", file=sys.stderr)
-    medians = {}
     for name, done in rounds.items():
-        medians[name] = statistics.median(one.bytes_per_s for one in done)
+        speed = statistics.median(one.bytes_per_s for one in done)
         seconds = statistics.median(one.seconds for one in done)
         client = statistics.median(one.median_client_s for one in done)
         right = "right" if all(one.right for one in done) else "WRONG"
-        figures = f"{seconds:>10.3f}{medians[name] / 1e6:>10.0f}{client:>10.3f}{peaks[name] / 2**20:>10.0f}"
+        figures = f"{seconds:>10.3f}{speed / 1e6:>10.0f}{client:>10.3f}{peaks[name] / 2**20:>10.0f}"
         print(f"{name:<14}{figures}  {right}", file=sys.stderr)
-    ratio = medians["gateway"] / medians["static"]
-    print(f"gateway / static: {ratio:.3f}", file=sys.stderr)
+    # Of rounds that followed each other: what else the machine does changes from round to round.
+    pairs = [b.bytes_per_s / a.bytes_per_s for a, b in zip(rounds["static"], rounds["gateway"], strict=True)]
+    ratio = statistics.median(pairs)
+    print(
+        f"gateway / static: {ratio:.3f} (median of {len(pairs)} pairs, {min(pairs):.2f} to {max(pairs):.2f})",
+        file=sys.stderr,
+    )
     result = {
         "ratio": ratio,
+        "ratios": pairs,
         "clients": given.clients,
         "megabytes": given.megabytes,
         "peak_bytes": peaks,
