@@ -6,27 +6,22 @@ read once and kept as long as something points to it; one that was pointed to st
 hour, because a client that has begun to download a revision goes on by its commit.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Self
 
-from eva_dist.errors import StoreError
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from eva_dist.store.snapshot import Snapshot
-    from eva_dist.store.store import Revision, Store
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.reader import MAIN
+from eva_dist.store.snapshot import Snapshot
+from eva_dist.store.store import Revision, Store
 
 log = logging.getLogger(__name__)
 
-MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _KEEP_S = 3600.0
 """How long a snapshot stays known under its commit after the last name has left it."""
@@ -53,8 +48,13 @@ class View:
     by_repo: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     by_name: Mapping[tuple[str, str], Entry] = field(default_factory=dict)
 
+    @cached_property
+    def namespaces(self) -> frozenset[str]:
+        """Those that hold anything."""
+        return frozenset(repo_id.partition("/")[0] for repo_id in (*self.by_repo, *(name for name, _ in self.broken)))
+
     @classmethod
-    def of(cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], str]) -> View:
+    def of(cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], str]) -> Self:
         """Sort and look up by repo_id."""
         ordered = tuple(sorted(entries, key=lambda entry: (entry.revision.repo_id, entry.revision.revision)))
         by_repo: dict[str, list[Entry]] = {}
@@ -89,7 +89,9 @@ class Index:
         self._read_at = 0.0  # when the view was right
         self._tried_at = 0.0  # when we last asked
         self._refreshing: asyncio.Task[None] | None = None
-        self._snapshots: dict[tuple[str, datetime], Snapshot] = {}
+        self._snapshots: dict[
+            str, tuple[str, Snapshot]
+        ] = {}  # by fingerprint: the manifest's version, and what it says
         self._left: dict[tuple[str, str], tuple[float, Entry]] = {}
 
     async def entries(self) -> Sequence[Entry]:
@@ -143,28 +145,24 @@ class Index:
     def _read(self) -> View:
         """Read the pointers, and the manifests that are new. Runs in a thread, one at a time."""
         revisions = self._store.revisions()
-        newest: dict[str, datetime] = {}
-        for revision in revisions:
-            newest[revision.fingerprint] = max(newest.get(revision.fingerprint, revision.moved), revision.moved)
-        # A manifest can only have been replaced if a name was moved to it again.
-        kept = {key: snapshot for key, snapshot in self._snapshots.items() if newest.get(key[0]) == key[1]}
-        entries, broken, reasons = [], {}, dict[str, str]()
-        for revision in revisions:
-            key = revision.fingerprint, newest[revision.fingerprint]
-            if key not in kept and revision.fingerprint not in reasons:
-                try:
-                    kept[key] = self._store.snapshot(revision.fingerprint)
-                except StoreError as error:
-                    reasons[revision.fingerprint] = str(error)
-            if key in kept:
-                entries.append(Entry(revision, kept[key]))
-            else:
-                broken[revision.repo_id, revision.revision] = reasons[revision.fingerprint]
-        known = self._view.broken if self._view is not None else {}
+        versions = {fingerprint: found.version for fingerprint, found in self._store.fingerprints().items()}
+        pointed = {revision.fingerprint for revision in revisions}
+        kept = {name: known for name, known in self._snapshots.items() if known[0] == versions.get(name)}
+        reasons = {}
+        for fingerprint in sorted(pointed - set(kept)):
+            try:
+                kept[fingerprint] = versions.get(fingerprint, ""), self._store.snapshot(fingerprint)
+            except (ArtifactNotFoundError, IntegrityError) as error:
+                reasons[fingerprint] = str(error)
+        self._snapshots = {name: known for name, known in kept.items() if name in pointed}
+        entries = [Entry(one, kept[one.fingerprint][1]) for one in revisions if one.fingerprint in kept]
+        broken = {
+            (one.repo_id, one.revision): reasons[one.fingerprint] for one in revisions if one.fingerprint in reasons
+        }
+        known_broken = self._view.broken if self._view is not None else {}
         for name, reason in broken.items():
-            if known.get(name) != reason:
+            if known_broken.get(name) != reason:
                 log.error("%s@%s is left out: %s", *name, reason)
-        self._snapshots = kept
         return View.of(entries, broken)
 
     def _keep(self, old: View, new: View) -> None:
