@@ -94,7 +94,8 @@ svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke
 .swatch { display: inline-block; width: 17px; height: 17px; margin-right: .2rem; vertical-align: -3px; }
 #hint { position: fixed; z-index: 9; pointer-events: none; max-width: 22rem; padding: .3rem .6rem; font-size: .8125rem;
   background: var(--ink); color: var(--back); border-radius: 4px; }
-.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; margin: 0; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
+  margin: 0; }
 .defs { position: absolute; width: 0; height: 0; }
 """
 )

@@ -14,7 +14,6 @@ from eva_dist.gateway.pages.filters import setting
 from eva_dist.gateway.pages.reading import shown
 from eva_dist.gateway.pages.shell import (
     artifact_url,
-    compare_url,
     counted,
     document,
     note,
@@ -105,8 +104,8 @@ def _unconverged(one: Listed, detail: Detail) -> str:
         str(stop), "the run ended"
     )
     told = (
-        f"{why} while {len(left):,} of {len(detail.layers):,} layers still turned, and the run was told to accept that. "
-        "Their components may differ from those that more data would give. Compute it again with more steps "
+        f"{why} while {len(left):,} of {len(detail.layers):,} layers still turned, and the run was told to accept "
+        "that. Their components may differ from those that more data would give. Compute it again with more steps "
         "(eva.max_steps), larger ones (data.step_size), or a lower eva.tau."
     )
     listed = [element("li", element("code", said(shown(layer.name, 120)))) for layer in left[:8]]
@@ -150,7 +149,10 @@ def _tiles(one: Listed, detail: Detail) -> str:
 
 def _loading_notes(one: Listed) -> str:
     largest = one.facts.largest_rank
-    told = "The base model is asked for at the same HF_ENDPOINT unless it is a folder: this server hands that on if it has an upstream."
+    told = (
+        "Unless it is a folder, the base model is asked for at the same HF_ENDPOINT: this server hands that on if it "
+        "has an upstream."
+    )
     if largest:
         told += f" An engine that serves the adapter needs max_lora_rank of at least {largest}."
     return note(told)
@@ -177,10 +179,9 @@ def _others(one: Listed, around: Around) -> str:
 def choose_form(one: Listed, near: Sequence[Listed], picked: str | None = None) -> str:
     """Return the form that chooses what to compare an artifact with."""
     options = [
-        element("option", said(f"{other.name}{'' if other.facts.status == DONE else ' (' + shown(other.facts.status, 30) + ')'}"),
-                value=other.name, selected=other.name == picked)
+        element("option", said(_choice(other)), value=other.name, selected=other.name == picked)
         for other in near[:_MOST_CHOICES]
-    ]  # fmt: skip
+    ]
     select = element("label", said(f"Compare {one.name} with"), for_="b") + element(
         "select", *options, id="b", name="b"
     )
@@ -192,6 +193,6 @@ def choose_form(one: Listed, near: Sequence[Listed], picked: str | None = None) 
     return form + (note(f"{more:,} more: tick two in the catalogue.") if more > 0 else "")
 
 
-def compare_link(a: Listed, b: Listed) -> str:
-    """Return a link to both, side by side."""
-    return element("a", "compare", href=compare_url(a.name, b.name), aria_label=f"Compare with {b.name}")
+def _choice(other: Listed) -> str:
+    ended = shown(other.facts.status, 30).replace("_", " ")
+    return other.name if other.facts.status == DONE else f"{other.name} ({ended})"

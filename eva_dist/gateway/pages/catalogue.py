@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from eva_dist.gateway.pages.filters import FACETS, NEWEST, NOTHING, ORDERS, Found, facet_label, setting
 from eva_dist.gateway.pages.kept import Listed
 from eva_dist.gateway.pages.reading import short_name, shown
-from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, status
+from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, pick_box, status
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE, amount
 
@@ -147,7 +147,6 @@ def _head(found: Found, key: str) -> str:
 
 def _row(one: Listed) -> str:
     facts = one.facts
-    box = f'<input type="checkbox" name="pick" value="{said(one.name)}" form="compare" aria-label="Compare {said(one.name)}">'
     link = element(
         "a", said(one.revision.repo_id), element("span", said(f"@{one.revision.revision}")), href=artifact_url(one)
     )
@@ -169,7 +168,7 @@ def _row(one: Listed) -> str:
         _cell("published", day(one.revision.moved)),
     ]
     name = element("th", link, scope="row", role="rowheader", class_="text name")
-    return element("tr", element("td", box, role="cell", class_="pick"), name, *cells, role="row")
+    return element("tr", element("td", pick_box(one), role="cell", class_="pick"), name, *cells, role="row")
 
 
 def _cell(label: str, content: str, class_: str | None = None) -> str:

@@ -24,7 +24,8 @@ _MOST_LAYERS = 500
 _MOST_FACTS = 400
 _GROUPS = ("config.eva", "config.solver", "config.model", "config.data", "model", "tokenizer", "data", "versions")
 _FIGURES = ("status", "steps", "tokens", "seconds", "world_size", "layers_converged", "layers_total", "rank_budget",
-            "parameter_budget", "trainable_parameters", "largest_rank", "created", "method", "format_version")  # fmt: skip
+            "parameter_budget", "trainable_parameters", "largest_rank", "created", "method",
+            "format_version")  # fmt: skip
 Pair = tuple["Listed", "Listed"]
 
 

@@ -112,7 +112,7 @@ class Facts:
         return said | {"whiten": "yes" if self.whiten else "no", "budget": self.budget}
 
 
-def read_facts(snapshot: Snapshot) -> Facts:
+def read_facts(snapshot: Snapshot, fingerprint: str) -> Facts:
     """Return what the manifest says; whatever is in it, this does not raise."""
     reading = Reading(snapshot.manifest)
     layers = read_layers(snapshot.manifest)
@@ -121,7 +121,7 @@ def read_facts(snapshot: Snapshot) -> Facts:
     _odd(reading, snapshot, len(layers) - len(ranks))
     whiten = reading.found("config.eva.whiten", "decisive.eva.whiten")
     facts = Facts(
-        fingerprint=snapshot.fingerprint,
+        fingerprint=fingerprint,
         commit=snapshot.commit,
         status=reading.text("status", needed=True) or UNKNOWN,
         base_model=reading.text("model.id", "config.model.name_or_path", needed=True),
@@ -141,7 +141,7 @@ def read_facts(snapshot: Snapshot) -> Facts:
         total_rank=sum(ranks) if ranks else None,
         largest_rank=max(ranks, default=None),
         parameters=reading.count("trainable_parameters") or (sum(rows) if rows else None),
-        size=sum(file.size for file in snapshot.files.values()),
+        size=snapshot.size,
         method=reading.text("method") or UNKNOWN,
         ancestors=_ancestors(reading),
         decisive=_pass(reading),
@@ -242,5 +242,8 @@ def _how(told: Any) -> str:
     return ", ".join(said)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _digest(value: Any) -> str | None:
+    try:
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    except RecursionError:  # nested as deep as a parser goes: nobody's settings
+        return None

@@ -13,8 +13,8 @@ from eva_dist.gateway.pages.facts import Facts, read_facts
 
 if TYPE_CHECKING:
     from eva_dist.gateway.index import Entry
-    from eva_dist.store.snapshot import Snapshot
-    from eva_dist.store.store import Revision, Store
+    from eva_dist.store.snapshot import Revision, Snapshot
+    from eva_dist.store.store import Store
 
 _MOST_LISTED = 20_000
 _MOST_DETAILS = 64
@@ -70,7 +70,7 @@ class Kept:
         key = entry.revision, entry.snapshot.commit
         known = self._listed.get(key)
         if known is None:
-            facts = read_facts(entry.snapshot)
+            facts = read_facts(entry.snapshot, entry.revision.fingerprint)
             known = Listed(entry.revision, entry.snapshot, facts, haystack(entry.revision, facts))
             self._listed[key] = known
             while len(self._listed) > _MOST_LISTED:

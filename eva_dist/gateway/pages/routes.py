@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMPRESSED_FROM = 4096
+_REPO = "/{namespace:(?!api/)[^/]+}/{name}"
 Page = Callable[[web.Request], Awaitable[str]]
 
 
@@ -46,8 +47,8 @@ def add_pages(app: web.Application, index: Index, store: Store) -> None:
     add("/artifact/{namespace}/{name}/{revision}", _answers(pages.artifact))
     add("/compare", _answers(pages.compare))
     add("/sweep/{key}", _answers(pages.sweep))
-    add("/{namespace}/{name}", _answers(pages.to_artifact))
-    add("/{namespace}/{name}/tree/{revision}", _answers(pages.to_artifact))
+    add(_REPO, _answers(pages.to_artifact))
+    add(_REPO + "/tree/{revision}", _answers(pages.to_artifact))
 
 
 class Pages:

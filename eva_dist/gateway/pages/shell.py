@@ -20,7 +20,7 @@ POLICY = (
 
 
 def document(title: str, *main: str, trail: Sequence[tuple[str, str | None]] = (), lead: str = "") -> str:
-    """Return a page: `title` (text) is its heading, `lead` stands under it, `trail` has (text, URL) of where it lies."""
+    """Return a page: `title` (text) is its heading, `lead` stands under it, `trail` says (text, URL) where it lies."""
     head = [
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -106,6 +106,12 @@ def size(count: int) -> str:
         if count >= 0.9995 * scale:
             return f"{count / scale:.3g}\u00a0{unit}"
     return f"{count}\u00a0B"
+
+
+def pick_box(one: Listed) -> str:
+    """Return the box that picks an artifact for comparison; its form has the id `compare`."""
+    name = said(one.name)
+    return f'<input type="checkbox" name="pick" value="{name}" form="compare" aria-label="Compare {name}">'
 
 
 def counted(count: int | None) -> str:

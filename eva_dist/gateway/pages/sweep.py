@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eva_dist.gateway.pages.detail import Detail
 from eva_dist.gateway.pages.reading import Reading, shown
-from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, note, section, status
+from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, note, pick_box, section, status
 from eva_dist.report.markup import element, said, table
 from eva_dist.report.rank_maps import PointRanks, draw_rank_maps
 from eva_dist.report.settings import flatten, text
@@ -72,7 +72,6 @@ def _table(points: Sequence[Listed], details: Sequence[Detail], varied: Sequence
     rows, keys = [], []
     for at, (one, detail) in enumerate(zip(points, details, strict=True), start=1):
         facts = one.facts
-        box = f'<input type="checkbox" name="pick" value="{said(one.name)}" form="compare" aria-label="Compare {said(one.name)}">'
         link = element("a", said(one.name), href=artifact_url(one))
         values = [facts.settings.get(key, NONE) for key in varied]
         figures = [
@@ -83,7 +82,7 @@ def _table(points: Sequence[Listed], details: Sequence[Detail], varied: Sequence
             NONE if facts.seconds is None else seconds(facts.seconds),
             day(facts.created),
         ]
-        rows.append([f"{at}", box, *map(said, values), status(facts), *figures, link])
+        rows.append([f"{at}", pick_box(one), *map(said, values), status(facts), *figures, link])
         created = facts.created.isoformat() if facts.created else None
         told = facts.total_rank, facts.parameters, detail.mean_explained, facts.steps, facts.seconds, created
         keys.append([at, None, *values, facts.status, *told, one.name])
