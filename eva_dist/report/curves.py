@@ -59,7 +59,7 @@ def draw_curves(plot: CurvePlot) -> str:
 
     parts = [_y_axis(plot, [(tick, place(first, tick)[1]) for tick in y_ticks])]
     parts.append(_x_axis(plot, [(tick, place(tick, high)[0]) for tick in x_ticks]))
-    parts += [_band(curve, place) for curve in curves if curve.band]
+    parts += [_band(curve, low, place) for curve in curves if curve.band]
     parts += [_line(curve, place) for curve in curves if curve.points]
     return svg(plot.width, plot.height, plot.name, *parts, class_="chart")
 
@@ -122,10 +122,10 @@ def _x_axis(plot: CurvePlot, placed: Sequence[tuple[float, float]]) -> str:
     return "".join([*parts, label])
 
 
-def _band(curve: Curve, place: Callable[[float, float], tuple[float, float]]) -> str:
+def _band(curve: Curve, lowest: float, place: Callable[[float, float], tuple[float, float]]) -> str:
     corners = list(zip(curve.points, curve.band, strict=True))
     above = [place(x, max(high, y)) for (x, y), (_, high) in corners]
-    below = [place(x, low if low > 0 else y) for (x, y), (low, _) in reversed(corners)]
+    below = [place(x, max(low, lowest)) for (x, y), (low, _) in reversed(corners)]
     path = " ".join(",".join(map(number, at)) for at in (*above, *below))
     return element("polygon", points=path, class_=f"band c{curve.colour % KINDS}")
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from eva_dist.gateway.pages.kept import Listed
 
 _MOST_CHOICES = 200
+_MOST_ANCESTORS = 10
+_MOST_TURNING = 6
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ def artifact_page(one: Listed, detail: Detail, around: Around, server: str) -> s
     """Return the page."""
     facts = one.facts
     lead = element("p", status(facts), " ", said(sentence(one)), class_="sentence")
-    parts = [lead, _unconverged(one, detail), _incomplete(one, detail), _tiles(one, detail)]
+    parts = [lead, _ancestry(one, around), _unconverged(one, detail), _incomplete(one, detail), _tiles(one, detail)]
     parts.append(section("Load it", snippets(one, server), _loading_notes(one)))
     parts.append(section("Ranks", ranks_figure(detail)))
     if spectra := spectra_figure([(one.name, detail.spectra)]):
         parts.append(section("Spectra", note(_SPECTRA), spectra))
     if convergence := convergence_figure([(one.name, detail.convergence)]):
-        parts.append(section("Convergence", convergence))
+        of_source = note("The curve is that of the pass it was derived from.") if one.facts.is_derived else ""
+        parts.append(section("Convergence", of_source, convergence))
     if detail.layers:
         parts.append(section("Layers", layers_table(detail)))
     parts.append(section("Files", files_table(one)))
@@ -95,24 +98,38 @@ def sentence(one: Listed) -> str:
     return f"{said_of}. {', '.join(ended).capitalize()}{when}." if ended or when else f"{said_of}."
 
 
+def _ancestry(one: Listed, around: Around) -> str:
+    """Return what the artifact was made of, where it is no run of its own."""
+    parts = []
+    for ancestor in one.facts.ancestors:
+        source = around.known.get(ancestor.fingerprint)
+        name = element("code", said(ancestor.fingerprint[:16]))
+        link = element("a", said(source.name), href=artifact_url(source)) if source else name
+        words = f" ({ancestor.words})" if ancestor.words else ""
+        parts.append(element("p", said(ancestor.how.capitalize()), " from ", link, said(f"{words}.")))
+    return "".join(parts[:_MOST_ANCESTORS])
+
+
 def _unconverged(one: Listed, detail: Detail) -> str:
     if one.facts.status != NOT_CONVERGED:
         return ""
     left = [layer for layer in detail.layers if layer.stop_reason not in (None, "converged")]
-    stop = one.snapshot.manifest.get("stop")
-    why = {"max_steps": "its limit of steps was reached", "exhausted": "its data ran out"}.get(
-        str(stop), "the run ended"
-    )
+    stop = str(one.snapshot.manifest.get("stop"))
+    why = {"max_steps": "Its limit of steps was reached", "exhausted": "Its data ran out"}.get(stop, "It ended")
     told = (
-        f"{why} while {len(left):,} of {len(detail.layers):,} layers still turned, and the run was told to accept "
-        "that. Their components may differ from those that more data would give. Compute it again with more steps "
+        f"{why} while {len(left):,} of {len(detail.layers):,} layers still turned, and it was told to accept that. "
+        "Their components may differ from those that more data would give. Compute it again with more steps "
         "(eva.max_steps), larger ones (data.step_size), or a lower eva.tau."
     )
-    listed = [element("li", element("code", said(shown(layer.name, 120)))) for layer in left[:8]]
-    more = [element("li", said(f"and {len(left) - 8:,} more, in the table of layers"))] if len(left) > 8 else []
-    return warning(
-        "This initialisation has not converged.", element("p", said(told.capitalize())), element("ul", *listed, *more)
-    )
+    if one.facts.is_derived:
+        told = (
+            f"{len(left):,} of {len(detail.layers):,} layers hold components that the pass it was derived from had not "
+            "followed to tau, and it was told to accept that. A run of its own, or a lower eva.tau, would mend it."
+        )
+    listed = ", ".join(element("code", said(shown(layer.name, 120))) for layer in left[:_MOST_TURNING])
+    more = f" and {len(left) - _MOST_TURNING:,} more, in the table of layers" if len(left) > _MOST_TURNING else ""
+    which = element("p", "Still turning: ", listed, said(more), ".") if left else ""
+    return warning("This initialisation has not converged.", element("p", said(told)), which)
 
 
 def _incomplete(one: Listed, detail: Detail) -> str:

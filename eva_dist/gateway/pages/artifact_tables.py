@@ -104,7 +104,7 @@ def provenance_table(one: Listed, known: dict[str, Listed]) -> str:
     if (workers := reading.count("world_size")) is not None:
         facts.append(("workers", str(workers)))
     facts += [(f"{g}: {k}", _code(v)) for g in ("model", "tokenizer", "data") for k, v in _flat(reading, g)]
-    versions = " ".join(f"{k}\u00a0{v}" for k, v in _flat(reading, "versions"))
+    versions = " · ".join(f"{k}\u00a0{v}" for k, v in _flat(reading, "versions"))
     facts += [("versions", said(versions))] if versions else []
     rows = [[said(shown(key, 120)), value] for key, value in facts[:_MOST_FACTS]]
     return table("Where it comes from", ["fact", "value"], rows, class_="words") + _settings(reading)
@@ -118,10 +118,7 @@ def _settings(reading: Reading) -> str:
     ]
     if not found:
         return ""
-    rows = [
-        [element("code", said(shown(key, 120).removeprefix("config."))), _code(value)]
-        for key, value in found[:_MOST_FACTS]
-    ]
+    rows = [[element("code", said(shown(key, 120))), _code(value)] for key, value in found[:_MOST_FACTS]]
     inner = table("As the run was given them", ["setting", "value"], rows, class_="words")
     return element("details", element("summary", said(f"All {len(rows)} settings of the run")), inner)
 

@@ -18,14 +18,14 @@ _MOST_OPTIONS = 500
 def catalogue_page(found: Found) -> str:
     """Return the page."""
     if not found.total:
-        return document("Catalogue", empty_store())
+        return document("Artifacts", empty_store())
     results = element("div", _chosen(found), _results(found), id="results")
     compare = element("form", id="compare", action="/compare", method="get")
     count = element("p", said(_count(found)), id="count", role="status")
     lead = element(
         "p", "Initialisations for LoRA, ready to load with PEFT: no data, no forward pass, no SVD.", class_="note"
     )
-    return document("Catalogue", _form(found), count, compare, results, lead=lead)
+    return document("Artifacts", _form(found), count, compare, results, lead=lead)
 
 
 def empty_store() -> str:
@@ -65,7 +65,7 @@ def _form(found: Found) -> str:
         for order, way in ((key, "first to last"), (f"-{key}", "last to first")):
             options.append(_option(order, _order_label(key, order, way), order == query.sort))
     sort = element("label", "Sort by", for_="sort") + element("select", *options, id="sort", name="sort")
-    fields = [element("div", search, class_="field wide"), *facets, element("div", sort, class_="field")]
+    fields = [element("div", search, class_="field wide"), *facets, element("div", sort, class_="field third")]
     fields.append(element("div", element("button", "Show", type="submit"), class_="field go"))
     return element("form", *fields, action="/", method="get", role="search", id="filters", aria_label="Artifacts")
 
@@ -87,7 +87,7 @@ def _facet(found: Found, key: str) -> str:
         text = short_name(value) if labels[short_name(value)] == 1 else value
         options.append(_option(value, f"{shown(facet_label(key, text), 60)} ({count:,})", value == picked))
     select = element("select", *options, id=f"f-{key}", name=key)
-    wide = " half" if key in ("base_model", "data") else ""
+    wide = {"base_model": " half", "data": " half", "status": " third"}.get(key, "")
     return element("div", element("label", said(name), for_=f"f-{key}"), select, class_=f"field{wide}")
 
 

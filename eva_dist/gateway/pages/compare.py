@@ -15,7 +15,6 @@ from eva_dist.report.heat import scale
 from eva_dist.report.markup import element, figure, said, table
 from eva_dist.report.settings import flatten, same, text
 from eva_dist.report.words import NONE, share
-from eva_dist.report.words import counted as counted_noun
 
 if TYPE_CHECKING:
     from eva_dist.gateway.pages.kept import Listed
@@ -75,9 +74,7 @@ def _settings(pair: Pair) -> str:
     differ = [key for key in keys if same(a.get(key)) != same(b.get(key))]
     alike = [key for key in keys if key not in set(differ)]
     rows = [[element("code", said(shown(key, 120))), _code(a.get(key)), _code(b.get(key))] for key in differ]
-    parts = [
-        table(f"{counted_noun(len(differ), 'setting or figure')} that differ", ["", "A", "B"], rows, class_="words")
-    ]
+    parts = [table(f"What differs: {len(differ)} settings and figures", ["", "A", "B"], rows, class_="words")]
     if not differ:
         parts = [element("p", "They differ in nothing that their manifests say.")]
     if alike:

@@ -151,7 +151,7 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     """Return the share of layers that have converged after each step.
 
     A group is tapped at a step exactly if it had not converged after the one before, so the rows of the next step
-    tell who still turned; after the last one the manifest does.
+    tell who still turned; after the last one the manifest does, of a run of its own.
     """
     import numpy as np
 
@@ -166,7 +166,8 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     weight_R = np.array([sizes[group] for group in groups], dtype=float)[group_R]
     turning = np.bincount(step_R.astype(int), weights=weight_R).tolist()
     converged = [1 - still / total for still in turning[1:]]
-    if (at_end := as_count(snapshot.manifest.get("layers_converged"))) is not None:
+    at_end = as_count(snapshot.manifest.get("layers_converged"))
+    if at_end is not None and snapshot.manifest.get("derived_from") is None:  # else it judges a pass by other settings
         converged.append(at_end / total)
     return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(converged, start=1))}
 

@@ -99,6 +99,11 @@ class Facts:
         """The data, without the folders before it."""
         return None if self.data is None else short_name(self.data)
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether its vectors are another artifact's."""
+        return any(ancestor.how == "derived" for ancestor in self.ancestors)
+
     @cached_property
     def own_pass(self) -> str | None:
         """Name of the pass that found the vectors; None if the manifest does not say what decided them."""

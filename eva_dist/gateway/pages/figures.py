@@ -115,10 +115,9 @@ def spectra_figure(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
         return ""
     by_kind = [{spectrum.kinds: spectrum for spectrum in spectra} for _, spectra in of]
     alone = len(of) == 1
-    heights = [
-        y for _, spectra in of for s in spectra for y in (*s.medians, *((*s.lows, *s.highs) if alone else ())) if y > 0
-    ]
-    ends = (max(min(heights), max(heights) * 1e-8), max(heights)) if heights else (0.1, 1.0)
+    middles = [y for _, spectra in of for spectrum in spectra for y in spectrum.medians if y > 0] or [0.1, 1.0]
+    highs = [y for _, spectra in of for spectrum in spectra for y in spectrum.highs] if alone else []
+    ends = max(min(middles) / 3, max(middles) * 1e-8), max(*middles, *highs)
     panels = []
     for kind in kinds[:_MOST_PANELS]:
         curves = tuple(
@@ -134,7 +133,7 @@ def spectra_figure(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
             y_text=_per_cent,
             logarithmic=True,
             y_ends=ends,
-            width=330.0,
+            width=300.0,
             height=215.0,
         )
         panels.append(element("div", element("h3", element("code", said(shown(kind, 80)))), draw_curves(plot)))
@@ -185,14 +184,14 @@ def convergence_figure(of: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
         for at, (name, curve) in enumerate(known)
     )
     plot = CurvePlot("Layers converged by step", "steps done (SVD updates)", "layers converged, %", curves,
-                     y_text=lambda value: f"{value:.0f}", y_ends=(0.0, 100.0), width=620.0)  # fmt: skip
+                     y_text=lambda value: f"{value:.0f}", y_ends=(0.0, 100.0), width=460.0)  # fmt: skip
     legend = key([name for name, _ in known]) if len(of) > 1 else ""
     lines = [
         element("p", said((f"{name}: " if len(of) > 1 else "") + _in_words(curve)), class_="note")
         for name, curve in known
     ]
     return figure(
-        "Share of the layers that were not updated any more.", legend, draw_curves(plot), class_="map"
+        "Share of the layers that were not updated any more.", legend, draw_curves(plot), class_="one"
     ) + "".join(lines)
 
 

@@ -42,13 +42,12 @@ def document(title: str, *main: str, trail: Sequence[tuple[str, str | None]] = (
 
 
 def _trail(trail: Sequence[tuple[str, str | None]]) -> str:
-    here = [*trail]
-    steps = [("Catalogue", "/" if here else None), *here]
-    items = [
-        element("li", element("a", said(text), href=url, aria_current=None if url else "page") if url else
-                element("span", said(text), aria_current="page"))
-        for text, url in steps
-    ]  # fmt: skip
+    mark = f'<img src="{icon().url}" alt="" width="20" height="20">'
+    home = element("a", mark, "eva_dist", href="/", class_="brand", aria_current=None if trail else "page")
+    items = [element("li", home)]
+    for text, url in trail:
+        step = element("a", said(text), href=url) if url else element("span", said(text), aria_current="page")
+        items.append(element("li", step))
     return element("nav", element("ol", *items, class_="trail"), aria_label="Where this page lies")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def snippets(one: Listed, server: str) -> str:
     if all(file in files for file in ADAPTER_FILES):
         blocks.append(_block("Ready adapter, with PEFT", _peft(one, server)))
     if STATE_DICT_FILE in files:
-        code = f"import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict({source!r})"
+        code = f"import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict(\n    {_literal(source)}\n)"
         blocks.append(_block("As an initialisation, with eva_dist", code))
     hf = f"HF_ENDPOINT={shlex.quote(server)} hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
     blocks.append(_block("Files, with the Hub's command", hf))
@@ -55,20 +56,20 @@ def _peft(one: Listed, server: str) -> str:
     options = {key: reading.text(*paths) for key, paths in (
         ("revision", ("model.revision", "config.model.revision")), ("gguf_file", ("config.model.gguf_file",)),
     )}  # fmt: skip
-    given = [repr(one.facts.base_model or "the base model")]
-    given += [f"{key}={value!r}" for key, value in options.items() if value is not None]
+    given = [_literal(one.facts.base_model or "the base model")]
+    given += [f"{key}={_literal(value)}" for key, value in options.items() if value is not None]
     given += _overrides(reading)
     return f"""\
 import os
 
-os.environ["HF_ENDPOINT"] = {server!r}  # before what follows is imported
+os.environ["HF_ENDPOINT"] = {_literal(server)}  # before the imports
 
 from peft import PeftModel
 from transformers import {cls}
 
 base = {cls}.from_pretrained({", ".join(given)})
 model = PeftModel.from_pretrained(
-    base, {one.revision.repo_id!r}, revision={one.revision.revision!r}, is_trainable=True
+    base, {_literal(one.revision.repo_id)}, revision={_literal(one.revision.revision)}, is_trainable=True
 )"""
 
 
@@ -76,7 +77,12 @@ def _overrides(reading: Reading) -> list[str]:
     """Return what the run changed of the model's config, where it is plain; whatever runs code is never repeated."""
     found = reading.mapping("config.model.config_overrides")
     return [
-        f"{key}={shown(value)!r}" if isinstance(value, str) else f"{key}={value!r}"
+        f"{key}={_literal(shown(value))}" if isinstance(value, str) else f"{key}={value!r}"
         for key, value in found.items()
         if key.isidentifier() and key.isascii() and key != "trust_remote_code" and isinstance(value, (str, int, float))
     ]
+
+
+def _literal(text: str) -> str:
+    """Return a text as a string of Python: what JSON escapes, Python reads as the same."""
+    return json.dumps(text, ensure_ascii=False)

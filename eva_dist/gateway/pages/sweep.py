@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eva_dist.gateway.pages.detail import Detail
 from eva_dist.gateway.pages.reading import Reading, shown
-from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, note, pick_box, section, status
+from eva_dist.gateway.pages.shell import artifact_url, counted, document, note, pick_box, section, status
 from eva_dist.report.markup import element, said, table
 from eva_dist.report.rank_maps import PointRanks, draw_rank_maps
 from eva_dist.report.settings import flatten, text
@@ -70,9 +70,10 @@ def _label(one: Listed, varied: Sequence[str]) -> str:
 
 def _table(points: Sequence[Listed], details: Sequence[Detail], varied: Sequence[str]) -> str:
     rows, keys = [], []
+    one_repo = len({one.revision.repo_id for one in points}) == 1
     for at, (one, detail) in enumerate(zip(points, details, strict=True), start=1):
         facts = one.facts
-        link = element("a", said(one.name), href=artifact_url(one))
+        link = element("a", said(one.revision.revision if one_repo else one.name), href=artifact_url(one))
         values = [facts.settings.get(key, NONE) for key in varied]
         figures = [
             counted(facts.total_rank),
@@ -80,25 +81,12 @@ def _table(points: Sequence[Listed], details: Sequence[Detail], varied: Sequence
             share(detail.mean_explained, 2),
             counted(facts.steps),
             NONE if facts.seconds is None else seconds(facts.seconds),
-            day(facts.created),
         ]
-        rows.append([f"{at}", pick_box(one), *map(said, values), status(facts), *figures, link])
-        created = facts.created.isoformat() if facts.created else None
-        told = facts.total_rank, facts.parameters, detail.mean_explained, facts.steps, facts.seconds, created
-        keys.append([at, None, *values, facts.status, *told, one.name])
-    head = [
-        "point",
-        "compare",
-        *varied,
-        "status",
-        "total rank",
-        "parameters",
-        "explained",
-        "steps",
-        "pass time",
-        "made",
-        "artifact",
-    ]
+        rows.append([f"{at}", pick_box(one), link, *map(said, values), status(facts), *figures])
+        told = facts.total_rank, facts.parameters, detail.mean_explained, facts.steps, facts.seconds
+        keys.append([at, None, one.name, *values, facts.status, *told])
+    figures_ = ["total rank", "parameters", "explained", "steps", "pass time"]
+    head = ["point", "compare", "artifact", *varied, "status", *figures_]
     form = element("form", id="compare", action="/compare", method="get")
     go = element("button", "Compare the two that are ticked", type="submit", form="compare", id="compare-go")
     explained = note(
