@@ -9,7 +9,8 @@ import time
 class KeyValueFormatter(logging.Formatter):
     """Formats a record as `time=... level=... global_rank=... node=... logger=... msg="..."`, in one line.
 
-    Facts of a record alone (`extra={"facts": {...}}`) follow. Values with spaces or quotes are JSON strings; a traceback goes into `error`.
+    Facts of a record alone (`extra={"facts": {...}}`) follow. Values with spaces or
+    quotes are JSON strings; a traceback goes into `error`.
     """
 
     def __init__(self, **facts: object) -> None:
