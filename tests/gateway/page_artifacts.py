@@ -104,7 +104,9 @@ def manifest_of(
 
 def write_tables(folder: Path, manifest: dict[str, Any]) -> None:
     """Write spectra that fall by half a component, and groups that converge one block after the other."""
-    layers = {name: layer for name, layer in manifest["layers"].items() if isinstance(layer, dict)}
+    layers = {
+        name: layer for name, layer in manifest["layers"].items() if isinstance(layer, dict) and "updates" in layer
+    }
     spectrum = [
         {
             "layer": name,

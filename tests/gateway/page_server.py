@@ -1,63 +1,23 @@
-"""The gateway on a port of this machine, in a thread, for tests that speak HTTP to it."""
+"""Pages over HTTP, read as a browser would: every element, attribute and text."""
 
-import asyncio
 import gzip
-import http.client
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 from aiohttp import web
 
+from tests.gateway.serving import ask, running
+
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
-class Served:
-    """An application that answers at `url` between `with` and its end."""
-
-    def __init__(self, make: Callable[[], web.Application]) -> None:
-        self._make = make
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> "Served":
-        self._thread.start()
-        self.port = self._do(self._start())
-        self.url = f"http://127.0.0.1:{self.port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._do(self._runner.cleanup())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _start(self) -> int:
-        self._runner = web.AppRunner(self._make(), access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        return self._runner.addresses[0][1]
-
-    def _do(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
-
-    def get(self, path: str, **headers: str) -> "Answer":
-        """Ask once; redirects are not followed."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("GET", path, headers={key.replace("_", "-"): value for key, value in headers.items()})
-            response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
-        finally:
-            connection.close()
-
-    def page(self, path: str) -> "Page":
-        """Return the page at a path, which must be there."""
-        answer = self.get(path)
-        assert answer.status == 200, (path, answer.status, answer.body[:500])
-        return Page(answer.text)
+@contextmanager
+def served_pages(app: web.Application) -> Iterator["Served"]:
+    """Serve an application that has pages."""
+    with running(app) as port:
+        yield Served(f"http://127.0.0.1:{port}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +30,24 @@ class Answer:
     def text(self) -> str:
         packed = self.headers.get("Content-Encoding") == "gzip"
         return (gzip.decompress(self.body) if packed else self.body).decode()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of pages at `url`."""
+
+    url: str
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """Ask once; redirects are not followed."""
+        got = ask(self.url, path, **headers)
+        return Answer(got.status, dict(got.headers), got.body)
+
+    def page(self, path: str) -> "Page":
+        """Return the page at a path, which must be there."""
+        answer = self.get(path)
+        assert answer.status == 200, (path, answer.status, answer.body[:500])
+        return Page(answer.text)
 
 
 class Page(HTMLParser):

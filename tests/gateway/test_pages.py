@@ -9,7 +9,7 @@ from eva_dist.gateway.app import make_app
 from eva_dist.gateway.pages.facts import KNOWN_FORMATS
 from eva_dist.store.store import Store
 from tests.gateway.page_artifacts import publish
-from tests.gateway.page_server import Served
+from tests.gateway.page_server import served_pages
 
 A = "/artifact/team/tiny/rho2.0-tau0.99"
 
@@ -30,7 +30,7 @@ def served(manifests):
     decisive = {"method": "eva", "derived_from": source["fingerprint"], "eva": {"r": 4}, "layers": []}
     publish(store, "lab/near", "r4", r=4, derived_from=source, decisive=decisive)
     publish(store, "lab/other", "one", model="/srv/models/big", data="/data/c4.jsonl", turning=2)
-    with Served(lambda: make_app(store)) as server:
+    with served_pages(make_app(store)) as server:
         yield server
 
 
@@ -225,7 +225,7 @@ def test_static_files_are_kept_for_ever_and_pages_are_asked_for_again(served):
 
 
 def test_an_empty_store_tells_how_to_publish():
-    with Served(lambda: make_app(Store("memory://empty-pages"))) as served:
+    with served_pages(make_app(Store("memory://empty-pages"))) as served:
         page = served.page("/")
         assert "this store has no artifact" in page.text and "jobs/precompute.py" in page.text
 

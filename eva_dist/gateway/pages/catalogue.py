@@ -100,15 +100,12 @@ def _chosen(found: Found) -> str:
     query = found.query
     if not query.is_narrow:
         return ""
-    items = [(f"“{query.q}”", query.url(q=""), "the search")] if query.q else []
+    items = [(f"“{query.q}”", query.url(q=""))] if query.q else []
     for key, value in query.picked.items():
         name = FACETS[key][0]
         text = f"no {name.lower()}" if value == NOTHING else f"{name}: {facet_label(key, short_name(value))}"
-        items.append((text, query.without(key), name))
-    links = [
-        element("li", said(text), element("a", "×", href=url, aria_label=f"Drop {of}: {text}"))
-        for text, url, of in items
-    ]
+        items.append((text, query.without(key)))
+    links = [element("li", said(text), element("a", "×", href=url, aria_label=f"Drop {text}")) for text, url in items]
     clear = element("li", element("a", "Clear all", href=query.url(q="", picked={})), class_="all")
     return element("ul", *links, clear, class_="chosen", aria_label="Selected")
 
