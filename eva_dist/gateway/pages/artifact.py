@@ -79,7 +79,7 @@ def sentence(one: Listed) -> str:
     """Return what the artifact is, in a sentence or two."""
     facts = one.facts
     known = [
-        f"{key} = {setting(value)}"
+        f"{key}\u00a0=\u00a0{setting(value)}"
         for key, value in (("r", facts.r), ("rho", facts.rho), ("tau", facts.tau))
         if value is not None
     ]

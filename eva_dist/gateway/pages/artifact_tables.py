@@ -37,7 +37,11 @@ def layers_table(detail: Detail) -> str:
         keys.append([shown(layer.name, 200), *key, reason, at, None if explained is None else f"{explained:.4g}"])
     head = ["layer", "rank", "at most", "inputs", "outputs", "updates", "stopped because", "at step", "explained"]
     more = len(detail.layers) - _MOST_LAYERS
-    caption = f"The first {_MOST_LAYERS:,}; {more:,} more are in manifest.json" if more > 0 else "In the model's order"
+    caption = (
+        f"The first {_MOST_LAYERS:,}; {more:,} more are in manifest.json"
+        if more > 0
+        else "In the model's order, unless sorted"
+    )
     summary = element("summary", said(f"All {len(detail.layers):,} layers, one by one"))
     return element("details", summary, table(caption, head, rows, keys), id="layers-table")
 

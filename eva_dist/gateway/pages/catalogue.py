@@ -175,7 +175,9 @@ def _cell(label: str, content: str, class_: str | None = None) -> str:
 def _named(short: str | None, whole: str | None) -> str:
     if short is None or whole is None:
         return NONE
-    return element("span", said(short), class_="cut", title=whole)
+    owner, slash, name = short.rpartition("/")
+    shown_owner = element("span", said(owner + slash)) + " " if slash else ""
+    return element("span", shown_owner, said(name), class_="named", title=whole)
 
 
 def _foot(found: Found) -> str:
