@@ -69,9 +69,9 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
         log.error("%s: %s", request.path, error)
         message = "the gateway cannot read its store at the moment; try again later"
         return Refused(503, message, headers={"Retry-After": "5"}).response()
-    except ConnectionError:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return web.Response(status=499)  # the client has left: nobody reads this
         log.exception("%s %s failed", request.method, request.path)
         return Refused(500, "the gateway failed; its log says why").response()
 

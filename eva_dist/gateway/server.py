@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http_exceptions import HttpProcessingError
 
 from eva_dist.errors import ConfigError
 from eva_dist.gateway.access import TOKEN_NAME, is_loopback
@@ -54,6 +55,8 @@ async def serving(
         app,
         access_log_class=AccessLog,
         access_log=log,
+        logger=_of_http(),
+        auto_decompress=False,
         handle_signals=False,
         keepalive_timeout=keep_alive_s,
         shutdown_timeout=_GRACE_S,
@@ -90,6 +93,14 @@ async def serve_until_asked(app: web.Application, host: str, port: int, started:
         started(bound)
         await asked.wait()
         log.info("asked to end; downloads under way get %g s", _GRACE_S)
+
+
+def _of_http() -> logging.Logger:
+    """Return the logger of what aiohttp finds wrong; what is no HTTP gets its 400, and no traceback in our log."""
+    logger = logging.getLogger(f"{__name__}.http")
+    if not logger.filters:
+        logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return logger
 
 
 def _limited(server: web.Server, most: int) -> Callable[[], asyncio.BaseProtocol]:

@@ -1,6 +1,7 @@
 """Clients that are slow, many, large or cunning."""
 
 import contextlib
+import gzip
 import logging
 import socket
 import threading
@@ -165,6 +166,26 @@ def test_clients_that_leave_in_the_middle_are_no_errors(endpoint, caplog):
             assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert ask(endpoint, URL).body == FILES["big.bin"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_what_is_no_http_fills_no_log(endpoint, caplog):
+    heads = [
+        b"nonsense\r\n\r\n",
+        b"GET api HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        bytes(range(256)) + b"\r\n\r\n",
+    ]
+    for head in heads:
+        with connect(endpoint) as client:
+            client.sendall(head)
+            assert b" 400 " in all_of(client)[:20]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_compressed_body_is_not_blown_up(endpoint):
+    body = gzip.compress(b"paths=" + b"x" * (50 << 20))
+    headers = {"Content-Type": FORM, "Content-Encoding": "gzip"}
+    assert ask(endpoint, f"/api/models/{REPO}/paths-info/{FIRST}", "POST", body, **headers).status == 400
 
 
 def test_more_connections_than_there_is_room_for_are_told_to_come_again(store, monkeypatch):
