@@ -12,6 +12,7 @@ import typer
 from eva_dist.cli_clone import plan
 from eva_dist.cli_derive import derive
 from eva_dist.cli_jobs import jobs, logs, stop, submit
+from eva_dist.cli_merge import merge
 from eva_dist.cli_report import report
 from eva_dist.cli_serve import serve, token
 from eva_dist.errors import ConfigError, EvaDistError
@@ -28,6 +29,7 @@ app.command()(jobs)
 app.command(no_args_is_help=True)(logs)
 app.command(no_args_is_help=True)(stop)
 app.command(no_args_is_help=True)(derive)
+app.command(no_args_is_help=True)(merge)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(serve)
 app.command(no_args_is_help=True)(token)
