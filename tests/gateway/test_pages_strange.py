@@ -52,7 +52,10 @@ STRANGE = {
     "dates": {"created": "yesterday", "derived_from": "not a fingerprint", "merged_from": [{"fingerprint": 3}, None]},
     "surrogates": {"model": {"id": "a\ud800b\u202e"}, "status": "\x00\udfff", "method": "\u0000"},
     "deep": {"decisive": {"a": DEEP}, "versions": {"b": DEEP}, "config": {"eva": DEEP}},
-    "merged": {"merged_from": {"sources": [{"fingerprint": "ab" * 32, "weight": 0.5}, {"fingerprint": "cd" * 32}]}},
+    "merged": {
+        "merged_from": [{"fingerprint": "ab" * 32, "weight": 0.5}, {"fingerprint": "cd" * 32}],
+        "data": "/a/x.jsonl + /b/y.jsonl",
+    },
 }
 
 
@@ -95,6 +98,7 @@ def test_the_page_of_a_strange_manifest_says_what_is_missing(strange, name):
 
 def test_what_went_into_a_merged_artifact_is_told(strange):
     page = strange.page("/artifact/odd/one/merged")
+    assert "from x.jsonl + y.jsonl:" in page.text
     assert f"Merged from {'ab' * 8} (weight 0.5)." in page.text and f"Merged from {'cd' * 8}" in page.text
 
 

@@ -167,7 +167,8 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     turning = np.bincount(step_R.astype(int), weights=weight_R).tolist()
     converged = [1 - still / total for still in turning[1:]]
     at_end = as_count(snapshot.manifest.get("layers_converged"))
-    if at_end is not None and snapshot.manifest.get("derived_from") is None:  # else it judges a pass by other settings
+    of_its_own = not any(snapshot.manifest.get(f"{how}_from") for how in ("derived", "merged"))
+    if at_end is not None and of_its_own:  # else it judges other passes by these settings
         converged.append(at_end / total)
     return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(converged, start=1))}
 

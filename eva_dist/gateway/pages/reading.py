@@ -88,7 +88,14 @@ def plain(value: float) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return a model or a file as people call it: the last part of a path, the whole of a Hub's name."""
+    """Return a model or a file as people call it: the last part of a path, the whole of a Hub's name.
+
+    Data that was merged has several, with a plus between them.
+    """
+    return " + ".join(map(_last_part, name.split(" + ")))
+
+
+def _last_part(name: str) -> str:
     is_path = name.startswith(("/", "./", "../", "~", "file:")) or re.match(r"[A-Za-z]:\\", name)
     return (re.split(r"[\\/]+", name.rstrip("\\/"))[-1] or name) if is_path else name
 
