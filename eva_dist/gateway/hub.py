@@ -63,7 +63,7 @@ class Hub:
         """Answer a request for anything but a page."""
         path = parts_of(request)
         parts = path.parts
-        if request.method not in ("GET", "HEAD") and not (request.method == "POST" and "paths-info" in parts[4:5]):
+        if request.method not in ("GET", "HEAD") and not (request.method == "POST" and "paths-info" in parts[3:5]):
             raise Refused(405, _ONLY_READS, headers={"Allow": "GET, HEAD"})
         if parts[:2] == ("api", "models"):
             return await (self._list(request) if len(parts) == 2 else self._api(request, path))
@@ -129,7 +129,7 @@ class Hub:
         if len(parts) < 1:
             raise Refused(404, "the gateway has models only", REPO_NOT_FOUND)
         await self._entries(request, parts)  # refuses those that must not be asked for
-        if self._upstream is None or any(part.startswith("xet-") for part in parts):
+        if self._upstream is None or "xet-read-token" in parts[1:3]:
             raise no_repo("/".join(parts[:2]))
         is_file = "resolve" in parts[1:3] or "raw" in parts[1:3]
         if path.parts[0] != "api" and not is_file:
@@ -150,7 +150,7 @@ class Hub:
     async def _api(self, request: web.Request, path: Path) -> web.StreamResponse:
         """Answer for `/api/models/{ns}/{name}[/{action}[/{rev}[/{folder}]]]`."""
         repo, (action, revision, *rest) = path.parts[2:4], (*path.parts[4:], "", "")[: max(2, len(path.parts) - 4)]
-        body = await _read(request) if action == "paths-info" and request.method == "POST" else None
+        body = await _read(request) if request.method == "POST" else None
         if len(repo) < 2:
             return await self._elsewhere(request, path, body)
         if action in ("", "refs", "auth-check"):

@@ -26,6 +26,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _KEEP_S = 3600.0
 """How long a snapshot stays known under its commit after the last name has left it."""
 _MOST_KEPT = 1000
+_PATIENCE_S = 3.0
+"""How long a request waits for a new view where there is an old one; a slow store would have clients give up."""
 _OUTAGE_S = 300.0
 """How long an old view answers while the store cannot be listed."""
 
@@ -123,8 +125,11 @@ class Index:
         if self._view is None or time.monotonic() - self._tried_at > self._max_age_s:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh())
-            # Shielded: one client that leaves must not end what others wait for.
-            await asyncio.shield(self._refreshing)
+            # Not awaited itself: one client that leaves must not end what others wait for.
+            refreshing = self._refreshing
+            await asyncio.wait([refreshing], timeout=None if self._view is None else _PATIENCE_S)
+            if refreshing.done():
+                refreshing.result()
         assert self._view is not None
         return self._view
 

@@ -7,7 +7,8 @@ redirect of a file's HEAD to huggingface.co only; for another upstream they need
 `proxy` fetches, and sends on as it comes. Of the request go only a few headers, never its Authorization or cookies; of
 the answer come only those that a download needs: no cookies, and nothing of Xet, which would have the client turn to
 servers that it may not reach. Redirects, the Hub's to its CDN above all, are followed here; what they say of the file
-(`X-Repo-Commit`, `X-Linked-*`) is kept, and the upstream's own token goes to the upstream alone.
+(`X-Repo-Commit`, `X-Linked-*`) is kept, and the upstream's own token goes to the upstream alone. Whoever may use the
+gateway reads what that token opens: give it one that opens no more than that.
 """
 
 import asyncio

@@ -128,3 +128,26 @@ def test_an_old_view_answers_for_a_while_when_the_store_is_away(store, monkeypat
 
     asyncio.run(look())
     assert "what it held before is served" in caplog.text
+
+
+def test_a_store_that_is_slow_is_not_waited_for_where_something_is_known(store, monkeypatch):
+    put(store, "team/name", "v1", {"a": b"1"})
+    revisions = store.revisions
+
+    async def look() -> None:
+        index, loop, go_on = Index(store, max_age_s=0.0), asyncio.get_running_loop(), asyncio.Event()
+        await index.entries()
+
+        def slow(*of):
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(20)
+            return revisions(*of)
+
+        monkeypatch.setattr(store, "revisions", slow)
+        monkeypatch.setattr(indexes, "_PATIENCE_S", 0.01)
+        put(store, "team/name", "v2", {"a": b"2"})
+        assert [entry.revision.revision for entry in await index.entries()] == ["v1"]
+        go_on.set()
+        monkeypatch.setattr(indexes, "_PATIENCE_S", 20.0)
+        assert [entry.revision.revision for entry in await index.entries()] == ["v1", "v2"]
+
+    asyncio.run(look())

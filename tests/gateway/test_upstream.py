@@ -233,3 +233,20 @@ def test_an_application_without_upstream_has_no_such_repo(store):
     with running(make_app(store)) as port:
         got = ask(f"http://127.0.0.1:{port}", "/api/models/gpt2")
         assert (got.status, got.code) == (404, "RepoNotFound") and json.loads(got.body)["error"]
+
+
+def test_models_without_a_namespace_are_the_upstreams(store):
+    async def echo(request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path, "body": (await request.read()).decode()})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", echo)
+    kind = "application/x-www-form-urlencoded"
+    with running(app) as port, gateway(store, upstream=Upstream(f"http://127.0.0.1:{port}")) as endpoint:
+        for path in ("/api/models/gpt2", "/api/models/gpt2/tree/main", "/gpt2/resolve/main/config.json"):
+            assert ask(endpoint, path).json()["path"] == path
+        for path in ("/api/models/gpt2/paths-info/main", "/api/models/org/base/paths-info/main"):
+            got = ask(endpoint, path, "POST", b"paths=a", Content_Type=kind).json()
+            assert got == {"path": path, "body": "paths=a"}
+        assert ask(endpoint, "/api/models/org/base/xet-read-token/main").code == "RepoNotFound"
+        assert ask(endpoint, "/api/models/gpt2", "POST", b"x").status == 405
