@@ -228,8 +228,6 @@ def _ancestors(reading: Reading) -> tuple[Ancestor, ...]:
     found = []
     for how in ("derived", "merged"):
         told = reading.found(f"{how}_from")
-        if isinstance(told, dict) and isinstance(told.get("sources"), list):
-            told = told["sources"]
         for one in (told if isinstance(told, list) else [told])[:_MOST_ANCESTORS]:
             fingerprint = one.get("fingerprint") if isinstance(one, dict) else one
             if isinstance(fingerprint, str) and re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):
