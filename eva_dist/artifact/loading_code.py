@@ -1,16 +1,9 @@
 """The card's Python code: run as it stands where the artifact's folder can be reached."""
 
+from eva_dist.artifact.auto_classes import auto_class
 from eva_dist.artifact.facts import Provenance
 from eva_dist.artifact.load import source_folder
 from eva_dist.config import EvaConfig
-
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
 
 
 def adapter_code(provenance: Provenance) -> str:
@@ -55,7 +48,7 @@ initialize_lora_eva_weights(model, eva_state_dict=eva_state_dict)"""
 
 
 def _auto_class(provenance: Provenance) -> str:
-    return _AUTO_CLASSES.get(str(provenance.model.get("task_type")), "AutoModel")
+    return auto_class(provenance.model.get("task_type"))
 
 
 def _base_model(provenance: Provenance) -> str:
