@@ -1,7 +1,5 @@
 """The gateway's application: routes, and what holds for every request."""
 
-import importlib
-import importlib.util
 import logging
 from typing import cast
 
@@ -14,6 +12,7 @@ from eva_dist.gateway.answers import Refused
 from eva_dist.gateway.files import Files
 from eva_dist.gateway.hub import Hub
 from eva_dist.gateway.index import Index
+from eva_dist.gateway.pages import add_pages
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
 
@@ -41,8 +40,7 @@ def make_app(
         app.cleanup_ctx.append(upstream.opened)
     app.on_response_prepare.append(_add_headers)
     app.router.add_get("/healthz", _healthz)
-    if importlib.util.find_spec("eva_dist.gateway.pages"):
-        importlib.import_module("eva_dist.gateway.pages").add_pages(app, index, store)
+    add_pages(app, index, store)
     app.router.add_route("*", "/{path:.*}", hub.answer)  # last: what is no page
     return app
 
