@@ -294,18 +294,21 @@ class ClusterConfig:
                 yield f"cluster.resources.GPU={amount} must be a whole number: NCCL takes one process a GPU; use 1"
 
 
+BUCKETS = ("s3://", "s3a://", "gs://", "az://", "azure://", "adl://", "abfs://", "abfss://")
+
+
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where artifacts are published: a `file://` URL or a folder."""
+    """Where artifacts are published: a folder, or a URL of one or of a bucket."""
 
     url: str = "eva-store"
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
         if not self.url:
-            yield "store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva"
-        elif "://" in self.url and not self.url.startswith("file:///"):
-            yield f"store.url={self.url} must be file:///... or a folder: nothing else yet; use a shared folder"
+            yield "store.url='' must be a folder or a URL; e.g. store.url=file:///srv/eva"
+        elif "://" in self.url and not self.url.startswith(("file:///", "memory://", *BUCKETS)):
+            yield f"store.url={self.url} must be a folder, file:///, s3://, gs://, az:// or abfs://; use one of them"
 
 
 @dataclass(frozen=True)

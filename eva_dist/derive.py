@@ -36,8 +36,8 @@ from eva_dist.outcome import Outcome
 from eva_dist.plan import InputGroup, Layer, Plan, among, fingerprint, make_layer, make_plan
 from eva_dist.prepare import AFTER_THE_PASS
 from eva_dist.publishing import outcome
-from eva_dist.store.local import LocalStore
 from eva_dist.store.names import check_names, default_revision
+from eva_dist.store.store import Store
 
 _BY_LAYERS = ("rho", "r", "rank_pattern", "target_modules")
 """Settings that reach the pass through the layers' ranks alone."""
@@ -54,17 +54,17 @@ _RUN = "or run jobs/precompute.py with these settings"
 _MOST_LISTED = 10
 
 
-def find_source(source: str, store: LocalStore) -> Path:
+def find_source(source: str, store: Store) -> Path:
     """Return the folder of a stored artifact: a folder, a `file://` URL, or `repo_id@revision` in the store.
 
     Raises:
         ConfigError: another kind of URL.
-        StoreError: names that leave the store.
+        StoreError: names that leave the store; a store that is not a folder.
     """
     repo_id, at, revision = source.rpartition("@")
     if "://" in source or not at or Path(source).expanduser().exists():
         return source_folder(source)
-    return store.revision_folder(repo_id, revision)
+    return source_folder(store.revision_url(repo_id, revision))
 
 
 def derive_and_publish(
@@ -84,7 +84,7 @@ def derive_and_publish(
         IntegrityError, ArtifactNotFoundError, StoreError: source or store cannot be used; likewise.
     """
     started = time.perf_counter()
-    store = LocalStore(store_url)
+    store = Store(store_url)
     stored = restore_artifact(find_source(source, store))
     derived = derive(stored, changes)
     key = derived.provenance.fingerprint
@@ -288,7 +288,7 @@ def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str
     )
 
 
-def _published_as(derived: Stored, store: LocalStore, repo_id: str, revision: str) -> Stored:
+def _published_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stored:
     """Return what is built with the names under which it is published."""
     before = derived.provenance
     artifact = {"repo_id": repo_id, "revision": revision, "overwrite": False}

@@ -56,9 +56,11 @@ def refuse_lost_store(config: Config) -> None:
     """Refuse a store inside the job's working folder, which Ray removes after the job.
 
     Raises:
-        ConfigError: `store.url` is a relative path.
+        ConfigError: `store.url` is a relative path, or in memory.
     """
     url = config.store.url
+    if url.startswith("memory:"):
+        raise ConfigError(f"store.url={url} must outlive the job; use a shared folder or a bucket")
     if "://" not in url and not os.path.isabs(os.path.expanduser(url)):
         raise ConfigError(
             f"store.url={url} must be absolute for a job on a cluster: a relative one lies in the job's working "

@@ -31,8 +31,8 @@ from eva_dist.modeling.load import (
 from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
 from eva_dist.plan import fingerprint
 from eva_dist.session import Assignment, PointAssignment
-from eva_dist.store.local import LocalStore
 from eva_dist.store.names import default_repo_id, default_revision
+from eva_dist.store.store import Store
 from eva_dist.svds import make_tracker
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Prepared:
     task: Task
     prefix: str
     targets: Targets
-    store: LocalStore
+    store: Store
     decisive: dict[str, Any]
     model: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -135,7 +135,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
     Raises:
         ConfigError, DataError, LayerError, StoreError: each with key, value and remedy.
     """
-    store = LocalStore(config.store.url)
+    store = Store(config.store.url)
     config = _with_absolute_paths(config)
     known = known or Known()
     architecture = known.get(config.model, lambda: read_architecture(config.model))
@@ -161,7 +161,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         tokenizer=tokenizer,
         data=asdict(read),
     )
-    store.revision_folder(run.repo_id, run.revision)  # refuses names that the store keeps for itself
+    store.revision_url(run.repo_id, run.revision)  # refuses names that the store keeps for itself
     if store.find(run.fingerprint) is None or store.fingerprint_of(run.repo_id, run.revision) != run.fingerprint:
         store.check_writable()  # else a store that can only be read has the answer
     return run

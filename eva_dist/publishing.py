@@ -4,7 +4,7 @@ from eva_dist.artifact.build import build_artifact
 from eva_dist.controller import PointResult, refuse_unconverged
 from eva_dist.outcome import Outcome
 from eva_dist.prepare import Prepared, provenance
-from eva_dist.store.local import Published
+from eva_dist.store.store import Published
 
 
 def is_stored(run: Prepared) -> bool:

@@ -6,7 +6,7 @@ from eva_dist.engine import finish, run_pass
 from eva_dist.points import one_point
 from eva_dist.prepare import prepare
 from eva_dist.publishing import publish
-from eva_dist.store.local import Published
+from eva_dist.store.store import Published
 from jobs.contenders import begin, session
 
 

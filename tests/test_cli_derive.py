@@ -14,7 +14,7 @@ from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.controller import GroupReport, PointResult, StepReport, advance, first_state
 from eva_dist.numerics.components import Components
 from eva_dist.plan import fingerprint, make_layer, make_plan
-from eva_dist.store.local import LocalStore
+from eva_dist.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def source(tmp_path_factory):
         reports = tuple(GroupReport(i, 9, components[i].explained_variance_ratio_K, cosines_K) for i in (0, 1))
         state = advance(state, [StepReport(reports, 9, 0, {})])
     assert state.stop is not None
-    store = LocalStore(str(tmp_path_factory.mktemp("cli") / "store"))
+    store = Store(str(tmp_path_factory.mktemp("cli") / "store"))
     decisive = {
         "method": "eva",
         "eva": {"r": 2, "rho": 2.0, "tau": 0.95, "whiten": False},

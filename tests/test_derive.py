@@ -22,7 +22,7 @@ from eva_dist.errors import ArtifactNotFoundError, ConfigError, DerivationError,
 from eva_dist.plan import fingerprint
 from eva_dist.precompute import precompute
 from eva_dist.prepare import prepare
-from eva_dist.store.local import LocalStore
+from eva_dist.store.store import Store
 from tests.own_run import own_run
 from tests.tiny_run import tiny_config
 
@@ -368,7 +368,7 @@ class TestRefused:
 
 class TestSource:
     def test_a_folder_a_url_and_a_name_in_the_store(self, source, tmp_path, monkeypatch):
-        here = LocalStore(str(source.folder.parents[2]))
+        here = Store(str(source.folder.parents[2]))
         assert find_source(source.url, here) == source.folder == find_source("tests/tiny@rho2.0-tau0.9", here)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "team@work").mkdir()

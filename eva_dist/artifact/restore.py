@@ -30,7 +30,7 @@ from eva_dist.controller import ConvergenceRow, GroupState, PointResult, PointSt
 from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, fingerprint, make_plan
-from eva_dist.store.files import complete_manifest
+from eva_dist.store.snapshot import folder_snapshot, lacking
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def restore_artifact(folder: Path) -> Stored:
     """
     manifest = read_manifest(folder)
     _refuse_other_formats(folder, manifest)
-    if complete_manifest(folder) is None:
-        raise IntegrityError(f"{folder} is incomplete: a file that its manifest lists is missing or cut; {REMEDY}")
+    if gone := lacking(folder, folder_snapshot(folder)):
+        raise IntegrityError(f"{folder} is incomplete: {', '.join(gone)} missing or cut; {REMEDY}")
     contents = {name: read_verified(folder, manifest, name) for name in (COMPONENTS_FILE, SPECTRUM_FILE)}
     history = pq.read_table(pa.BufferReader(read_verified(folder, manifest, CONVERGENCE_FILE))).to_pylist()
     try:

@@ -1,40 +1,10 @@
-"""File-system steps of a store: durable writes, a rename that never replaces, and what counts as complete."""
+"""File-system steps: durable writes, links that are replaced at once, what is old removed."""
 
-import errno
-import json
 import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-MANIFEST_FILE = "manifest.json"
-
-
-def complete_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest if it is readable and every file that it lists is there in its size, else None.
-
-    Content is not hashed here, which would read gigabytes to answer "is it there"; loading hashes.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        sizes = {name: described["size"] for name, described in manifest["files"].items()}
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest if whole else None
-
-
-def rename_if_free(source: Path, target: Path) -> bool:
-    """Rename a folder, atomically; False if `target` is there already and not an empty folder."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            return False
-        raise
-    return True
 
 
 def replace_link(link: Path, target: str, new: Path) -> None:

@@ -5,34 +5,15 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from eva_dist.config import Budget, EvaConfig
 from eva_dist.errors import StoreError
 from eva_dist.plan import fingerprint
 
+OBJECTS = "objects"
 SNAPSHOTS = "snapshots"
 INCOMING = ".incoming"
 CHECKPOINTS = ".checkpoints"
-
-
-def root_folder(url: str) -> Path:
-    """Return the absolute folder that `store.url` names, a path or a `file:///` URL.
-
-    Raises:
-        StoreError: it is empty, or another kind of URL.
-    """
-    if "://" in url:
-        parts = urlsplit(url)
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            raise StoreError(
-                f"store.url={url} must be file:///... or a folder: this version stores nowhere else; use a folder"
-            )
-        return Path(url2pathname(parts.path))
-    if not url:
-        raise StoreError("store.url='' must be a file:// URL or a folder; e.g. store.url=file:///srv/eva")
-    return Path(url).expanduser().absolute()
 
 
 def default_repo_id(model: str) -> str:
@@ -71,10 +52,10 @@ def check_fingerprint(fingerprint: str) -> None:
 def check_names(repo_id: str, revision: str) -> None:
     """Raise `StoreError` unless `<repo_id>/<revision>` stays inside the store and beside its own folders."""
     parts = repo_id.split("/")
-    if len(parts) != 2 or not all(_is_plain(part) for part in parts) or parts[0] == SNAPSHOTS:
+    if len(parts) != 2 or not all(_is_plain(part) for part in parts) or parts[0] in (OBJECTS, SNAPSHOTS):
         raise StoreError(
-            f"artifact.repo_id={repo_id!r} must be namespace/name, each {_PLAIN}, and the namespace not "
-            f"'{SNAPSHOTS}'; e.g. team/my-model"
+            f"artifact.repo_id={repo_id!r} must be namespace/name, each {_PLAIN}, and the namespace neither "
+            f"'{OBJECTS}' nor '{SNAPSHOTS}'; e.g. team/my-model"
         )
     if not _is_plain(revision):
         raise StoreError(f"artifact.revision={revision!r} must be {_PLAIN}; e.g. rho2.0-tau0.9")

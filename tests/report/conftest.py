@@ -1,6 +1,6 @@
 import pytest
 
-from eva_dist.store.local import LocalStore
+from eva_dist.store.store import Store
 from tests.artifact.conftest import make_pass
 from tests.report.sweeps import Sweep, block_plan, settings, turned
 
@@ -9,7 +9,7 @@ from tests.report.sweeps import Sweep, block_plan, settings, turned
 def sweep(tmp_path) -> Sweep:
     """An empty multirun folder."""
     (tmp_path / "multirun").mkdir()
-    return Sweep(tmp_path / "multirun", LocalStore(str(tmp_path / "store")))
+    return Sweep(tmp_path / "multirun", Store(str(tmp_path / "store")))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from eva_dist.controller import PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.outcome import Outcome
 from eva_dist.plan import Plan, make_layer, make_plan
-from eva_dist.store.local import LocalStore
+from eva_dist.store.store import Store
 from tests.artifact.conftest import make_pass
 
 KINDS = {"self_attn.q_proj": (16, 16), "self_attn.k_proj": (16, 8), "mlp.down_proj": (24, 16)}
@@ -63,7 +63,7 @@ class Sweep:
     """A multirun folder in the making; each method writes one more point."""
 
     folder: Path
-    store: LocalStore
+    store: Store
     count: int = 0
     facts: dict[str, Any] = field(default_factory=lambda: {"id": "org/tiny", "task_type": "CAUSAL_LM"})
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from eva_dist.store.local import LocalStore
 
 from eva_dist.errors import ArtifactNotFoundError, StoreError
-from eva_dist.store.local import LocalStore
 
 ONE, TWO = "1" * 64, "2" * 64
 

@@ -1,0 +1,266 @@
+"""Objects by key, wherever `store.url` says: a thin layer over obstore that speaks our errors.
+
+A key is a relative path of plain parts; `put` makes an object visible at once or not at all, with every backend.
+Credentials come from the environment, as each cloud's own tools read them (`AWS_*`, `GOOGLE_*`, `AZURE_*`, instance
+roles), and for S3 from `~/.aws` too where boto3 is installed.
+"""
+
+import asyncio
+import importlib.util
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+
+from eva_dist.config import BUCKETS
+from eva_dist.errors import IntegrityError, StoreError
+
+CHUNK_BYTES = 1 << 20
+_PART_BYTES = 8 << 20
+
+_SCHEMES = "a folder, file:///..., memory://..., s3://..., gs://..., az://... or abfs://..."
+
+_memory: dict[str, MemoryStore] = {}
+"""Stores in this process's memory by URL: the same URL is the same store."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that is there. `version` changes whenever its content does."""
+
+    key: str
+    size: int
+    modified: datetime
+    version: str
+
+
+class Objects:
+    """The objects under a URL.
+
+    Attributes:
+        url: as it was given.
+        root: the folder, if it is one.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Touch nothing yet; `StoreError` if `url` can be no store."""
+        self.url = url
+        self.root = root_folder(url)
+        self._opened: ObjectStore | None = None
+        if self.root is None:
+            self._opened = _open(url)
+
+    def _store(self) -> ObjectStore:
+        """Return obstore's store; a folder is created with the first object that is put there."""
+        if self._opened is None:
+            self._opened = LocalStore(self.root, mkdir=True)
+        return self._opened
+
+    def head(self, key: str) -> Found | None:
+        """Return what is known of an object, None if it is not there."""
+        if self._missing(key):
+            return None
+        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            return _found(obstore.head(self._store(), key))
+        return None
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, None if it is not there."""
+        if self._missing(key):
+            return None
+        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            return bytes(obstore.get(self._store(), key).bytes())
+        return None
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """Return bytes `start` to `end` (exclusive), None if the object is not there."""
+        if start >= end:
+            return b""
+        if self._missing(key):
+            return None
+        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            return bytes(obstore.get_range(self._store(), key, start=start, end=end))
+        return None
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Yield bytes `start` to `end`, a chunk at a time; the next one is fetched while one is used.
+
+        Each chunk is a request of its own: a reader that takes hours meets no time limit, and none holds more than
+        two chunks.
+        """
+        self._missing(key)
+        size = CHUNK_BYTES if self.root else 4 * CHUNK_BYTES
+
+        async def part(at: int) -> bytes:
+            with self._explained("cannot be read"):
+                return bytes(await obstore.get_range_async(self._store(), key, start=at, end=min(at + size, end)))
+
+        ahead = asyncio.ensure_future(part(start)) if start < end else None
+        try:
+            for at in range(start, end, size):
+                assert ahead is not None
+                chunk = await ahead
+                ahead = asyncio.ensure_future(part(at + size)) if at + size < end else None
+                yield chunk
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                with suppress(asyncio.CancelledError, StoreError):
+                    await ahead
+
+    def put(self, key: str, content: bytes, create: bool = False) -> bool:
+        """Write an object; with `create` only if there is none: False says that there was."""
+        self._contained(key)
+        with self._explained("cannot be written"):
+            try:
+                obstore.put(self._store(), key, content, mode="create" if create else "overwrite")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write an object from a file, in parts if it is large."""
+        self._contained(key)
+        with self._explained("cannot be written"):
+            obstore.put(self._store(), key, path, chunk_size=_PART_BYTES, max_concurrency=4)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is fine."""
+        self._contained(key)
+        with self._explained("cannot be written"), suppress(FileNotFoundError):
+            obstore.delete(self._store(), key)
+
+    def list(self, prefix: str) -> Iterator[Found]:
+        """Yield the objects below a prefix, sorted by key."""
+        if self._missing(prefix):
+            return
+        with self._explained("cannot be listed"):
+            listed = [meta for chunk in obstore.list(self._store(), prefix + "/") for meta in chunk]
+        yield from sorted(map(_found, listed), key=lambda found: found.key)
+
+    def path(self, key: str) -> Path:
+        """Return where a folder store has an object, inside the folder for certain.
+
+        Raises:
+            IntegrityError: a symlink stands in the way.
+        """
+        assert self.root is not None, "only a folder has paths"
+        self._contained(key)
+        return self.root / key
+
+    def _missing(self, key: str) -> bool:
+        """Tell whether a folder has nothing under that key; reading must create nothing. Refuses symlinks."""
+        if self.root is None:
+            return False
+        self._contained(key)
+        return not (self.root / key).exists()
+
+    def _contained(self, key: str) -> None:
+        """Refuse a key whose file is reached over a symlink: it would lead out of the store."""
+        if self.root is None:
+            return
+        root = os.path.realpath(self.root)
+        if os.path.realpath(os.path.join(root, key)) != os.path.join(root, key):
+            raise IntegrityError(
+                f"store.url={self.url}: {key} is reached over a symlink, which a store has none of; remove the link"
+            )
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn obstore's errors into a `StoreError` that names the store, the reason and the remedy."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self.root is None or what != "cannot be written":
+                raise
+            raise self._refused(what, error) from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise StoreError(
+                f"store.url={self.url} {what}: {_first_line(error)}; set the environment's credentials, or ask for "
+                "the right to read and write there"
+            ) from error
+        except (BaseError, OSError, ValueError) as error:
+            raise self._refused(what, error) from error
+
+    def _refused(self, what: str, error: Exception) -> StoreError:
+        remedy = "make room or grant the rights there" if self.root else "check the address, the network and the rights"
+        return StoreError(f"store.url={self.url} {what}: {_first_line(error)}; {remedy}, or choose another store.url")
+
+
+def root_folder(url: str) -> Path | None:
+    """Return the absolute folder that `store.url` names, a path or a `file:///` URL; None if it is another URL.
+
+    Raises:
+        StoreError: it is empty, or a `file://` URL of another host.
+    """
+    if not url:
+        raise StoreError(f"store.url='' must be {_SCHEMES}; e.g. store.url=file:///srv/eva")
+    if "://" not in url:
+        return Path(url).expanduser().absolute()
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in ("", "localhost"):
+        raise StoreError(f"store.url={url} must name a folder of this machine: file:///...; drop {parts.netloc!r}")
+    return Path(url2pathname(parts.path))
+
+
+def is_store_url(text: str) -> bool:
+    """Tell whether a URL is one that a store can have, but for a folder's."""
+    return text.startswith(("memory://", *BUCKETS))
+
+
+def _open(url: str) -> ObjectStore:
+    scheme = urlsplit(url).scheme
+    if scheme == "memory":
+        return _memory.setdefault(url.rstrip("/"), MemoryStore())
+    if not url.startswith(BUCKETS):
+        raise StoreError(f"store.url={url} must be {_SCHEMES}; use one of them")
+    options: dict[str, Any] = {
+        "client_options": {"connect_timeout": "10s", "timeout": "300s"} | _plain_http(),
+        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+    }
+    if scheme in ("s3", "s3a") and "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3"):
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        with suppress(ValueError):  # no profile: instance roles and web identity are obstore's own business
+            options["credential_provider"] = Boto3CredentialProvider()
+    try:
+        return from_url(url, **options)
+    except (BaseError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"store.url={url} cannot be opened: {_first_line(error)}; check the URL and the environment"
+        ) from error
+
+
+def _plain_http() -> dict[str, Any]:
+    """Allow http to an endpoint that the environment names so: a MinIO or Ceph in the house."""
+    named = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT"))
+    return {"allow_http": True} if any(url.startswith("http://") for url in named) else {}
+
+
+def _found(meta: Any) -> Found:
+    modified = meta["last_modified"].astimezone(UTC)
+    version = meta.get("e_tag") or meta.get("version") or f"{modified.timestamp()}-{meta['size']}"
+    return Found(meta["path"], meta["size"], modified, str(version))
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno)}{f' ({error.filename})' if error.filename else ''}"
+    return str(error).partition("\n\nDebug source")[0].replace("\n", " ") or type(error).__name__
+
+
+def scratch_name() -> str:
+    """Return a name that nobody else has."""
+    return secrets.token_hex(8)

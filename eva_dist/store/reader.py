@@ -1,0 +1,362 @@
+"""Reading a store: what it holds, by fingerprint and by name, and the bytes of it, verified."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
+from eva_dist.store.objects import Found, Objects, scratch_name
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, read_snapshot, sha256_of
+from eva_dist.store.view import View
+
+BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
+MAIN = "main"
+
+_REMEDY = "publish the artifact again with artifact.overwrite=true"
+_REQUESTS_AT_ONCE = 16
+_PART_BYTES = 8 << 20
+_MOST_NAMED = 10
+
+
+def blob_key(sha256: str) -> str:
+    """Return the key of the blob with that content."""
+    return f"{BLOBS}/{sha256[:2]}/{sha256}"
+
+
+def manifest_key(fingerprint: str) -> str:
+    """Return the key of an artifact's manifest."""
+    return f"{MANIFESTS}/{fingerprint}.json"
+
+
+def revision_key(repo_id: str, revision: str) -> str:
+    """Return the key of what a name points to."""
+    return f"{REVISIONS}/{repo_id}/{revision}.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact in the store.
+
+    `url`, and in a folder store `folder`, are the revision's where one was asked for, else the snapshot's.
+    """
+
+    url: str
+    folder: Path | None
+    fingerprint: str
+    manifest: dict[str, Any]
+
+
+class Reader:
+    """Artifacts under `url`: a folder, `memory://`, or a bucket (`s3://`, `gs://`, `az://`, `abfs://`).
+
+    Attributes:
+        url: as given.
+        root: the folder of a folder store, else None.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Touch nothing yet; `StoreError` if `url` can be no store."""
+        self.url = url
+        self._objects = Objects(url)
+        self.root = self._objects.root
+        self._view = View(self.root, lambda sha256: self._objects.path(blob_key(sha256))) if self.root else None
+        self._pointers: dict[str, tuple[str, str]] = {}
+
+    # --- names ---
+
+    def revision_url(self, repo_id: str, revision: str) -> str:
+        """Return the URL of a revision; `StoreError` for names that leave the store."""
+        check_names(repo_id, revision)
+        if self._view is not None:
+            return self._view.revision(repo_id, revision).as_uri()
+        return f"{self.url.rstrip('/')}/{repo_id}@{revision}"
+
+    def snapshot_url(self, fingerprint: str) -> str:
+        """Return the URL that stays an artifact's own, wherever its revisions move."""
+        check_fingerprint(fingerprint)
+        if self._view is not None:
+            return self._view.snapshot(fingerprint).as_uri()
+        return f"{self.url.rstrip('/')}/{SNAPSHOTS}/{fingerprint}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where passes under way keep their checkpoints: in a folder store, else in this user's cache."""
+        if self.root is not None:
+            return self.root / CHECKPOINTS
+        cache = os.environ.get("EVA_DIST_CACHE") or "~/.cache/eva_dist"
+        return Path(cache).expanduser() / "checkpoints" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
+    # --- look-up ---
+
+    def find(self, fingerprint: str) -> Published | None:
+        """Return the artifact with that fingerprint if it is complete: manifest sound, every file there in its size."""
+        snapshot = self._whole_snapshot(fingerprint)
+        return None if snapshot is None else self._published(snapshot, fingerprint)
+
+    def snapshot(self, fingerprint: str) -> Snapshot:
+        """Return what the store holds under a fingerprint; its files are not looked at.
+
+        Raises:
+            ArtifactNotFoundError: nothing.
+            IntegrityError: a manifest that is none, or another artifact's.
+        """
+        check_fingerprint(fingerprint)
+        content = self._objects.get(manifest_key(fingerprint))
+        if content is None:
+            raise ArtifactNotFoundError(
+                f"store.url={self.url} holds no complete artifact with fingerprint {fingerprint}; publish it first"
+            )
+        try:
+            return read_snapshot(content, fingerprint)
+        except IntegrityError as error:
+            raise IntegrityError(f"store.url={self.url}, fingerprint {fingerprint}: {error}; {_REMEDY}") from error
+
+    def fingerprints(self) -> dict[str, Found]:
+        """Return the fingerprints of all manifests, with what is known of each manifest as an object."""
+        found = {Path(item.key).stem: item for item in self._objects.list(MANIFESTS) if item.key.endswith(".json")}
+        return {name: item for name, item in found.items() if re.fullmatch(r"[0-9a-f]{8,128}", name)}
+
+    def revisions(self, repo_id: str | None = None) -> list[Revision]:
+        """Return all revisions, or one repo's, sorted by repo_id and name; those that say nothing are left out."""
+        if repo_id is not None:
+            check_names(repo_id, MAIN)
+        listed = list(self._objects.list(f"{REVISIONS}/{repo_id}" if repo_id else REVISIONS))
+        listed = [item for item in listed if re.fullmatch(rf"{REVISIONS}/[^/]+/[^/]+/[^/]+\.json", item.key)]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            found = [one for one in pool.map(self._read_pointer, listed) if one is not None]
+        return sorted(found, key=lambda one: (one.repo_id, one.revision))
+
+    def fingerprint_of(self, repo_id: str, revision: str) -> str | None:
+        """Return the fingerprint that a revision points to now, None if there is no such revision."""
+        check_names(repo_id, revision)
+        found = self._objects.head(revision_key(repo_id, revision))
+        known = None if found is None else self._read_pointer(found)
+        return None if known is None else known.fingerprint
+
+    def resolve(self, repo_id: str, revision: str | None = None) -> Revision:
+        """Return the revision that a reader means.
+
+        Args:
+            repo_id: `namespace/name`.
+            revision: a name; a fingerprint or a commit that a revision of this repo points to; None, or `main` where no
+                revision is called so: the one that moved last.
+
+        Raises:
+            ArtifactNotFoundError: there is none; the message names what there is.
+        """
+        check_names(repo_id, revision or MAIN)
+        known = self.revisions(repo_id)
+        by_name = {one.revision: one for one in known}
+        if (revision or MAIN) in by_name:
+            return by_name[revision or MAIN]
+        if revision in (None, MAIN) and known:
+            return max(known, key=lambda one: (one.moved, one.revision))
+        if revision is not None and re.fullmatch(r"[0-9a-f]{40,128}", revision):
+            for one in known:
+                if one.fingerprint == revision or self._commit_of(one) == revision:
+                    return one
+        raise ArtifactNotFoundError(f"store.url={self.url} has no {self._unknown(repo_id, revision, list(by_name))}")
+
+    # --- reading ---
+
+    def read(self, entry: FileEntry) -> bytes:
+        """Return the bytes of a file of an artifact, those that were hashed.
+
+        Raises:
+            ArtifactNotFoundError: the blob is gone.
+            IntegrityError: its bytes are not those that the manifest promised.
+        """
+        content = self._objects.get(blob_key(entry.sha256))
+        if content is None:
+            raise self._gone(entry)
+        self._refuse_other(entry, hashlib.sha256(content).hexdigest(), len(content))
+        return content
+
+    def read_range(self, entry: FileEntry, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` (exclusive) of a file; a part cannot be verified by the file's sha256.
+
+        Raises:
+            ArtifactNotFoundError: the blob is gone.
+            IntegrityError: it is shorter than the manifest promised.
+        """
+        end = min(end, entry.size)
+        content = self._objects.get_range(blob_key(entry.sha256), start, end)
+        if content is None:
+            raise self._gone(entry)
+        if len(content) != max(end - start, 0):
+            raise IntegrityError(f"store.url={self.url}: {entry.path} is shorter than its manifest says; {_REMEDY}")
+        return content
+
+    def stat(self, entry: FileEntry) -> Found | None:
+        """Return what is known of a file's blob without reading it, None if it is gone."""
+        return self._objects.head(blob_key(entry.sha256))
+
+    def stream(self, entry: FileEntry, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Yield bytes `start` to `end` (exclusive) of a file in chunks; few of them are in memory at a time.
+
+        Errors as for `read_range`; `verify_file` before it, if the bytes go to someone who does not hash them.
+        """
+        return self._objects.stream(blob_key(entry.sha256), start, entry.size if end is None else min(end, entry.size))
+
+    def local_path(self, entry: FileEntry) -> Path | None:
+        """Return where a folder store has a file, inside the store for certain; None for other stores.
+
+        Raises:
+            IntegrityError: a symlink stands in the way.
+        """
+        return None if self.root is None else self._objects.path(blob_key(entry.sha256))
+
+    def verify_file(self, entry: FileEntry) -> None:
+        """Hash a file, a chunk at a time; errors as for `read`."""
+        found = self.stat(entry)
+        if found is None:
+            raise self._gone(entry)
+        if (path := self.local_path(entry)) is not None:
+            return self._refuse_other(entry, sha256_of(path), found.size)
+        digest, key = hashlib.sha256(), blob_key(entry.sha256)
+        for start in range(0, found.size, 8 << 20):
+            part = self._objects.get_range(key, start, min(start + (8 << 20), found.size))
+            if part is None:
+                raise self._gone(entry)
+            digest.update(part)
+        return self._refuse_other(entry, digest.hexdigest(), found.size)
+
+    def download(
+        self,
+        snapshot: Snapshot,
+        folder: Path,
+        names: Collection[str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Bring files of an artifact into a folder, verified; each appears by one rename, the manifest last.
+
+        Files that are there and right are kept.
+
+        Args:
+            snapshot: of this store.
+            folder: made if need be.
+            names: paths of the files; None: all.
+            progress: told the bytes of each part that has come, or was there.
+
+        Raises:
+            ArtifactNotFoundError, IntegrityError: as for `read`; files that were right stay.
+            StoreError: the folder cannot be written.
+        """
+        entries = [snapshot.entry(name) for name in names] if names is not None else list(snapshot.files.values())
+        tell = progress or (lambda _: None)
+        for entry in sorted(entries, key=lambda entry: entry.path == MANIFEST_FILE):
+            target = folder / entry.path
+            with self._explained(f"cannot be downloaded to {folder}"):
+                if target.is_file() and target.stat().st_size == entry.size and sha256_of(target) == entry.sha256:
+                    tell(entry.size)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                new = target.with_name(f".{scratch_name()}.incomplete")
+                try:
+                    self._write(snapshot, entry, new, tell)
+                    os.replace(new, target)
+                finally:
+                    new.unlink(missing_ok=True)
+
+    # --- how ---
+
+    def _whole_snapshot(self, fingerprint: str) -> Snapshot | None:
+        """Return the snapshot if every file of it is there in its size, else None.
+
+        Content is not hashed here, which would read gigabytes to answer "is it there"; reading hashes.
+        """
+        try:
+            snapshot = self.snapshot(fingerprint)
+        except (ArtifactNotFoundError, IntegrityError):
+            return None
+        return None if self._missing_files(snapshot) else snapshot
+
+    def _missing_files(self, snapshot: Snapshot) -> list[FileEntry]:
+        """Return the files that are not there in their size; the manifest is no blob."""
+        entries = [entry for entry in snapshot.files.values() if entry.path != MANIFEST_FILE]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE if self.root is None else 1) as pool:
+            found = list(pool.map(self.stat, entries))
+        return [entry for entry, one in zip(entries, found, strict=True) if one is None or one.size != entry.size]
+
+    def _published(self, snapshot: Snapshot, fingerprint: str, name: tuple[str, str] | None = None) -> Published:
+        folder = None
+        if self._view is not None:
+            folder = self._view.revision(*name) if name else self._view.snapshot(fingerprint)
+        url = self.revision_url(*name) if name else self.snapshot_url(fingerprint)
+        return Published(url, folder, fingerprint, snapshot.manifest)
+
+    def _read_pointer(self, found: Found) -> Revision | None:
+        """Return the revision whose pointer lies there; None if that is none, or has just gone."""
+        namespace, name, file = found.key.removeprefix(REVISIONS + "/").split("/")
+        known = self._pointers.get(found.key)
+        if known is None or known[0] != found.version:
+            content = self._objects.get(found.key)
+            try:
+                fingerprint = str(json.loads(content or b"")["fingerprint"])
+                check_fingerprint(fingerprint)
+                check_names(f"{namespace}/{name}", file.removesuffix(".json"))
+            except (ValueError, KeyError, TypeError, StoreError):
+                return None
+            known = self._pointers[found.key] = (found.version, fingerprint)
+        return Revision(f"{namespace}/{name}", file.removesuffix(".json"), known[1], found.modified)
+
+    def _commit_of(self, revision: Revision) -> str | None:
+        try:
+            return self.snapshot(revision.fingerprint).commit
+        except StoreError:
+            return None
+
+    def _write(self, snapshot: Snapshot, entry: FileEntry, target: Path, tell: Callable[[int], None]) -> None:
+        """Write a file's bytes to a new path, and refuse them if they are not those of the manifest."""
+        digest = hashlib.sha256()
+        with target.open("wb") as file:
+            for start in range(0, entry.size, _PART_BYTES):
+                end = min(start + _PART_BYTES, entry.size)
+                manifest = entry.path == MANIFEST_FILE
+                part = snapshot.content[start:end] if manifest else self.read_range(entry, start, end)
+                digest.update(part)
+                file.write(part)
+                tell(len(part))
+        self._refuse_other(entry, digest.hexdigest(), entry.size)
+
+    def _refuse_other(self, entry: FileEntry, sha256: str, size: int, where: str | None = None) -> None:
+        if (sha256, size) != (entry.sha256, entry.size):
+            raise IntegrityError(
+                f"{where or f'store.url={self.url}: {entry.path}'} has sha256 {sha256} and {size} bytes, but its "
+                f"manifest says {entry.sha256} and {entry.size}; {_REMEDY}"
+            )
+
+    def _gone(self, entry: FileEntry) -> ArtifactNotFoundError:
+        return ArtifactNotFoundError(
+            f"store.url={self.url}: {entry.path} ({entry.sha256}) is missing though its manifest lists it; {_REMEDY}"
+        )
+
+    def _unknown(self, repo_id: str, revision: str | None, revisions: list[str]) -> str:
+        """Return what is not there, and what there is instead."""
+        if revisions:
+            near = get_close_matches(revision or "", revisions, _MOST_NAMED, 0.0)
+            return f"{repo_id}@{revision}; it has {', '.join(near or revisions[:_MOST_NAMED])}"
+        repos = sorted({one.repo_id for one in self.revisions()})
+        near = get_close_matches(repo_id, repos, 3) or repos[:_MOST_NAMED]
+        return f"{repo_id}; " + (f"it has {', '.join(near)}" if near else "it is empty: publish an artifact first")
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn an `OSError` into a `StoreError` that names the store, the reason and the remedy."""
+        try:
+            yield
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise StoreError(
+                f"store.url={self.url} {what}: {error.strerror or error}{where}; "
+                "make room or grant the rights there, or choose another folder"
+            ) from error

@@ -1,0 +1,238 @@
+"""A store of artifacts: published once, found by fingerprint and by name, trusted because every read is verified.
+
+    objects/blobs/<aa>/<sha256>                            every file of every artifact, once
+    objects/manifests/<fingerprint>.json                   `manifest.json` of an artifact: what commits it
+    objects/revisions/<namespace>/<name>/<revision>.json   which artifact a name points to
+
+A publish puts blobs, then the manifest with create-only, then the revision: whoever reads finds an artifact whole or
+not at all, wherever a publisher is killed, and of two that publish the same fingerprint one wins and the other finds
+it. The same objects lie in a folder, in memory, or in a bucket; a folder also shows them as folders (`view.py`).
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.files import remove_older, sync, sync_tree
+from eva_dist.store.names import INCOMING, OBJECTS, check_fingerprint, check_names
+from eva_dist.store.objects import Found, scratch_name
+from eva_dist.store.reader import Published, Reader, blob_key, manifest_key, revision_key
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, folder_snapshot, sha256_of
+
+__all__ = ["GRACE", "Published", "Revision", "Store"]
+
+log = logging.getLogger(__name__)
+
+GRACE = timedelta(hours=24)
+"""How long what nothing names is left alone: someone may be about to name it. A publish takes less than half of it."""
+
+
+class Store(Reader):
+    """A store that can be written too; see `Reader` for what it is and holds."""
+
+    def check_writable(self) -> None:
+        """Do in small what `publish` does, before any work; leaves nothing but the root.
+
+        Raises:
+            StoreError: it cannot be written, refuses create-only writes, or a folder that takes no symlinks.
+        """
+        key = f"{OBJECTS}/.probe-{scratch_name()}"
+        try:
+            if not self._objects.put(key, b"eva_dist", create=True) or self._objects.put(key, b"again", create=True):
+                raise StoreError(
+                    f"store.url={self.url} does not refuse to write what is there (create-only, `If-None-Match: *`): "
+                    "two publishers could mix; use a server that does"
+                )
+        finally:
+            self._objects.delete(key)
+        if self._view is not None:
+            with self._explained("cannot be written"):
+                probe = self._view.incoming()
+                try:
+                    (probe / "from").mkdir(parents=True)
+                    (probe / "from" / "file").write_bytes(b"eva_dist")
+                    sync_tree(probe)
+                    os.rename(probe / "from", probe / "to")
+                    os.symlink("to", probe / "link.new")
+                    os.replace(probe / "link.new", probe / "link")
+                finally:
+                    shutil.rmtree(probe, ignore_errors=True)
+
+    def publish(
+        self,
+        fingerprint: str,
+        repo_id: str,
+        revision: str,
+        build: Callable[[Path], dict[str, Any]],
+        overwrite: bool = False,
+    ) -> Published:
+        """Publish what `build` writes into an empty folder, and point the revision to it.
+
+        A complete artifact with this fingerprint is used as it is, without a build, unless
+        `overwrite`. Whatever `build` raises passes through, but for `OSError`.
+
+        Raises:
+            StoreError: a name leaves the store, or the store refused; nothing half-written is seen.
+        """
+        check_names(repo_id, revision)
+        check_fingerprint(fingerprint)
+        self._refuse_foreign(repo_id, revision, fingerprint)
+        if overwrite or self._whole_snapshot(fingerprint) is None:
+            with self._explained("cannot take the artifact"), self._workspace() as folder:
+                build(folder)
+                self._commit(fingerprint, folder, overwrite)
+        return self.point(fingerprint, repo_id, revision)
+
+    def publish_folder(self, folder: Path, repo_id: str, revision: str, overwrite: bool = False) -> Published:
+        """Publish an artifact that lies in a folder, verified first.
+
+        Raises:
+            ArtifactNotFoundError: there is none in it.
+            IntegrityError: a file is missing or is not what its manifest says, or the manifest has no fingerprint.
+            StoreError: see `publish`.
+        """
+        check_names(repo_id, revision)
+        snapshot = folder_snapshot(folder)
+        for entry in snapshot.files.values():
+            if not (path := folder / entry.path).is_file():
+                raise IntegrityError(f"{path} is missing though the manifest lists it; copy the artifact again")
+            self._refuse_other(entry, sha256_of(path), path.stat().st_size, str(path))
+        fingerprint = snapshot.fingerprint
+        check_fingerprint(fingerprint)
+        self._refuse_foreign(repo_id, revision, fingerprint)
+        if overwrite or self._whole_snapshot(fingerprint) is None:
+            with self._explained("cannot take the artifact"):
+                self._commit(fingerprint, folder, overwrite)
+        return self.point(fingerprint, repo_id, revision)
+
+    def point(self, fingerprint: str, repo_id: str, revision: str) -> Published:
+        """Point a revision to the artifact with that fingerprint, atomically.
+
+        Raises:
+            ArtifactNotFoundError: there is no such artifact, or it is not complete.
+            StoreError: a name leaves the store, or the store refused.
+        """
+        check_names(repo_id, revision)
+        snapshot = self._whole_snapshot(fingerprint)
+        if snapshot is None:
+            raise ArtifactNotFoundError(
+                f"store.url={self.url} holds no complete artifact with fingerprint {fingerprint}; publish it first"
+            )
+        self._refuse_foreign(repo_id, revision, fingerprint)
+        before = self.fingerprint_of(repo_id, revision)
+        with self._explained(f"cannot point {repo_id}/{revision} to {fingerprint}"):
+            if self._view is not None:
+                self._view.show(snapshot, fingerprint)
+            if before != fingerprint:
+                content = json.dumps({"fingerprint": fingerprint}) + "\n"
+                self._objects.put(key := revision_key(repo_id, revision), content.encode())
+                self._sync(key)
+            if self._view is not None:
+                self._view.point(fingerprint, repo_id, revision)
+        if before not in (None, fingerprint):
+            log.info("%s/%s moved from %s to %s in %s", repo_id, revision, before, fingerprint, self.url)
+        return self._published(snapshot, fingerprint, (repo_id, revision))
+
+    def remove(self, repo_id: str, revision: str) -> None:
+        """Take a name away; the artifact stays until `gc` finds that nothing names it.
+
+        Raises:
+            ArtifactNotFoundError: there is no such revision; the message names what there is.
+        """
+        if self.fingerprint_of(repo_id, revision) is None:
+            names = [one.revision for one in self.revisions(repo_id)]
+            raise ArtifactNotFoundError(f"store.url={self.url} has no {self._unknown(repo_id, revision, names)}")
+        self._objects.delete(revision_key(repo_id, revision))
+        if self._view is not None:
+            self._view.unpoint(repo_id, revision)
+
+    def view_problem(self, one: Revision) -> str | None:
+        """Return what is wrong with the folders that a person sees of a revision; None for other stores."""
+        if self._view is None or self._view.is_shown(self.snapshot(one.fingerprint), one):
+            return None
+        return "its folder is not there, or not as its manifest says; publish the artifact again to renew it"
+
+    def objects_below(self, prefix: str) -> Iterator[Found]:
+        """Yield the store's objects below a key; for `upkeep`."""
+        return self._objects.list(prefix)
+
+    def stale_paths(self, fingerprints: set[str], known: list[Revision], older_than: timedelta) -> tuple[Path, ...]:
+        """Return what lies in a folder store with nothing behind it; for `upkeep`."""
+        if self._view is None:
+            return ()
+        names = {(one.repo_id, one.revision) for one in known}
+        return tuple(self._view.stale(fingerprints, names, older_than.total_seconds()))
+
+    def is_same(self, found: Found) -> bool:
+        """Tell whether an object is there as it was found; for `upkeep`."""
+        return self._objects.head(found.key) == found
+
+    def delete_object(self, key: str) -> None:
+        """Remove an object; for `upkeep`."""
+        self._objects.delete(key)
+
+    def _commit(self, fingerprint: str, folder: Path, overwrite: bool) -> None:
+        """Put what lies in `folder`: blobs, then the manifest.
+
+        An artifact that others have committed meanwhile stands, unless `overwrite`, or it is not whole.
+        """
+        snapshot = folder_snapshot(folder, fingerprint)
+        entries = [entry for entry in snapshot.files.values() if entry.path != MANIFEST_FILE]
+        for entry in entries:
+            assert (folder / entry.path).stat().st_size == entry.size, "the manifest fits the files beside it"
+            self._put_blob(entry, folder / entry.path, overwrite)
+        for entry in entries:
+            self._sync(blob_key(entry.sha256))
+        key = manifest_key(fingerprint)
+        created = self._objects.put(key, snapshot.content, create=True)
+        if not created:
+            if not overwrite and self._whole_snapshot(fingerprint) is not None:
+                return
+            self._objects.put(key, snapshot.content)
+        self._sync(key)
+        for entry in self._missing_files(snapshot):  # `gc` took a blob between our look and our manifest
+            self._put_blob(entry, folder / entry.path, True)
+        if self._view is not None and overwrite:
+            self._view.show(snapshot, fingerprint, renew=True)
+
+    def _put_blob(self, entry: FileEntry, path: Path, always: bool) -> None:
+        """Put a file's bytes, unless they are there; one so old that `gc` might take it is put again."""
+        found = self.stat(entry)
+        if always or found is None or found.size != entry.size or datetime.now(UTC) - found.modified > GRACE / 2:
+            self._objects.put_file(blob_key(entry.sha256), path)
+
+    def _sync(self, key: str) -> None:
+        """Have a folder's disk keep an object before what depends on it is written; buckets do so themselves."""
+        if self.root is not None:
+            path = self._objects.path(key)
+            sync(path)
+            sync(path.parent)
+
+    def _refuse_foreign(self, repo_id: str, revision: str, fingerprint: str) -> None:
+        if self._view is not None:
+            self._view.refuse_foreign(repo_id, revision, fingerprint)
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Path]:
+        """Give an empty folder to build in: beside a folder store's objects, else where temporary files go."""
+        if self._view is None:
+            with tempfile.TemporaryDirectory(prefix="eva_dist-") as name:
+                yield Path(name)
+            return
+        assert self.root is not None
+        # What publishers that were killed have left; one that lives is done long before.
+        remove_older(self.root / INCOMING, GRACE.total_seconds())
+        folder = self._view.incoming()
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
