@@ -12,7 +12,11 @@ import typer
 from eva_dist.cli_clone import plan
 from eva_dist.cli_derive import derive
 from eva_dist.cli_jobs import jobs, logs, stop, submit
+from eva_dist.cli_options import KEEP, LOOK
 from eva_dist.cli_report import report
+from eva_dist.cli_show import show
+from eva_dist.cli_store import ls, rm
+from eva_dist.cli_upkeep import gc, store_app, verify
 from eva_dist.errors import ConfigError, EvaDistError
 
 app = typer.Typer(
@@ -26,6 +30,12 @@ app.command(no_args_is_help=True)(submit)
 app.command()(jobs)
 app.command(no_args_is_help=True)(logs)
 app.command(no_args_is_help=True)(stop)
+app.command(rich_help_panel=LOOK)(ls)
+app.command(no_args_is_help=True, rich_help_panel=LOOK)(show)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(rm)
+app.command(rich_help_panel=KEEP)(verify)
+app.command(rich_help_panel=KEEP)(gc)
+app.add_typer(store_app, name="store", rich_help_panel=KEEP)
 app.command(no_args_is_help=True)(derive)
 app.command(no_args_is_help=True)(report)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.

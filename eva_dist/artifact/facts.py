@@ -3,6 +3,27 @@
 from dataclasses import dataclass
 from typing import Any
 
+from eva_dist.artifact.file_names import (
+    ADAPTER_CONFIG_FILE as ADAPTER_CONFIG_FILE,
+)
+from eva_dist.artifact.file_names import (
+    ADAPTER_FILE as ADAPTER_FILE,
+)
+from eva_dist.artifact.file_names import (
+    CARD_FILE as CARD_FILE,
+)
+from eva_dist.artifact.file_names import (
+    COMPONENTS_FILE as COMPONENTS_FILE,
+)
+from eva_dist.artifact.file_names import (
+    CONVERGENCE_FILE as CONVERGENCE_FILE,
+)
+from eva_dist.artifact.file_names import (
+    SPECTRUM_FILE as SPECTRUM_FILE,
+)
+from eva_dist.artifact.file_names import (
+    STATE_DICT_FILE as STATE_DICT_FILE,
+)
 from eva_dist.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
@@ -10,14 +31,6 @@ from eva_dist.plan import InputGroup, Layer
 FORMAT_VERSION = 2
 """1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
 METHOD = "eva"
-
-STATE_DICT_FILE = "eva_state_dict.safetensors"
-COMPONENTS_FILE = "components.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-SPECTRUM_FILE = "spectrum.parquet"
-CONVERGENCE_FILE = "convergence.parquet"
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)

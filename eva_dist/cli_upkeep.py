@@ -1,0 +1,187 @@
+"""`eva-dist verify` and `gc`, alone and as `eva-dist store ...`: is every byte right, and what does nothing name."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eva_dist.cli_completion import complete_names
+from eva_dist.cli_options import STORE, AsJson, StoreUrl
+from eva_dist.cli_store import again, open_store
+from eva_dist.errors import ConfigError, EvaDistError
+from eva_dist.terminal import Column, age_text, cell, duration, fitting_table, print_json, say, size_text
+from eva_dist.terminal import stdout as results
+
+if TYPE_CHECKING:
+    from eva_dist.store.opened import Opened
+    from eva_dist.store.snapshot import FileEntry
+    from eva_dist.store.store import Store
+    from eva_dist.store.upkeep import Checked, Garbage
+
+_PART_BYTES = 8 << 20
+_COLUMNS = (Column("what"), Column("size", right=True), Column("age", right=True, drop=1), Column("why", drop=2))
+_MOST_LISTED = 20
+
+store_app = typer.Typer(help="Check a store, and free what nothing names in it.", no_args_is_help=True)
+
+
+def verify(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="One artifact; without it, everything in the store.",
+            autocompletion=complete_names,
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreUrl = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte and compare it with the manifests: of a store, or of one artifact.
+
+    Exit code 1 when anything is wrong; each problem is a line that says what to do.
+    """
+    where, checked = _check_store(open_store(store)) if source is None else _check_artifact(source, store)
+    _report(where, checked, as_json)
+
+
+def gc(
+    store: StoreUrl = STORE,
+    older_than: Annotated[
+        str, typer.Option(metavar="TIME", help="Leave alone what is younger: 90s, 30m, 24h, 7d.")
+    ] = "24h",
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without, only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what nothing names in a store, and how much it is; with --delete, remove it.
+
+    Artifacts that no name points to go, files that no artifact has, and what a publisher that was killed has left.
+    Younger ones stay: someone may be about to name them.
+    """
+    from eva_dist.store.upkeep import collect, garbage
+
+    age = duration(older_than)
+    if age is None:
+        raise ConfigError(f"--older-than={older_than} must be a number and s, m, h or d; e.g. --older-than 24h")
+    opened = open_store(store)
+    found = garbage(opened, age)
+    removed = collect(opened, found) if delete else None
+    if as_json:
+        print_json(_garbage_facts(store, found, removed))
+        return
+    _say_garbage(opened, found, removed, older_than)
+
+
+store_app.command("verify")(verify)
+store_app.command("gc")(gc)
+
+
+def _check_store(store: "Store") -> "tuple[str, list[Checked]]":
+    from eva_dist.store.progress_bar import counting
+    from eva_dist.store.upkeep import verify as check
+
+    total = sum(sum(entry.size for entry in snapshot.files.values()) for snapshot in _sound(store))
+    checked = []
+    with counting(f"reading {store.url}", total, None) as arrived:
+        for one in check(store):
+            arrived(one.size)
+            checked.append(one)
+    return store.url, checked
+
+
+def _sound(store: "Store") -> "Iterator[Any]":
+    for fingerprint in store.fingerprints():
+        try:
+            yield store.snapshot(fingerprint)
+        except EvaDistError:  # it will be said when it is checked
+            continue
+
+
+def _check_artifact(source: str, store_url: str) -> "tuple[str, list[Checked]]":
+    from eva_dist.store.progress_bar import counting
+    from eva_dist.store.sources import open_source
+    from eva_dist.store.upkeep import Checked
+
+    opened = open_source(source, store_url)
+    entries = list(opened.snapshot.files.values())
+    with counting(f"reading {opened.where}", opened.snapshot.size, None) as arrived:
+        checked = []
+        for entry in entries:
+            checked.append(Checked(source, entry.path, entry.size, problem_of(opened, entry)))
+            arrived(entry.size)
+    return opened.where, checked
+
+
+def problem_of(opened: "Opened", entry: "FileEntry") -> str | None:
+    """Return what is wrong with a file of an artifact, None if nothing is; a part of it is in memory at a time."""
+    digest = hashlib.sha256()
+    try:
+        for start in range(0, entry.size, _PART_BYTES):
+            digest.update(opened.read_range(entry.path, start, min(start + _PART_BYTES, entry.size)))
+    except EvaDistError as error:
+        return str(error)
+    if digest.hexdigest() != entry.sha256:
+        return f"has sha256 {digest.hexdigest()}, its manifest says {entry.sha256}; get the artifact again"
+    return None
+
+
+def _report(where: str, checked: "Sequence[Checked]", as_json: bool) -> None:
+    """Print what was checked; exit with 1 if anything is wrong."""
+    wrong = [one for one in checked if one.problem]
+    files = [one for one in checked if one.path is not None]
+    if as_json:
+        problems = [{"name": one.name, "path": one.path, "problem": one.problem} for one in wrong]
+        print_json({"where": where, "files": len(files), "bytes": sum(one.size for one in files), "problems": problems})
+    else:
+        for one in wrong:
+            print(f"{cell(one.name[:64])}{f' {cell(one.path)}' if one.path else ''}: {cell(one.problem)}")
+        sizes = size_text(sum(one.size for one in files))
+        names = len({one.name for one in files})
+        total = f"{len(files)} files of {names} artifact{'' if names == 1 else 's'}, {sizes}, in {where}"
+        say(f"{len(wrong)} wrong among {total}" if wrong else f"all right: {total}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _garbage_facts(store: str, found: "Garbage", removed: int | None) -> dict[str, Any]:
+    return {
+        "store": store,
+        "older_than_s": found.older_than.total_seconds(),
+        "deleted": removed is not None,
+        "bytes": found.size if removed is None else removed,
+        "artifacts": list(found.manifests),
+        "blobs": [{"key": blob.key, "size": blob.size} for blob in found.blobs],
+        "paths": [str(path) for path in found.paths],
+    }
+
+
+def _say_garbage(store: "Store", found: "Garbage", removed: int | None, older_than: str) -> None:
+    if not (found.manifests or found.blobs or found.paths):
+        say(f"nothing to free in {store.url}: all that is older than {older_than} is named")
+        return
+    if removed is not None:
+        say(f"freed {size_text(removed)} in {store.url}: {_counts(found)}")
+        return
+    now = datetime.now(UTC)
+    rows = [(f"artifact {one[:12]}", None, None, "no name points to it") for one in found.manifests]
+    blobs = sorted(found.blobs, key=lambda blob: -blob.size)
+    rows += [(f"file {blob.key.rpartition('/')[2][:12]}", blob.size, blob.modified, "no artifact") for blob in blobs]
+    rows += [(str(path), None, None, "left behind") for path in found.paths]
+    cells = [
+        [cell(what), cell(None if size is None else size_text(size)), cell(age_text(age, now)), cell(why)]
+        for what, size, age, why in rows[:_MOST_LISTED]
+    ]
+    console = results()
+    console.print(fitting_table(_COLUMNS, cells, console.width))
+    if len(rows) > _MOST_LISTED:
+        say(f"and {len(rows) - _MOST_LISTED} more; --json has them all")
+    given = "" if older_than == "24h" else f" --older-than {older_than}"
+    say(f"{_counts(found)}: {size_text(found.size)} would be freed; do it: {again('gc', store.url)}{given} --delete")
+
+
+def _counts(found: "Garbage") -> str:
+    counts = ((len(found.manifests), "artifact"), (len(found.blobs), "file"), (len(found.paths), "leftover"))
+    return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count)
