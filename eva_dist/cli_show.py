@@ -10,7 +10,7 @@ import typer
 from eva_dist.artifact.file_names import SPECTRUM_FILE
 from eva_dist.cli_options import STORE, AsJson, Source, StoreUrl
 from eva_dist.report.words import NONE, amount, share
-from eva_dist.terminal import Column, cell, facts_table, fitting_table, print_json, size_text
+from eva_dist.terminal import Column, cell, facts_table, fitting_table, print_json, put, size_text
 from eva_dist.terminal import stdout as results
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def show(
         [facts_table(loading(source, opened))],
     ]
     for number, section in enumerate(filter(None, sections)):
-        if number:
-            console.print()
-        for part in section:
-            console.print(part)
+        put(console, *([""] if number else []), *section)
 
 
 def loading(source: str, opened: "Opened") -> dict[str, str]:

@@ -11,7 +11,7 @@ import typer
 from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl, is_terminal
 from eva_dist.errors import ArtifactNotFoundError, ConfigError
-from eva_dist.terminal import Column, age_text, cell, fitting_table, print_json, say, size_text, status_cell
+from eva_dist.terminal import Column, age_text, cell, fitting_table, print_json, put, say, size_text, status_cell
 from eva_dist.terminal import stdout as results
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def ls(
         return
     now = datetime.now(UTC)
     console = results()
-    console.print(fitting_table(_COLUMNS, [_cells(row, now) for row in shown], console.width))
+    put(console, fitting_table(_COLUMNS, [_cells(row, now) for row in shown], console.width))
     for row in shown:
         if row.problem:
             say(f"broken: {row.name}: {row.problem}")

@@ -11,7 +11,7 @@ from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl
 from eva_dist.cli_store import again, open_store
 from eva_dist.errors import ConfigError, EvaDistError
-from eva_dist.terminal import Column, age_text, cell, duration, fitting_table, print_json, say, size_text
+from eva_dist.terminal import Column, age_text, cell, duration, fitting_table, print_json, put, say, size_text
 from eva_dist.terminal import stdout as results
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _say_garbage(store: "Store", found: "Garbage", removed: int | None, older_th
         for what, size, age, why in rows[:_MOST_LISTED]
     ]
     console = results()
-    console.print(fitting_table(_COLUMNS, cells, console.width))
+    put(console, fitting_table(_COLUMNS, cells, console.width))
     if len(rows) > _MOST_LISTED:
         say(f"and {len(rows) - _MOST_LISTED} more; --json has them all")
     given = "" if older_than == "24h" else f" --older-than {older_than}"

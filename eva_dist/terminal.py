@@ -42,6 +42,18 @@ def stdout() -> "Console":
     return Console(width=None if known else _UNBOUNDED, highlight=False, markup=False, emoji=False)
 
 
+def put(console: "Console", *parts: object) -> None:
+    """Print parts below each other; into a pipe without blanks at the ends of lines."""
+    if console.is_terminal:
+        for part in parts:
+            console.print(part)
+        return
+    with console.capture() as drawn:
+        for part in parts:
+            console.print(part)
+    print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
+
+
 def say(message: str) -> None:
     """Print a message on standard error."""
     print(plain(message), file=sys.stderr, flush=True)
