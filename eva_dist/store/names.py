@@ -61,10 +61,10 @@ def check_names(repo_id: str, revision: str) -> None:
         raise StoreError(f"artifact.revision={revision!r} must be {_PLAIN}; e.g. rho2.0-tau0.9")
 
 
-_PLAIN = "letters, digits, '-', '_', '.', not starting with a dot, at most 255 bytes"
+_PLAIN = "letters, digits, '-', '_', '.', not starting with a dot, at most 240 bytes"
 
 
 def _is_plain(name: str) -> bool:
     """Apply the rule of `config.ArtifactConfig`, and a file system's limit: refused now, not after the work."""
     spelled = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
-    return spelled and len(os.fsencode(name)) <= 255
+    return spelled and len(os.fsencode(name)) <= 240

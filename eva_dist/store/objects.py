@@ -27,6 +27,7 @@ from eva_dist.errors import IntegrityError, StoreError
 
 CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20
+RETRIES = 5
 
 _SCHEMES = "a folder, file:///..., memory://..., s3://..., gs://..., az://... or abfs://..."
 
@@ -181,7 +182,7 @@ class Objects:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
-            if self.root is None or what != "cannot be written":
+            if what == "cannot be read":
                 raise
             raise self._refused(what, error) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
@@ -228,7 +229,7 @@ def _open(url: str) -> ObjectStore:
         raise StoreError(f"store.url={url} must be {_SCHEMES}; use one of them")
     options: dict[str, Any] = {
         "client_options": {"connect_timeout": "10s", "timeout": "300s"} | _plain_http(),
-        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=60)},
+        "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=60)},
     }
     if scheme in ("s3", "s3a") and "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
-from eva_dist.errors import IntegrityError
+from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.store.cache import Cache
 from eva_dist.store.progress_bar import Progress
 from eva_dist.store.snapshot import FileEntry, Snapshot, sha256_of
 
@@ -18,11 +19,13 @@ class Opened(ABC):
     Attributes:
         snapshot: what its manifest says.
         where: where it lies, to show.
+        cache: what is kept of it on this machine; None: it lies here itself.
     """
 
-    def __init__(self, snapshot: Snapshot, where: str) -> None:
+    def __init__(self, snapshot: Snapshot, where: str, cache: Cache | None = None) -> None:
         self.snapshot = snapshot
         self.where = where
+        self.cache = cache
 
     @abstractmethod
     def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
@@ -34,17 +37,27 @@ class Opened(ABC):
         """
 
     @abstractmethod
+    def _read_range(self, name: str, start: int, end: int) -> bytes:
+        """Return a part of a file that is not on this machine."""
+
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file. A part cannot be verified by the manifest's sha256: the caller must.
 
         Raises:
             IntegrityError: the file has fewer bytes than its manifest says.
-            StoreError: the place cannot be reached, or gives no ranges.
+            NoRangesError: the place gives files as a whole only.
+            StoreError: the place cannot be reached.
         """
+        entry = self.entry(name)
+        if not 0 <= start <= end <= entry.size:
+            raise IntegrityError(f"{self.where}: {name} has {entry.size} bytes, none from {start} to {end}; {REMEDY}")
+        if self.cache is not None and self.is_here(name):
+            return _part(self.cache.folder(self.snapshot) / name, start, end)
+        return self._read_range(name, start, end) if start < end else b""
 
-    @abstractmethod
     def is_here(self, name: str) -> bool:
-        """Whether the file is on this machine, so that nothing need travel."""
+        """Whether the file is on this machine, whole, so that nothing need travel."""
+        return self.cache is None or self.cache.holds(self.snapshot, self.entry(name))
 
     def read(self, name: str, progress: Progress = None) -> bytes:
         """Return the bytes of a file, those that were hashed: nobody can swap the file in between."""
@@ -95,22 +108,12 @@ class OpenedFolder(Opened):
             raise differs(self.folder / name, actual, entry)
         return content
 
-    def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Read a part of the file."""
-        path = self.folder / self.entry(name).path
-        try:
-            with path.open("rb") as file:
-                file.seek(start)
-                content = file.read(end - start)
-        except OSError as error:
-            raise missing(path, error) from error
-        if len(content) != end - start:
-            raise IntegrityError(f"{path} ends before byte {end}; {REMEDY}")
-        return content
+    def _read_range(self, name: str, start: int, end: int) -> bytes:
+        return _part(self.folder / name, start, end)
 
-    def is_here(self, name: str) -> bool:
-        """It always is."""
-        return True
+
+class NoRangesError(StoreError):
+    """A server gave the whole of a file that it was asked a part of."""
 
 
 def read_file(path: Path) -> bytes:
@@ -119,6 +122,18 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise missing(path, error) from error
+
+
+def _part(path: Path, start: int, end: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(end - start)
+    except OSError as error:
+        raise missing(path, error) from error
+    if len(content) != end - start:
+        raise IntegrityError(f"{path} ends before byte {end}; {REMEDY}")
+    return content
 
 
 def missing(path: Path, error: OSError) -> IntegrityError:

@@ -19,14 +19,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from eva_dist.config import StoreConfig
+from eva_dist.config import BUCKETS, StoreConfig
 from eva_dist.errors import ConfigError, StoreError
+from eva_dist.store.cache import Cache
 from eva_dist.store.names import SNAPSHOTS, check_names
 from eva_dist.store.opened import Opened, OpenedFolder
 from eva_dist.store.progress_bar import Progress
 from eva_dist.store.snapshot import MANIFEST_FILE, folder_snapshot
-
-STORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory")
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
@@ -87,7 +86,7 @@ def parse_source(text: str | os.PathLike[str], store_url: str | None = None) -> 
         return Source(text, Kind.hub, "", repo_id, revision)
     if scheme in ("http", "https"):
         return _web(text)
-    if scheme in STORE_SCHEMES:
+    if text.startswith(("memory://", *BUCKETS)):
         return _in_store(text)
     raise _wrong(text, f"{scheme}:// is not known")
 
@@ -106,7 +105,14 @@ def open_source(source: str | os.PathLike[str] | Source, store_url: str | None =
     if source.kind is Kind.folder:
         folder = Path(source.url)
         return OpenedFolder(folder, folder_snapshot(folder))
-    raise NotImplementedError(f"{source.kind} comes with the next commit")
+    cache = Cache()
+    if source.kind is Kind.hub:
+        from eva_dist.store.hub_source import open_hub
+
+        return open_hub(source.url, source.repo_id, source.revision, source.text, cache)
+    from eva_dist.store.store_source import open_store
+
+    return open_store(source.url, source.repo_id, source.revision, cache)
 
 
 def fetch(

@@ -59,7 +59,7 @@ BAD = {
     "resume=perhaps": r"perhaps.*\[auto, never\]",
     "resum=auto": r"resum=auto is no setting; did you mean resume\?",
     "cluster.exchange=telepathy": r"telepathy.*\[to_owner, all_gather\]",
-    "store.url=s3://bucket": r"store\.url=s3://bucket must be file:///\.\.\. or a folder",
+    "store.url=ftp://host": r"store\.url=ftp://host must be a folder, file:///, s3://",
     "artifact.repo_id=one": r"artifact\.repo_id=one must be namespace/name",
     "artifact.repo_id=snapshots/x": r"snapshots",
 }

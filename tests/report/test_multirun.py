@@ -44,7 +44,7 @@ def test_points_are_in_the_order_of_their_numbers(sweep):
 
 def test_an_artifact_that_is_gone(sweep):
     _, snapshot = sweep.done()
-    shutil.rmtree(snapshot)
+    snapshot.unlink()
     (point,) = read_points(sweep.folder)
     assert point.status == "missing" and point.problem.type == "ArtifactNotFoundError"
     assert "compute the point again" in point.problem.message
@@ -59,7 +59,7 @@ def test_a_revision_that_moved_leaves_the_point_its_snapshot(sweep):
     points = read_points(sweep.folder)
     assert points[0].artifact.folder == first and points[0].artifact.url == first.as_uri()
     assert points[1].artifact.url == (sweep.store.root / "team/tiny/point-rho2.0").as_uri()
-    shutil.rmtree(first)
+    first.unlink()
     moved, _ = read_points(sweep.folder)
     assert moved.status == "missing" and "holds the artifact" in moved.problem.message
 
@@ -67,7 +67,7 @@ def test_a_revision_that_moved_leaves_the_point_its_snapshot(sweep):
 def test_an_artifact_that_was_copied_out_of_its_store(sweep, tmp_path):
     folder, snapshot = sweep.done()
     shutil.copytree(snapshot, tmp_path / "copy")
-    shutil.rmtree(snapshot)
+    snapshot.unlink()
     result = json.loads((folder / "result.json").read_text()) | {"url": str(tmp_path / "copy")}
     (folder / "result.json").write_text(json.dumps(result))
     (point,) = read_points(sweep.folder)

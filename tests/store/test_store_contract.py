@@ -1,0 +1,345 @@
+"""What every store keeps to, wherever it lies."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import threading
+
+import pytest
+
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.reader import blob_key, manifest_key
+from eva_dist.store.store import Store
+from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build, write_artifact
+
+
+def content_of(store: Store, repo_id: str, revision: str | None = None) -> str:
+    """What a reader gets of the first file under a name."""
+    snapshot = store.snapshot(store.resolve(repo_id, revision).fingerprint)
+    return store.read(snapshot.entry(FILES[0])).decode()
+
+
+def names(store: Store) -> list[str]:
+    return [f"{one.repo_id}@{one.revision}" for one in store.revisions()]
+
+
+# --- published and found ---
+
+
+def test_what_is_published_is_found_by_fingerprint_and_by_name(store, store_url):
+    assert store.find(ONE) is None and store.revisions() == [] and store.fingerprints() == {}
+    published = store.publish(ONE, "team/name", "v1", builder())
+    assert published.url == store.revision_url("team/name", "v1") and published.manifest["text"] == "tensors"
+    again = Store(store_url)
+    found = again.find(ONE)
+    assert found is not None and found.manifest["text"] == "tensors" and found.url == again.snapshot_url(ONE)
+    assert again.find(TWO) is None and list(again.fingerprints()) == [ONE]
+    assert again.fingerprint_of("team/name", "v1") == ONE and again.fingerprint_of("team/name", "v2") is None
+    assert content_of(again, "team/name", "v1") == "tensors"
+
+
+def test_a_snapshot_lists_its_files_and_itself(store):
+    store.publish(ONE, "team/name", "v1", builder(fingerprint=ONE))
+    snapshot = store.snapshot(ONE)
+    assert list(snapshot.files) == [FILES[0], "manifest.json", FILES[1]]
+    assert snapshot.commit == hashlib.sha256(snapshot.content).hexdigest()[:40] and snapshot.fingerprint == ONE
+    assert snapshot.size == len("tensors") + len("png") + len(snapshot.content)
+    with pytest.raises(ArtifactNotFoundError, match=r"no 'nonsense'; it has eva_state_dict"):
+        snapshot.entry("nonsense")
+
+
+def test_a_known_fingerprint_is_pointed_to_and_not_built(store):
+    store.publish(ONE, "team/name", "v1", builder())
+    store.publish(ONE, "team/other", "v2", refuse_to_build)
+    assert names(store) == ["team/name@v1", "team/other@v2"]
+    assert [one.revision for one in store.revisions("team/other")] == ["v2"]
+
+
+def test_files_that_artifacts_share_are_kept_once(store):
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    store.publish(TWO, "team/name", "v2", builder("two"))
+    assert len(list(store.objects_below("objects/blobs"))) == 3  # both have the same picture
+
+
+def test_overwrite_replaces_what_a_fingerprint_stands_for(store):
+    store.publish(ONE, "team/name", "v1", builder("old"))
+    before = store.snapshot(ONE).commit
+    published = store.publish(ONE, "team/name", "v1", builder("new"), overwrite=True)
+    assert published.manifest["text"] == "new" and content_of(store, "team/name", "v1") == "new"
+    assert store.snapshot(ONE).commit != before
+
+
+def test_a_revision_moves_and_says_so(store, caplog):
+    caplog.set_level(logging.INFO, logger="eva_dist.store.store")
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    store.publish(ONE, "team/name", "v1", refuse_to_build)
+    assert caplog.messages == []
+    store.publish(TWO, "team/name", "v1", builder("two"))
+    assert [f"team/name/v1 moved from {ONE} to {TWO}" in message for message in caplog.messages] == [True]
+    assert content_of(store, "team/name", "v1") == "two"
+    assert store.point(ONE, "team/name", "v1").manifest["text"] == "one"
+    assert content_of(store, "team/name", "v1") == "one"
+
+
+def test_point_wants_an_artifact(store):
+    with pytest.raises(ArtifactNotFoundError, match=ONE):
+        store.point(ONE, "team/name", "v1")
+    assert store.revisions() == []
+
+
+def test_remove_takes_the_name_alone(store):
+    store.publish(ONE, "team/name", "v1", builder())
+    with pytest.raises(ArtifactNotFoundError, match=r"no team/name@v2; it has v1"):
+        store.remove("team/name", "v2")
+    store.remove("team/name", "v1")
+    assert store.revisions() == [] and store.find(ONE) is not None
+    store.publish(ONE, "team/name", "v1", refuse_to_build)
+
+
+def test_an_artifact_in_a_folder_is_published_after_it_was_verified(store, tmp_path):
+    folder = write_artifact(tmp_path / "given")
+    (folder / "stranger.txt").write_text("not listed, so not published")
+    store.publish_folder(folder, "team/name", "v1")
+    assert list(store.snapshot(ONE).files) == [FILES[0], "manifest.json", FILES[1]]
+    (folder / FILES[0]).write_text("tensorz")
+    with pytest.raises(IntegrityError, match=r"given/eva_state_dict.* has sha256 .* its manifest says"):
+        store.publish_folder(folder, "team/name", "v2")
+    (folder / FILES[0]).unlink()
+    with pytest.raises(IntegrityError, match="is missing though the manifest lists it"):
+        store.publish_folder(folder, "team/name", "v2")
+    with pytest.raises(ArtifactNotFoundError, match=r"no artifact at .*nothing"):
+        store.publish_folder(tmp_path / "nothing", "team/name", "v2")
+    assert names(store) == ["team/name@v1"]
+
+
+# --- what a reader means ---
+
+
+def test_a_revision_is_found_by_name_fingerprint_commit_or_as_the_last(store):
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    store.publish(TWO, "team/name", "v2", builder("two"))
+    for said in ("v1", ONE, store.snapshot(ONE).commit):
+        assert store.resolve("team/name", said).revision == "v1"
+    assert store.resolve("team/name").revision == store.resolve("team/name", "main").revision == "v2"
+    store.publish(ONE, "team/name", "main", refuse_to_build)
+    assert store.resolve("team/name").fingerprint == store.resolve("team/name", "main").fingerprint == ONE
+
+
+def test_another_repos_commit_is_not_ones_own(store):
+    """Names are how access is granted: a commit must not open what another namespace published."""
+    store.publish(ONE, "team/name", "v1", builder())
+    store.publish(TWO, "other/name", "v1", builder("two"))
+    with pytest.raises(ArtifactNotFoundError, match="it has v1"):
+        store.resolve("other/name", store.snapshot(ONE).commit)
+
+
+def test_what_is_not_there_is_said_with_what_is(store):
+    with pytest.raises(ArtifactNotFoundError, match=r"no team/name; it is empty"):
+        store.resolve("team/name")
+    store.publish(ONE, "team/name", "rho2.0-tau0.99", builder())
+    with pytest.raises(ArtifactNotFoundError, match=r"no team/nam; it has team/name"):
+        store.resolve("team/nam")
+    with pytest.raises(ArtifactNotFoundError, match=r"no team/name@rho2; it has rho2.0-tau0.99"):
+        store.resolve("team/name", "rho2")
+
+
+# --- bytes ---
+
+
+def test_ranges_and_streams_give_the_bytes_asked_for(store, tmp_path):
+    content = bytes(range(256)) * 20_000  # 5 MB: several chunks of a stream, several parts of an upload
+    (folder := tmp_path / "large").mkdir()
+    (folder / "large.bin").write_bytes(content)
+    files = {"large.bin": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": ONE, "files": files}))
+    store.publish_folder(folder, "team/name", "v1")
+    entry = store.snapshot(ONE).entry("large.bin")
+
+    async def streamed(start: int, end: int | None) -> bytes:
+        chunks = [chunk async for chunk in store.stream(entry, start, end)]
+        assert max(map(len, chunks), default=0) <= 4 << 20
+        return b"".join(chunks)
+
+    assert store.read(entry) == content and store.read_range(entry, 5, 9) == content[5:9]
+    assert store.read_range(entry, len(content) - 2, len(content) + 5) == content[-2:]
+    assert asyncio.run(streamed(0, None)) == content
+    assert asyncio.run(streamed(1_000_001, 3_000_003)) == content[1_000_001:3_000_003]
+    assert asyncio.run(streamed(7, 7)) == b""
+    store.verify_file(entry)
+
+
+def test_a_download_is_whole_verified_and_kept_where_it_is_right(store, tmp_path):
+    store.publish(ONE, "team/name", "v1", builder())
+    told: list[int] = []
+    snapshot = store.snapshot(ONE)
+    store.download(snapshot, tmp_path / "here", progress=told.append)
+    assert sum(told) == snapshot.size
+    found = {str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*") if p.is_file()}
+    assert found == set(snapshot.files)
+    assert all((tmp_path / "here" / e.path).read_bytes() == store.read(e) for e in map(snapshot.entry, FILES))
+    before = (tmp_path / "here" / FILES[0]).stat().st_mtime_ns
+    (tmp_path / "here" / FILES[1]).write_text("gnp")
+    store.download(snapshot, tmp_path / "here")
+    assert (tmp_path / "here" / FILES[0]).stat().st_mtime_ns == before
+    assert (tmp_path / "here" / FILES[1]).read_text() == "png"
+    store.download(snapshot, tmp_path / "one", names=[FILES[1]])
+    assert [p.name for p in (tmp_path / "one").rglob("*") if p.is_file()] == ["ranks.png"]
+
+
+def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
+    store.publish(ONE, "team/name", "v1", builder())
+    snapshot = store.snapshot(ONE)
+    entry = snapshot.entry(FILES[0])
+    store._objects.put(blob_key(entry.sha256), b"tensosr")
+    for read in (store.read, store.verify_file, lambda e: store.download(snapshot, tmp_path / "here")):
+        with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish the artifact again"):
+            read(entry)
+    assert [p for p in (tmp_path / "here").rglob("*") if p.is_file()] == []
+    # ... and an overwrite heals it
+    store.publish(ONE, "team/name", "v1", builder(), overwrite=True)
+    assert content_of(store, "team/name") == "tensors"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "stands"),
+    [
+        ("missing blob", "first"),  # the blob comes again, and with it the first one is whole
+        ("short blob", "first"),
+        ("no manifest", "again"),
+        ("broken manifest", "again"),
+        ("another's manifest", "again"),
+    ],
+)
+def test_an_incomplete_artifact_is_not_found_and_is_mended(store, spoil, stands):
+    store.publish(ONE, "team/name", "v1", builder("first", ONE))
+    blob = blob_key(store.snapshot(ONE).entry(FILES[1]).sha256)
+    objects = store._objects
+    {
+        "missing blob": lambda: objects.delete(blob),
+        "short blob": lambda: objects.put(blob, b""),
+        "no manifest": lambda: objects.delete(manifest_key(ONE)),
+        "broken manifest": lambda: objects.put(manifest_key(ONE), b"{"),
+        "another's manifest": lambda: objects.put(manifest_key(ONE), b'{"files": {}, "fingerprint": "22222222"}'),
+    }[spoil]()
+    assert store.find(ONE) is None
+    assert store.publish(ONE, "team/name", "v1", builder("again", ONE)).manifest["text"] == stands
+    assert store.find(ONE) is not None and content_of(store, "team/name") == stands
+
+
+# --- what goes wrong ---
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Boom("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_whatever_build_raises_passes_through_and_leaves_nothing(store, error):
+    def build(folder):
+        builder()(folder)
+        raise error
+
+    with pytest.raises(type(error)):
+        store.publish(ONE, "team/name", "v1", build)
+    assert store.find(ONE) is None and store.revisions() == [] and list(store.objects_below("objects")) == []
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "repo_id", "revision", "field"),
+    [
+        ("../../etc/x", "team/name", "v1", "fingerprint"),
+        ("ABCDEF0123", "team/name", "v1", "fingerprint"),
+        ("", "team/name", "v1", "fingerprint"),
+        (ONE + "\n", "team/name", "v1", "fingerprint"),
+        (ONE, "../name", "v1", "repo_id"),
+        (ONE, "team/..", "v1", "repo_id"),
+        (ONE, "/team/name", "v1", "repo_id"),
+        (ONE, "name", "v1", "repo_id"),
+        (ONE, "a/b/c", "v1", "repo_id"),
+        (ONE, "snapshots/name", "v1", "repo_id"),
+        (ONE, "objects/name", "v1", "repo_id"),
+        (ONE, ".incoming/name", "v1", "repo_id"),
+        (ONE, "team/na\0me", "v1", "repo_id"),
+        (ONE, "team/name", "..", "revision"),
+        (ONE, "team/name", "a/b", "revision"),
+        (ONE, "team/name", "", "revision"),
+        (ONE, "team/name", "v" * 241, "at most 240 bytes"),
+    ],
+)
+def test_names_that_leave_the_store_are_refused_before_the_work(store, fingerprint, repo_id, revision, field):
+    wrong = {"fingerprint": fingerprint} if field == "fingerprint" else {"repo_id": repo_id, "revision": revision}
+    with pytest.raises(StoreError, match=field):
+        store.publish(fingerprint, repo_id, revision, refuse_to_build)
+    with pytest.raises(StoreError, match=field):
+        store.point(fingerprint, repo_id, revision)
+    if "repo_id" in wrong:
+        with pytest.raises(StoreError, match=field):
+            store.resolve(repo_id, revision or "..")
+        with pytest.raises(StoreError, match=field):
+            store.remove(repo_id, revision)
+    assert list(store.objects_below("objects")) == []
+
+
+def test_check_writable_leaves_nothing(store):
+    store.check_writable()
+    assert list(store.objects_below("objects")) == []
+
+
+def test_a_store_that_overwrites_in_spite_of_create_only_is_refused(store, monkeypatch):
+    put = store._objects.put
+    monkeypatch.setattr(store._objects, "put", lambda key, content, create=False: put(key, content))
+    with pytest.raises(StoreError, match=r"does not refuse to write what is there .*If-None-Match"):
+        store.check_writable()
+
+
+# --- races ---
+
+
+def test_two_publishers_of_one_fingerprint_race_50_times(store_url):
+    """Both have built before either commits: one wins, the other finds it."""
+    for number in range(50):
+        fingerprint = hashlib.sha256(str(number).encode()).hexdigest()
+        meeting, results = threading.Barrier(2, timeout=30), {}
+
+        def publish(text, fingerprint=fingerprint, meeting=meeting, results=results):
+            def build(folder):
+                manifest = builder(text, fingerprint)(folder)
+                meeting.wait()
+                return manifest
+
+            results[text] = Store(store_url).publish(fingerprint, "team/name", f"r{fingerprint[:6]}-{text}", build)
+
+        threads = [threading.Thread(target=publish, args=(text,)) for text in ("a", "b")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        store = Store(store_url)
+        winner = store.read(store.snapshot(fingerprint).entry(FILES[0])).decode()
+        assert results.keys() == {"a", "b"} and {p.manifest["text"] for p in results.values()} == {winner}
+    assert len(store.revisions()) == 100
+
+
+# --- URLs ---
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/x", "https://host/x", "file://host/x", "s3:/x/y://"])
+def test_other_urls_are_refused(url):
+    with pytest.raises(StoreError, match=r"store\.url=.* must .*; "):
+        Store(url)
+
+
+def test_a_bucket_that_is_not_there_is_a_clear_error(bucket):
+    with pytest.raises(StoreError, match=r"store\.url=s3://no-such-bucket/x cannot be \w+: .*; "):
+        Store("s3://no-such-bucket/x").check_writable()
+
+
+def test_a_bucket_without_rights_is_a_clear_error(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setattr("eva_dist.store.objects.RETRIES", 0)
+    with pytest.raises(StoreError, match=r"store\.url=s3://bucket/x cannot be read: .*; check the address"):
+        Store("s3://bucket/x").find(ONE)
