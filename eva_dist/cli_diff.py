@@ -1,5 +1,6 @@
 """`eva-dist diff`: settings, ranks and subspaces in which two artifacts differ."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +118,7 @@ def _compare(one: "Opened", other: "Opened") -> "Comparison":
             f"{next(iter(shapes[1]), 'none')}, ...; compare artifacts of one base model"
         )
     try:
-        return compare_layers(*shapes, rows[0].__getitem__, rows[1].__getitem__)
+        return compare_layers(shapes[0], shapes[1], rows[0].__getitem__, rows[1].__getitem__)
     except ValueError as error:
         raise IntegrityError(f"{one.where} and {other.where} cannot be compared: {error}") from error
 
@@ -142,8 +143,9 @@ def _print(words: tuple[str, str], settings: dict[str, Any], found: "Comparison"
         ("only in B", found.only_b),
     ):
         if names:
-            more = f", and {len(names) - _MOST_LAYERS} more" if len(names) > _MOST_LAYERS else ""
-            put(console, "", cell(f"{head}: {len(names)}", "bold"), *map(cell, names[:_MOST_LAYERS]), *filter(None, [more]))
+            put(console, "", cell(f"{head}: {len(names)}", "bold"), *map(cell, names[:_MOST_LAYERS]))
+            if len(names) > _MOST_LAYERS:
+                put(console, cell(f"and {len(names) - _MOST_LAYERS} more"))
     if "(model id)" in settings and found.both:
         say("the base models differ: layers are compared by their names, and inputs may not mean the same")
 
@@ -172,13 +174,17 @@ def _kinds(found: "Comparison", console: "Console") -> Any:
 
 
 def _most_different(pairs: "Sequence[LayerPair]") -> "list[LayerPair]":
-    """Return layers that differ in rank or subspace: those with the least overlap first."""
+    """Return layers that differ in rank or subspace: those with the least overlap first, then the largest gap."""
     different = [
         pair
         for pair in pairs
         if pair.rank_a != pair.rank_b or (pair.angles is not None and pair.angles.overlap < 1 - 1e-6)
     ]
-    return sorted(different, key=lambda pair: pair.angles.overlap if pair.angles else -1.0)[:_MOST_LAYERS]
+
+    def likeness(pair: "LayerPair") -> tuple[float, int]:
+        return (round(pair.angles.overlap, 6) if pair.angles else -1.0, -abs(pair.rank_a - pair.rank_b))
+
+    return sorted(different, key=likeness)[:_MOST_LAYERS]
 
 
 def _row(pair: "LayerPair") -> list[Any]:
@@ -201,6 +207,8 @@ def _shown(value: Any, console: "Console") -> str | None:
     if value is None:
         return None
     written = text(value, None)
+    if re.fullmatch(r"(sha256:)?[0-9a-f]{64}", written):
+        return written.removeprefix("sha256:")[:12]
     most = max(min((console.width - 36) // 2, 64), 12)
     return written if len(written) <= most else f"…{written[-most + 1 :]}"
 

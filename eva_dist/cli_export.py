@@ -16,7 +16,7 @@ import typer
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE
 from eva_dist.cli_options import STORE, AsJson, Source, StoreUrl
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.terminal import facts_table, print_json, put, say
+from eva_dist.terminal import facts_table, print_json, put
 from eva_dist.terminal import stdout as results
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ class _Given:
 
 
 def _export(source: str, store: str, folder: Path, wanted: Wanted) -> dict[str, Any]:
-    given = _read(source, store)
+    from eva_dist.artifact.export_card import export_card
+
     _refuse_full(folder)
+    given = _read(source, store)
     made = None if wanted.kind == "mixed" else _uniform(given, source, store, wanted)
     tensors_file = given.content if made is None else _save(made)
     config = given.config if made is None else made.config
@@ -92,5 +94,117 @@ def _export(source: str, store: str, folder: Path, wanted: Wanted) -> dict[str, 
     with _new_folder(folder) as new:
         (new / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (new / ADAPTER_FILE).write_bytes(tensors_file)
-        (new / CARD_FILE).write_text(_card(given, facts, made, wanted), encoding="utf-8")
+        (new / CARD_FILE).write_text(export_card(config, facts, made), encoding="utf-8")
     return facts
+
+
+def _read(source: str, store: str) -> _Given:
+    """Read an artifact's adapter, or one that lies in a folder without a manifest.
+
+    Raises:
+        ArtifactNotFoundError: there is neither.
+    """
+    from eva_dist.store.sources import open_source
+
+    plain = Path(source).expanduser()
+    try:
+        opened = open_source(source, store)
+    except ArtifactNotFoundError as error:
+        if not (plain / ADAPTER_CONFIG_FILE).is_file():
+            raise
+        try:
+            content = (plain / ADAPTER_FILE).read_bytes()
+            return _Given(str(plain), _config((plain / ADAPTER_CONFIG_FILE).read_bytes(), plain), content, None)
+        except OSError as wrong:
+            raise StoreError(f"{plain} cannot be read: {wrong.strerror}; save the adapter as safetensors") from error
+    config = _config(opened.read(ADAPTER_CONFIG_FILE), opened.where)
+    return _Given(opened.where, config, opened.read(ADAPTER_FILE), opened.snapshot.manifest)
+
+
+def _config(content: bytes, where: object) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except ValueError as error:
+        raise IntegrityError(f"{ADAPTER_CONFIG_FILE} of {where} is not JSON ({error}); get it again") from error
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{ADAPTER_CONFIG_FILE} of {where} is no mapping; get it again")
+    return config
+
+
+def _uniform(given: _Given, source: str, store: str, wanted: Wanted) -> "Uniform":
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from eva_dist.artifact.export import fixed, padded, read_adapter
+    from eva_dist.artifact.restore import restore_artifact
+    from eva_dist.describe import layers_of
+    from eva_dist.store.sources import fetch
+
+    if wanted.kind == "fixed":
+        if given.manifest is None:
+            raise ConfigError(
+                f"--rank fixed:{wanted.rank} needs an artifact, which holds components; {source} is an adapter alone: "
+                "use --rank pad"
+            )
+        assert wanted.rank is not None
+        return fixed(restore_artifact(fetch(source, store_url=store)), given.config, wanted.rank)
+    try:
+        tensors = load(given.content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise IntegrityError(
+            f"{ADAPTER_FILE} of {given.where} is no safetensors file ({error}); get it again"
+        ) from error
+    layers = layers_of(given.manifest) if given.manifest else ()
+    bare = {layer.name: (layer.in_features, layer.out_features) for layer in layers if layer.rank == 0}
+    return padded(read_adapter(given.config, tensors), wanted.rank, bare)
+
+
+def _save(made: "Uniform") -> bytes:
+    from safetensors.torch import save
+
+    return save(made.tensors, metadata={"format": "pt"})
+
+
+def _facts(source: str, folder: Path, given: _Given, wanted: Wanted, made: "Uniform | None") -> dict[str, Any]:
+    """Return what is printed, and what the card says."""
+    from eva_dist import __version__
+
+    config = given.config if made is None else made.config
+    patterned = [r for r in (config.get("rank_pattern") or {}).values() if isinstance(r, int)]
+    ranks = "mixed ranks, as EVA handed them out" if made is None else f"rank {made.rank} in every layer"
+    return {
+        "folder": str(folder),
+        "source": source,
+        "fingerprint": None if given.manifest is None else str(given.manifest.get("fingerprint")),
+        "rank_option": wanted.kind if wanted.rank is None else f"{wanted.kind}:{wanted.rank}",
+        "ranks": ranks,
+        "r": config.get("r"),
+        "lora_alpha": config.get("lora_alpha"),
+        "largest_rank": max([config.get("r") or 0, *patterned]) if made is None else made.rank,
+        "layers_rescaled": 0 if made is None else len(made.folded),
+        "layers_added": 0 if made is None else len(made.added),
+        "eva_dist": __version__,
+    }
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"FOLDER={folder} is there and not empty; name a new one, or remove it")
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that becomes `folder` by one rename, or goes away."""
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        new = folder.absolute().parent / f".{folder.name}-{secrets.token_hex(4)}.incomplete"
+        new.mkdir()
+        try:
+            yield new
+            os.rename(new, folder)  # onto an empty folder, or none
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written: {error.strerror}; make room or grant the rights there"
+        ) from error

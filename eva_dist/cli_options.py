@@ -9,7 +9,7 @@ from eva_dist.cli_completion import STORE_VARIABLE, complete_names
 from eva_dist.config import StoreConfig
 
 STORE = StoreConfig().url
-LOOK, KEEP, USE = "Look at artifacts", "Look after a store", "Make and hand on artifacts"
+RUN, LOOK, USE, KEEP = "Run", "Look at artifacts", "Make and hand on artifacts", "Look after a store"
 """Panels of `eva-dist --help`."""
 
 Source = Annotated[

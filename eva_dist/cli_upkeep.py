@@ -117,8 +117,16 @@ def _check_artifact(source: str, store_url: str) -> "tuple[str, list[Checked]]":
 
 def problem_of(opened: "Opened", entry: "FileEntry") -> str | None:
     """Return what is wrong with a file of an artifact, None if nothing is; a part of it is in memory at a time."""
+    from eva_dist.store.snapshot import MANIFEST_FILE
+    from eva_dist.store.store_source import OpenedStore
+
     digest = hashlib.sha256()
     try:
+        if entry.path == MANIFEST_FILE:  # it has been read, and names its own hash
+            return None
+        if isinstance(opened, OpenedStore):  # the store's bytes, not those of this machine's cache
+            opened.store.verify_file(entry)
+            return None
         for start in range(0, entry.size, _PART_BYTES):
             digest.update(opened.read_range(entry.path, start, min(start + _PART_BYTES, entry.size)))
     except EvaDistError as error:
@@ -166,7 +174,8 @@ def _say_garbage(store: "Store", found: "Garbage", removed: int | None, older_th
         say(f"freed {size_text(removed)} in {store.url}: {_counts(found)}")
         return
     now = datetime.now(UTC)
-    rows = [(f"artifact {one[:12]}", None, None, "no name points to it") for one in found.manifests]
+    rows: list[tuple[str, int | None, datetime | None, str]] = []
+    rows += [(f"artifact {one[:12]}", None, None, "no name points to it") for one in found.manifests]
     blobs = sorted(found.blobs, key=lambda blob: -blob.size)
     rows += [(f"file {blob.key.rpartition('/')[2][:12]}", blob.size, blob.modified, "no artifact") for blob in blobs]
     rows += [(str(path), None, None, "left behind") for path in found.paths]
