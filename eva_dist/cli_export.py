@@ -16,8 +16,7 @@ import typer
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE
 from eva_dist.cli_options import STORE, AsJson, Source, StoreUrl
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.terminal import facts_table, print_json, put
-from eva_dist.terminal import stdout as results
+from eva_dist.terminal import print_json, say
 
 if TYPE_CHECKING:
     from eva_dist.artifact.export import Uniform
@@ -50,7 +49,7 @@ def export(
     """Write a PEFT adapter into FOLDER, for an engine that wants one rank in all layers if need be.
 
     vLLM and others read r and lora_alpha alone: --rank pad gives all layers one of each. SOURCE may also be a folder
-    with an adapter that was trained from an artifact: a trained adapter is what an engine serves.
+    with an adapter that was trained from an artifact: a trained adapter is what an engine serves. Prints the folder.
     """
     wanted = parse_rank(rank)
     with contextlib.redirect_stdout(sys.stderr):
@@ -58,7 +57,13 @@ def export(
     if as_json:
         print_json(facts)
         return
-    put(results(), facts_table({key.replace("_", " "): value for key, value in facts.items()}))
+    say(f"{facts['ranks']}: r={facts['r']}, lora_alpha={facts['lora_alpha']}, largest rank {facts['largest_rank']}")
+    if facts["layers_rescaled"] or facts["layers_added"]:
+        say(
+            f"{facts['layers_rescaled']} layers with another scale have it in their A now, {facts['layers_added']} "
+            f"without an adapter got one that is zero: see {folder / CARD_FILE}"
+        )
+    print(folder)
 
 
 def parse_rank(text: str) -> Wanted:

@@ -108,7 +108,8 @@ def rm(
         typer.confirm(f"Take {what} away from {store}?", abort=True, err=True)
     for one in found:
         opened.remove(one.repo_id, one.revision)
-    say(f"{'names' if len(found) > 1 else 'name'} taken away; `{again('gc', store)} --delete` frees what nothing names")
+    gone = "names" if len(found) > 1 else "name"
+    say(f"{gone} taken away; `{again('gc', store)} --delete` frees what nothing names once it is 24h old")
 
 
 def open_store(url: str) -> "Store":
@@ -143,7 +144,9 @@ def _nothing(store: "Store", pattern: str | None) -> None:
     if known:
         names = sorted({part for one in known for part in (f"{one.repo_id}@{one.revision}", one.repo_id)})
         near = ", ".join(nearest(pattern or "", names))
-        say(f"none of {len(known)} artifacts fits {pattern}" + (f"; did you mean {near}?" if near else ""))
+        if pattern and any(pattern in name for name in names):
+            near = f"'*{pattern}*'"
+        say(f"no artifact of {len(known)} fits {pattern}" + (f"; did you mean {near}?" if near else ""))
         return
     missing = store.root is not None and not store.root.exists()
     say(f"no artifacts in {store.root or store.url}{': there is no such folder' if missing else ''}")
@@ -171,7 +174,7 @@ def _named(store: "Store", name: str, all_of: bool) -> "Sequence[Revision]":
         raise ArtifactNotFoundError(f"{store.url} has no {name}{hint}")
     if not all_of:
         listed = ", ".join(f"{one.repo_id}@{one.revision}" for one in found[:5]) + (", ..." if len(found) > 5 else "")
-        raise ConfigError(f"{name} is {listed}; name one with its revision, or give --all to take all {len(found)}")
+        raise ConfigError(f"{name} fits {listed}; name one with its revision, or give --all to take all {len(found)}")
     return found
 
 

@@ -1,8 +1,10 @@
 """`eva-dist verify` and `gc`, alone and as `eva-dist store ...`: is every byte right, and what does nothing name."""
 
+import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +13,7 @@ from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl
 from eva_dist.cli_store import again, open_store
 from eva_dist.errors import ConfigError, EvaDistError
-from eva_dist.terminal import Column, age_text, cell, duration, fitting_table, print_json, put, say, size_text
+from eva_dist.terminal import Column, cell, duration, fitting_table, print_json, put, say, size_text
 from eva_dist.terminal import stdout as results
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from eva_dist.store.upkeep import Checked, Garbage
 
 _PART_BYTES = 8 << 20
-_COLUMNS = (Column("what"), Column("size", right=True), Column("age", right=True, drop=1), Column("why", drop=2))
+_COLUMNS = (Column("what"), Column("size", right=True), Column("why", drop=1))
+_LONGEST = 40
 _MOST_LISTED = 20
 
 store_app = typer.Typer(help="Check a store, and free what nothing names in it.", no_args_is_help=True)
@@ -84,11 +87,14 @@ def _check_store(store: "Store") -> "tuple[str, list[Checked]]":
     from eva_dist.store.upkeep import verify as check
 
     total = sum(sum(entry.size for entry in snapshot.files.values()) for snapshot in _sound(store))
+    named: dict[str, list[str]] = {}
+    for revision in store.revisions():
+        named.setdefault(revision.fingerprint, []).append(f"{revision.repo_id}@{revision.revision}")
     checked = []
     with counting(f"reading {store.url}", total, None) as arrived:
         for one in check(store):
             arrived(one.size)
-            checked.append(one)
+            checked.append(dataclasses.replace(one, name=", ".join(named.get(one.name, [one.name]))))
     return store.url, checked
 
 
@@ -117,12 +123,16 @@ def _check_artifact(source: str, store_url: str) -> "tuple[str, list[Checked]]":
 
 def problem_of(opened: "Opened", entry: "FileEntry") -> str | None:
     """Return what is wrong with a file of an artifact, None if nothing is; a part of it is in memory at a time."""
+    from eva_dist.store.opened import OpenedFolder
     from eva_dist.store.snapshot import MANIFEST_FILE
     from eva_dist.store.store_source import OpenedStore
 
     digest = hashlib.sha256()
     try:
         if entry.path == MANIFEST_FILE:  # it has been read, and names its own hash
+            return None
+        if isinstance(opened, OpenedFolder):
+            opened.fetch([entry.path], False)
             return None
         if isinstance(opened, OpenedStore):  # the store's bytes, not those of this machine's cache
             opened.store.verify_file(entry)
@@ -145,7 +155,7 @@ def _report(where: str, checked: "Sequence[Checked]", as_json: bool) -> None:
         print_json({"where": where, "files": len(files), "bytes": sum(one.size for one in files), "problems": problems})
     else:
         for one in wrong:
-            print(f"{cell(one.name[:64])}{f' {cell(one.path)}' if one.path else ''}: {cell(one.problem)}")
+            print(f"{cell(one.name)}{f' {cell(one.path)}' if one.path else ''}: {cell(one.problem)}")
         sizes = size_text(sum(one.size for one in files))
         names = len({one.name for one in files})
         total = f"{len(files)} files of {names} artifact{'' if names == 1 else 's'}, {sizes}, in {where}"
@@ -168,27 +178,44 @@ def _garbage_facts(store: str, found: "Garbage", removed: int | None) -> dict[st
 
 def _say_garbage(store: "Store", found: "Garbage", removed: int | None, older_than: str) -> None:
     if not (found.manifests or found.blobs or found.paths):
+        from eva_dist.store.upkeep import garbage
+
         say(f"nothing to free in {store.url}: all that is older than {older_than} is named")
+        if young := garbage(store, timedelta(0)).size:
+            say(f"{size_text(young)} that nothing names is younger; --older-than says when it may go")
         return
     if removed is not None:
         say(f"freed {size_text(removed)} in {store.url}: {_counts(found)}")
         return
-    now = datetime.now(UTC)
-    rows: list[tuple[str, int | None, datetime | None, str]] = []
-    rows += [(f"artifact {one[:12]}", None, None, "no name points to it") for one in found.manifests]
-    blobs = sorted(found.blobs, key=lambda blob: -blob.size)
-    rows += [(f"file {blob.key.rpartition('/')[2][:12]}", blob.size, blob.modified, "no artifact") for blob in blobs]
-    rows += [(str(path), None, None, "left behind") for path in found.paths]
-    cells = [
-        [cell(what), cell(None if size is None else size_text(size)), cell(age_text(age, now)), cell(why)]
-        for what, size, age, why in rows[:_MOST_LISTED]
-    ]
+    rows = list(_lines(store, found))
+    cells = [[cell(what), cell(None if size is None else size_text(size)), cell(why)] for what, size, why in rows]
     console = results()
-    put(console, fitting_table(_COLUMNS, cells, console.width))
+    put(console, fitting_table(_COLUMNS, cells[:_MOST_LISTED], console.width))
     if len(rows) > _MOST_LISTED:
         say(f"and {len(rows) - _MOST_LISTED} more; --json has them all")
     given = "" if older_than == "24h" else f" --older-than {older_than}"
     say(f"{_counts(found)}: {size_text(found.size)} would be freed; do it: {again('gc', store.url)}{given} --delete")
+
+
+def _lines(store: "Store", found: "Garbage") -> Iterator[tuple[str, int | None, str]]:
+    """Yield what would go, its size, and why: artifacts with the files that are theirs alone, then the rest."""
+    from eva_dist.listing import at
+    from eva_dist.store.reader import blob_key
+
+    sizes = {blob.key: blob.size for blob in found.blobs}
+    for fingerprint in found.manifests:
+        was, own = "", 0
+        with contextlib.suppress(EvaDistError):
+            snapshot = store.snapshot(fingerprint)
+            own = sum(sizes.pop(blob_key(entry.sha256), 0) for entry in snapshot.files.values())
+            was = f" ({at(snapshot.manifest, 'repo_id')}@{at(snapshot.manifest, 'revision')})"
+        yield f"artifact {fingerprint[:12]}{was}", own, "no name points to it"
+    if sizes:
+        yield f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}", sum(sizes.values()), "no artifact has it"
+    for path in found.paths:
+        inside = store.root is not None and path.is_relative_to(store.root)
+        shown = str(path.relative_to(store.root)) if inside and store.root else str(path)
+        yield shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…", None, "left behind"
 
 
 def _counts(found: "Garbage") -> str:

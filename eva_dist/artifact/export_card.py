@@ -36,8 +36,8 @@ tags:
 
 # LoRA adapter, {facts["ranks"]}
 
-Written by `eva-dist export --rank {facts["rank_option"]}` (eva_dist {facts["eva_dist"]}) from {origin},
-`{_code(facts["source"])}`.
+Written by `eva-dist export --rank {facts["rank_option"]}` (eva_dist {facts["eva_dist"]}) from {origin}
+(`{_code(facts["source"])}`).
 This folder is an adapter for PEFT and for engines that serve it. It is no artifact of `eva_dist`: it has no manifest,
 no spectra and no components; those are where it came from."""
 
