@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl
 from eva_dist.cli_store import again, open_store
-from eva_dist.errors import ConfigError, EvaDistError
+from eva_dist.errors import ConfigError, EvaDistError, IntegrityError
 from eva_dist.terminal import Column, cell, duration, fitting_table, print_json, put, say, size_text
 from eva_dist.terminal import stdout as results
 
@@ -108,42 +109,56 @@ def _sound(store: "Store") -> "Iterator[Any]":
 
 def _check_artifact(source: str, store_url: str) -> "tuple[str, list[Checked]]":
     from eva_dist.store.progress_bar import counting
-    from eva_dist.store.sources import open_source
+    from eva_dist.store.sources import Kind, open_source, parse_source
+    from eva_dist.store.store import Store
     from eva_dist.store.upkeep import Checked
 
-    opened = open_source(source, store_url)
-    entries = list(opened.snapshot.files.values())
-    with counting(f"reading {opened.where}", opened.snapshot.size, None) as arrived:
-        checked = []
-        for entry in entries:
-            checked.append(Checked(source, entry.path, entry.size, problem_of(opened, entry)))
+    parsed = parse_source(source, store_url)
+    checked: list[Checked] = []
+    if parsed.kind is Kind.store and parsed.repo_id:  # the store's own bytes, whatever this machine's cache has
+        store = Store(parsed.url)
+        revision = store.resolve(parsed.repo_id, parsed.revision)
+        snapshot, where = store.snapshot(revision.fingerprint), store.revision_url(parsed.repo_id, revision.revision)
+        check: Callable[[FileEntry], object] = store.verify_file
+        if problem := store.view_problem(revision):
+            checked.append(Checked(source, None, 0, problem))
+    else:
+        opened = open_source(parsed)
+        snapshot, where = opened.snapshot, opened.where
+        check = functools.partial(_check_opened, opened)
+    with counting(f"reading {where}", snapshot.size, None) as arrived:
+        for entry in snapshot.files.values():
+            checked.append(Checked(source, entry.path, entry.size, _problem(check, entry)))
             arrived(entry.size)
-    return opened.where, checked
+    return where, checked
 
 
-def problem_of(opened: "Opened", entry: "FileEntry") -> str | None:
-    """Return what is wrong with a file of an artifact, None if nothing is; a part of it is in memory at a time."""
-    from eva_dist.store.opened import OpenedFolder
+def _problem(check: "Callable[[FileEntry], object]", entry: "FileEntry") -> str | None:
+    """Return what is wrong with a file; nothing can be with the manifest, which has been read and names the others."""
     from eva_dist.store.snapshot import MANIFEST_FILE
-    from eva_dist.store.store_source import OpenedStore
 
-    digest = hashlib.sha256()
     try:
-        if entry.path == MANIFEST_FILE:  # it has been read, and names its own hash
-            return None
-        if isinstance(opened, OpenedFolder):
-            opened.fetch([entry.path], False)
-            return None
-        if isinstance(opened, OpenedStore):  # the store's bytes, not those of this machine's cache
-            opened.store.verify_file(entry)
-            return None
-        for start in range(0, entry.size, _PART_BYTES):
-            digest.update(opened.read_range(entry.path, start, min(start + _PART_BYTES, entry.size)))
+        if entry.path != MANIFEST_FILE:
+            check(entry)
     except EvaDistError as error:
         return str(error)
-    if digest.hexdigest() != entry.sha256:
-        return f"has sha256 {digest.hexdigest()}, its manifest says {entry.sha256}; get the artifact again"
     return None
+
+
+def _check_opened(opened: "Opened", entry: "FileEntry") -> None:
+    """Hash a file of an artifact that lies in a folder or on a Hub, a part at a time."""
+    from eva_dist.store.opened import OpenedFolder
+
+    if isinstance(opened, OpenedFolder):
+        opened.fetch([entry.path], False)
+        return
+    digest = hashlib.sha256()
+    for start in range(0, entry.size, _PART_BYTES):
+        digest.update(opened.read_range(entry.path, start, min(start + _PART_BYTES, entry.size)))
+    if digest.hexdigest() != entry.sha256:
+        raise IntegrityError(
+            f"has sha256 {digest.hexdigest()}, its manifest says {entry.sha256}; ask who published it to do so again"
+        )
 
 
 def _report(where: str, checked: "Sequence[Checked]", as_json: bool) -> None:
