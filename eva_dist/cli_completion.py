@@ -46,10 +46,10 @@ def whole_words(environment: MutableMapping[str, str] | None = None) -> Iterator
 
 def _join(environment: MutableMapping[str, str]) -> str:
     """Rewrite COMP_WORDS and COMP_CWORD; return the beginning of the word in question that bash keeps as it is."""
-    try:
-        words, at = environment["COMP_WORDS"].split("\n"), int(environment["COMP_CWORD"])
-    except (KeyError, ValueError):
+    given, at = environment.get("COMP_WORDS", ""), environment.get("COMP_CWORD", "")
+    if "\n" not in given or not at.isdecimal():  # typer's script sends a line a word
         return ""
+    words = given.split("\n")
     joined: list[str] = []
     place, kept, goes_on = 0, "", False
     for i, word in enumerate(words):
@@ -57,7 +57,7 @@ def _join(environment: MutableMapping[str, str]) -> str:
         before = joined.pop() if joined and (breaks or (goes_on and word)) else ""
         joined.append(before + word)
         goes_on = breaks
-        if i == at:
+        if i == int(at):
             place, kept = len(joined) - 1, before + word if breaks else before
     environment["COMP_WORDS"], environment["COMP_CWORD"] = "\n".join(joined), str(place)
     return kept

@@ -51,7 +51,7 @@ def test_a_shell_completes_commands():
     }
     code = "import sys; sys.argv[0] = 'eva-dist'; from eva_dist.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert run.stdout.split() == ["stop"]
+    assert run.stdout.split() == ["stop", "store"]
 
 
 @pytest.mark.parametrize("wrong", [["sumbit"], ["stop"], ["jobs", "--jason"], ["stop", "x", "--timeout-s", "soon"]])
