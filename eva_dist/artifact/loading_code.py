@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from eva_dist.artifact.facts import Provenance
+from eva_dist.artifact.front_matter import hub_model
 from eva_dist.config import EvaConfig
 from eva_dist.store.sources import Kind, parse_source
 
@@ -85,4 +86,6 @@ def _base_model(provenance: Provenance) -> str:
     }
     given = [repr(str(provenance.model.get("id", "")))]
     given += [f"{key}={value!r}" for key, value in options.items() if value is not None]
-    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)})"
+    far = provenance.url.startswith(("hf://", "http://", "https://"))
+    note = "  # your copy of it" if far and hub_model(provenance) is None else ""
+    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)}){note}"
