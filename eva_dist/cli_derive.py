@@ -14,7 +14,9 @@ from eva_dist.overrides import eva_overrides
 
 
 def derive(
-    source: Annotated[str, typer.Argument(help="Folder, file:// URL, or repo_id@revision in the store.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, repo_id@revision in the store, s3://..., hf://..., https://...")
+    ],
     overrides: Annotated[
         list[str], typer.Argument(metavar="OVERRIDES...", help="Settings of EVA to change, e.g. eva.rho=1.25.")
     ],

@@ -37,6 +37,11 @@ class Repo:
         self.messages.append(message)
         return commit
 
+    def history(self, commit: str) -> list[str]:
+        """Return the commits up to this one, last first, as if there were one line of them."""
+        known = list(self.commits)
+        return known[known.index(commit) :: -1]
+
     def files(self, branch: str = "main") -> Files:
         return self.commits[self.branches[branch]]
 
@@ -164,6 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
                 branches = self._repo(org, name).branches
                 refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in branches.items()]
                 self._json({"branches": refs, "tags": [], "converts": []})
+            case ["api", "models", org, name, "commits", revision]:
+                commits = self._repo(org, name).history(self._commit(org, name, unquote(revision)))
+                said = {"title": "a commit", "message": "", "date": "2026-01-02T03:04:05.000Z", "authors": []}
+                self._json([said | {"id": commit} for commit in commits])
             case ["api", "models", org, name, *rest]:
                 commit = self._commit(org, name, unquote(rest[1]) if rest else "main")
                 files = self._repo(org, name).commits[commit]

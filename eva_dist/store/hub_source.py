@@ -45,9 +45,12 @@ class Repository:
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
-        with self.explained(revision):
-            api = HfApi(endpoint=self.endpoint, library_name="eva_dist")
-            found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        api = HfApi(endpoint=self.endpoint, library_name="eva_dist")
+        try:
+            with self.explained(revision):
+                found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except _BrokenError as error:
+            raise StoreError(str(error)) from error
         if not found.sha:
             raise StoreError(f"source={self.asked}: {self.endpoint} names no commit; it is no Hub, check the URL")
         return found.sha

@@ -8,7 +8,7 @@ from pathlib import Path
 from eva_dist.errors import IntegrityError, StoreError
 from eva_dist.store.cache import Cache
 from eva_dist.store.progress_bar import Progress
-from eva_dist.store.snapshot import FileEntry, Snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, sha256_of
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
@@ -72,7 +72,7 @@ class Opened(ABC):
         """Return what the manifest says of a file; `IntegrityError` if it is not listed."""
         found = self.snapshot.files.get(name)
         if found is None:
-            raise IntegrityError(f"the manifest of {self.where} does not list {name}; {REMEDY}")
+            raise IntegrityError(f"{self.where}: its {MANIFEST_FILE} does not list {name}; {REMEDY}")
         return found
 
     def entries(self, names: Collection[str] | None) -> list[FileEntry]:

@@ -178,7 +178,9 @@ def _web(text: str) -> Source:
     shown = re.fullmatch(r"(.*/[^/]+/[^/]+)/tree/(.+)", path)  # what a person copies from the address line
     if shown and not at:
         path, at, revision = shown[1], "@", shown[2]
-    *prefix, namespace, name = path.strip("/").split("/") if path.count("/") > 1 else ["", ""]
+    if path.strip("/").count("/") < 1:
+        raise _wrong(text, f"{path!r} is no org/name")
+    *prefix, namespace, name = path.strip("/").split("/")
     repo_id, _ = _repository(text, f"{namespace}/{name}")
     endpoint = "/".join([f"{url.scheme}://{url.netloc}", *prefix])
     return Source(text, Kind.hub, endpoint, repo_id, _revision(text, revision) if at else None)
