@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eva_dist.store.snapshot import FileEntry
 
 _PART_BYTES = 8 << 20
-_HUB = "hf://"
+_HUBS = ("hf://", "https://", "http://")
 _UNFINISHED = ".incomplete"
 
 
@@ -69,13 +69,18 @@ def push(
         typer.Argument(
             metavar="TARGET",
             help="team/name[@revision] in the store, s3://bucket/prefix/team/name[@revision] (gs, az, abfs, file "
-            "likewise), or hf://org/name[@revision]. No revision: the artifact's own; on the Hub, main.",
+            "likewise), hf://org/name[@revision], or https://host/org/name of another Hub. No revision: the artifact's "
+            "own; on the Hub, main.",
             autocompletion=complete_names,
         ),
     ],
     store: StoreUrl = STORE,
     force: Annotated[bool, typer.Option("--force", "-f", help="Let a name of another artifact be this one's.")] = False,
     private: Annotated[bool, typer.Option("--private", help="On the Hub: make a new repo private.")] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="On the Hub: the base model's name there, if the run read a folder."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish an artifact in a store under a name, or on the Hugging Face Hub. Prints its URL.
@@ -85,8 +90,8 @@ def push(
     from eva_dist.store.sources import fetch
 
     with contextlib.redirect_stdout(sys.stderr):
-        if target.startswith(_HUB):
-            facts = _to_hub(source, store, target, private)
+        if target.startswith(_HUBS):
+            facts = _to_hub(source, store, target, private, base_model)
         else:
             url, repo_id, revision = place(target, store)
             facts = _to_store(fetch(source, store_url=store), url, repo_id, revision, force)
@@ -162,14 +167,15 @@ def place(target: str, store: str) -> tuple[str, str, str | None]:
             check_names(repo_id, revision if at else "main")
         except StoreError as error:
             raise ConfigError(
-                f"TARGET={target} must be team/name[@revision], a store's URL and that, or {_HUB}"
+                f"TARGET={target} must be team/name[@revision], s3://bucket/prefix/team/name[@revision] or "
+                "hf://org/name[@revision]"
             ) from error
         return store, repo_id, revision if at else None
     parsed = parse_source(target, store)
     if parsed.kind is not Kind.store or not parsed.repo_id:
         raise ConfigError(
             f"TARGET={target} must name a place in a store, e.g. s3://bucket/prefix/team/name@revision or "
-            f"file:///folder/team/name@revision; or on the Hub: {_HUB}org/name"
+            f"file:///folder/team/name@revision; or on the Hub: hf://org/name"
         )
     return parsed.url, parsed.repo_id, parsed.revision
 
@@ -200,14 +206,21 @@ def _to_store(folder: Path, url: str, repo_id: str, revision: str | None, force:
     return {**facts, "fingerprint": published.fingerprint, "moved_from": moved}
 
 
-def _to_hub(source: str, store: str, target: str, private: bool) -> dict[str, Any]:
+def _to_hub(source: str, store: str, target: str, private: bool, base_model: str | None) -> dict[str, Any]:
     from eva_dist.hub import push_to_hub
-    from eva_dist.store.sources import fetch, parse_source
+    from eva_dist.store.sources import parse_source
 
     parsed = parse_source(target)
-    folder = fetch(source, store_url=store)
-    url = push_to_hub(folder, parsed.repo_id, revision=parsed.revision, private=private)
-    return {"url": str(url), "repo_id": parsed.repo_id, "revision": parsed.revision}
+    url = push_to_hub(
+        source,
+        parsed.repo_id,
+        revision=parsed.revision,
+        base_model=base_model,
+        private=private or None,
+        endpoint=parsed.url or None,
+        store_url=store,
+    )
+    return {"url": url, "repo_id": parsed.repo_id, "revision": parsed.revision}
 
 
 def _chosen(opened: "Opened", only: Sequence[str] | None) -> "list[FileEntry]":

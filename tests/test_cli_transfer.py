@@ -14,6 +14,7 @@ from eva_dist.artifact.load import load_eva_state_dict
 from eva_dist.store.opened import OpenedFolder
 from eva_dist.store.store import Store
 from tests.commands import run_command
+from tests.fake_hub import running
 from tests.made_artifacts import publish, write_artifact
 
 ROOT = Path(__file__).parents[1]
@@ -194,3 +195,20 @@ class TestPush:
         ran = run("push", tmp_path / "two", "team/tiny")
         assert ran.code == 2 and "give team/tiny@revision" in ran.err
         assert os.listdir(tmp_path / "store/team/tiny") == ["v1"]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of httpx2, by huggingface_hub 2.4
+def test_over_a_hub_and_back(store, made, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVA_DIST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with running() as hub:
+        hub.tokens["writer"] = {"org"}
+        monkeypatch.setenv("HF_TOKEN", "writer")
+        ran = run("push", "team/tiny@v1", f"{hub.url}/org/tiny@exp", "--private")
+        assert (ran.code, ran.out) == (0, f"{hub.url}/org/tiny/tree/exp\n"), ran.err
+        shown = run("show", f"{hub.url}/org/tiny@exp", "--json").json
+        assert shown["fingerprint"] == store.fingerprint_of("team/tiny", "v1")
+        assert run("pull", f"{hub.url}/org/tiny@exp", "here").code == 0
+        assert run("verify", f"{hub.url}/org/tiny@exp").code == 0
+    assert hashes(Path("here"))["eva_state_dict.safetensors"] == hashes(made)["eva_state_dict.safetensors"]
+    assert run("verify", "here").code == 0
