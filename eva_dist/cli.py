@@ -14,6 +14,7 @@ from eva_dist.cli_derive import derive
 from eva_dist.cli_diff import diff
 from eva_dist.cli_export import export
 from eva_dist.cli_jobs import jobs, logs, stop, submit
+from eva_dist.cli_merge import merge
 from eva_dist.cli_options import KEEP, LOOK, RUN, USE
 from eva_dist.cli_report import report
 from eva_dist.cli_show import show
@@ -45,6 +46,7 @@ app.command(rich_help_panel=KEEP)(verify)
 app.command(rich_help_panel=KEEP)(gc)
 app.add_typer(store_app, name="store", rich_help_panel=KEEP)
 app.command(no_args_is_help=True, rich_help_panel=USE)(derive)
+app.command(no_args_is_help=True, rich_help_panel=USE)(merge)
 app.command(no_args_is_help=True, rich_help_panel=LOOK)(report)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.
 app.command(no_args_is_help=True, rich_help_panel=RUN, context_settings={"ignore_unknown_options": True})(plan)

@@ -3,26 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from eva_dist.artifact.file_names import (
-    ADAPTER_CONFIG_FILE as ADAPTER_CONFIG_FILE,
-)
-from eva_dist.artifact.file_names import (
-    ADAPTER_FILE as ADAPTER_FILE,
-)
-from eva_dist.artifact.file_names import (
-    CARD_FILE as CARD_FILE,
-)
-from eva_dist.artifact.file_names import (
-    COMPONENTS_FILE as COMPONENTS_FILE,
-)
-from eva_dist.artifact.file_names import (
-    CONVERGENCE_FILE as CONVERGENCE_FILE,
-)
-from eva_dist.artifact.file_names import (
-    SPECTRUM_FILE as SPECTRUM_FILE,
-)
-from eva_dist.artifact.file_names import (
-    STATE_DICT_FILE as STATE_DICT_FILE,
+from eva_dist.artifact.file_names import (  # noqa: F401  (the rest of the package finds them here)
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    COMPONENTS_FILE,
+    CONVERGENCE_FILE,
+    COVARIANCE_FILE,
+    SPECTRUM_FILE,
+    STATE_DICT_FILE,
 )
 from eva_dist.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
@@ -53,6 +42,8 @@ class Provenance:
         derived_from: of an artifact that another one's vectors went into (`derive.py`): `fingerprint` of that
             other, its decisive `eva` settings, `exact` (whether a run would give the same numbers), and the version of
             `eva_dist`; all the rest, but for url, names and time, is of the pass that found the vectors.
+        merged_from: of an artifact whose statistics are the sum of others' (`merge.py`), each of these others:
+            `fingerprint`, `weight` and what it was computed from; `model` and `tokenizer` are those of all of them.
     """
 
     fingerprint: str
@@ -68,10 +59,13 @@ class Provenance:
     revision: str
     created: str
     derived_from: dict[str, Any] | None = None
+    merged_from: list[dict[str, Any]] | None = None
 
     @property
     def is_own_run(self) -> bool:
         """Whether a run of these settings would give these numbers: it is one, or an exact derivation."""
+        if self.merged_from is not None:
+            return False
         return self.derived_from is None or bool(self.derived_from["exact"])
 
 
