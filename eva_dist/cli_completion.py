@@ -60,7 +60,7 @@ def _join(environment: MutableMapping[str, str]) -> str:
         if i == int(at):
             place, kept = len(joined) - 1, before + word if breaks else before
     environment["COMP_WORDS"], environment["COMP_CWORD"] = "\n".join(joined), str(place)
-    return kept
+    return kept.removesuffix("@")  # readline has the @ in what it replaces: one of bash's rl_special_prefixes
 
 
 def _names(url: str) -> list[str]:

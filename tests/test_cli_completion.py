@@ -50,9 +50,9 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 def test_names_in_bash(store):
     url = str(store / "store")
     assert in_bash(store, "show", "team/ti", EVA_DIST_STORE=url) == ["team/tiny@rho1.0", "team/tiny@rho2.0"]
-    # bash gives what follows the @ as a word of its own, and keeps what is before it
-    assert in_bash(store, "show", "team/tiny", "@", "rho2", EVA_DIST_STORE=url) == ["rho2.0"]
-    assert in_bash(store, "pull", "team/tiny", "@", EVA_DIST_STORE=url) == ["rho1.0", "rho2.0"]
+    # bash gives @ and what follows it as words of their own, and replaces both
+    assert in_bash(store, "show", "team/tiny", "@", "rho2", EVA_DIST_STORE=url) == ["@rho2.0"]
+    assert in_bash(store, "pull", "team/tiny", "@", EVA_DIST_STORE=url) == ["@rho1.0", "@rho2.0"]
     assert in_bash(store, "rm", "--store", url, "lab") == ["lab/x@v1"]
 
 
