@@ -22,7 +22,7 @@ from eva_dist.cli_store import ls, rm
 from eva_dist.cli_transfer import pull, push
 from eva_dist.cli_upkeep import gc, store_app, verify
 from eva_dist.errors import ConfigError, EvaDistError
-from eva_dist.terminal import say
+from eva_dist.terminal import lenient, say
 
 app = typer.Typer(
     name="eva-dist",
@@ -54,6 +54,7 @@ app.command(no_args_is_help=True, rich_help_panel=RUN, context_settings={"ignore
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error that was raised on purpose is one message."""
+    lenient()
     try:
         with whole_words():
             app(args=None if arguments is None else list(arguments))

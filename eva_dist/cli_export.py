@@ -39,8 +39,8 @@ def export(
         str,
         typer.Option(
             metavar="mixed|pad|pad:N|fixed:N",
-            help="mixed: as EVA handed them out. pad: all at the largest, or at N, with zeros; outputs and training "
-            "stay the same. fixed:N: the first N components in every layer.",
+            help="mixed: as EVA handed them out. pad: all at the largest, or at N, with zeros; outputs stay the "
+            "same. fixed:N: the first N components in every layer.",
         ),
     ] = "mixed",
     store: StoreUrl = STORE,

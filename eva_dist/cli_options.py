@@ -16,8 +16,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="team/name[@revision] in the store; a folder; s3://bucket/prefix/team/name[@revision] (gs, az, abfs "
-        "likewise); hf://org/name[@revision]; https://host/org/name[@revision].",
+        help="team/name\\[@revision] in the store; a folder; s3://bucket/prefix/team/name\\[@revision] (gs, az, abfs "
+        "likewise); hf://org/name\\[@revision]; https://host/org/name\\[@revision].",
         autocompletion=complete_names,
         show_default=False,
     ),

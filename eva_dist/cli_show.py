@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,34 +58,60 @@ def show(
     from eva_dist.store.sources import open_source
 
     opened = open_source(source, store)
-    snapshot = opened.snapshot
+    snapshot, found = opened.snapshot, find(source, store, opened)
     ratios = read_ratios(opened.read(SPECTRUM_FILE)) if SPECTRUM_FILE in snapshot.files else None
     layers = layers_of(snapshot.manifest, ratios)
     kinds = kinds_of(layers, ratios)
     if as_json:
-        print_json(_document(source, opened, layers, kinds, with_layers))
+        print_json(_document(source, snapshot, found, layers, kinds, with_layers))
         return
     console = results()
     sections: list[list[Any]] = [
-        [facts_table(_facts(snapshot, opened.where))],
+        [facts_table(_facts(snapshot, found.where))],
         list(_kinds(kinds, ratios, console)),
         list(_map(layers, console)),
         [_layers(layers, console)] if with_layers else [],
         [_files(snapshot, console)],
-        [facts_table(loading(source, opened))],
+        [facts_table(loading(source, found))],
     ]
     for number, section in enumerate(filter(None, sections)):
         put(console, *([""] if number else []), *section)
 
 
-def loading(source: str, opened: "Opened") -> dict[str, str]:
+@dataclass(frozen=True)
+class Found:
+    """Where an artifact is: to show, its folder if it has one here, and the word for it that holds everywhere."""
+
+    where: str
+    folder: Path | None
+    word: str
+
+
+def find(source: str, store_url: str, opened: "Opened") -> Found:
+    """Return where an artifact is; in a folder store that is the name's own folder."""
+    from eva_dist.store.sources import Kind, parse_source
+    from eva_dist.store.store import Store
+
+    parsed = parse_source(source, store_url)
+    if parsed.kind is Kind.folder:
+        return Found(opened.where, Path(parsed.url).absolute(), str(Path(parsed.url).absolute()))
+    if parsed.kind is Kind.hub or not parsed.repo_id:
+        return Found(opened.where, None, source)
+    store = Store(parsed.url)
+    revision = store.resolve(parsed.repo_id, parsed.revision).revision
+    folder = None if store.root is None else store.root / parsed.repo_id / revision
+    word = f"{store.root or parsed.url.rstrip('/')}/{parsed.repo_id}@{revision}"
+    there = folder is not None and folder.exists()
+    return Found(str(folder) if there else opened.where, folder if there else None, word)
+
+
+def loading(source: str, found: Found) -> dict[str, str]:
     """Return how to get and load an artifact, a line each."""
-    folder = getattr(opened, "folder", None)
-    at = f"{folder}" if folder else "FOLDER"
+    folder = json.dumps(str(found.folder or "FOLDER"))
     return {
-        **({} if folder else {"get it": f"eva-dist pull {source} FOLDER"}),
-        "as an adapter": f"PeftModel.from_pretrained(base, {json.dumps(at)}, is_trainable=True)",
-        "as a start": f"eva_dist.load_eva_state_dict({json.dumps(source)})",
+        **({} if found.folder else {"get it": f"eva-dist pull {source} FOLDER"}),
+        "as an adapter": f"PeftModel.from_pretrained(base, {folder}, is_trainable=True)",
+        "as a start": f"eva_dist.load_eva_state_dict({json.dumps(str(found.folder or found.word))})",
     }
 
 
@@ -182,16 +209,21 @@ def _files(snapshot: "Snapshot", console: "Console") -> Any:
 
 
 def _document(
-    source: str, opened: "Opened", layers: "Sequence[Layer]", kinds: "Sequence[Kind]", with_layers: bool
+    source: str,
+    snapshot: "Snapshot",
+    found: Found,
+    layers: "Sequence[Layer]",
+    kinds: "Sequence[Kind]",
+    with_layers: bool,
 ) -> dict[str, Any]:
     from eva_dist.listing import at, facts_of
 
-    snapshot, manifest = opened.snapshot, opened.snapshot.manifest
+    manifest = snapshot.manifest
     names = ("repo_id", "revision", "method", "steps", "tokens", "layers_converged", "layers_total", "largest_rank")
     more = (*names, "trainable_parameters", "budget", "derived_from", "model", "data", "versions")
     document: dict[str, Any] = {
         "source": source,
-        "at": opened.where,
+        "at": found.where,
         "fingerprint": snapshot.fingerprint,
         "commit": snapshot.commit,
         **{key: at(manifest, key) for key in more},
@@ -199,7 +231,7 @@ def _document(
         "eva": at(manifest, "config", "eva"),
         "kinds": [asdict(kind) for kind in kinds],
         "files": [asdict(entry) for entry in snapshot.files.values()],
-        "load": loading(source, opened),
+        "load": loading(source, found),
     }
     if with_layers:
         document["layers"] = [asdict(layer) | {"parameters": layer.parameters} for layer in layers]

@@ -35,7 +35,7 @@ _SORTS = "name, age, size, r, rho, tau, status, model"
 Pattern = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PATTERN]",
+        metavar="PATTERN",
         help="Namespace, name, namespace/name, with @revision or without; * and ? stand for anything.",
         autocompletion=complete_names,
         show_default=False,

@@ -30,7 +30,7 @@ def pull(
     source: Source,
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[FOLDER]", help="New folder, or one that a pull has begun; default: ./NAME-REVISION."),
+        typer.Argument(metavar="FOLDER", help="New folder, or one that a pull has begun; default: ./NAME-REVISION."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -68,9 +68,9 @@ def push(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="team/name[@revision] in the store, s3://bucket/prefix/team/name[@revision] (gs, az, abfs, file "
-            "likewise), hf://org/name[@revision], or https://host/org/name of another Hub. No revision: the artifact's "
-            "own; on the Hub, main.",
+            help="team/name\\[@revision] in the store, s3://bucket/prefix/team/name\\[@revision] (gs, az, abfs, file "
+            "likewise), hf://org/name\\[@revision], or https://host/org/name of another Hub. No revision: the "
+            "artifact's own; on the Hub, main.",
             autocompletion=complete_names,
         ),
     ],

@@ -35,7 +35,7 @@ def verify(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SOURCE]",
+            metavar="SOURCE",
             help="One artifact; without it, everything in the store.",
             autocompletion=complete_names,
             show_default=False,

@@ -4,6 +4,7 @@ Standard output is for results, all else goes to standard error. Names and setti
 may have written: they are shown as `rich.text.Text`, never as markup, without control characters.
 """
 
+import io
 import json
 import math
 import os
@@ -52,6 +53,13 @@ def put(console: "Console", *parts: object) -> None:
         for part in parts:
             console.print(part)
     print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
+
+
+def lenient() -> None:
+    """Let a terminal that knows no `–` get a `?` for it instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def say(message: str) -> None:

@@ -61,6 +61,11 @@ def test_wrong_usage_is_exit_code_2(wrong, capsys):
     assert "Usage" in out + err
 
 
+def test_brackets_in_help_are_shown(capsys):
+    code_of("push", "--help")
+    assert capsys.readouterr().out.count("team/name[@revision]") >= 2
+
+
 def test_a_typo_in_a_command_gets_a_suggestion(capsys):
     code_of("sumbit")
     assert "submit" in capsys.readouterr().err
