@@ -17,6 +17,7 @@ from eva_dist.cli_jobs import jobs, logs, stop, submit
 from eva_dist.cli_merge import merge
 from eva_dist.cli_options import KEEP, LOOK, RUN, USE
 from eva_dist.cli_report import report
+from eva_dist.cli_serve import serve, token
 from eva_dist.cli_show import show
 from eva_dist.cli_store import ls, rm
 from eva_dist.cli_transfer import pull, push
@@ -48,6 +49,8 @@ app.add_typer(store_app, name="store", rich_help_panel=KEEP)
 app.command(no_args_is_help=True, rich_help_panel=USE)(derive)
 app.command(no_args_is_help=True, rich_help_panel=USE)(merge)
 app.command(no_args_is_help=True, rich_help_panel=LOOK)(report)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(serve)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(token)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.
 app.command(no_args_is_help=True, rich_help_panel=RUN, context_settings={"ignore_unknown_options": True})(plan)
 
