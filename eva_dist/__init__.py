@@ -2,6 +2,7 @@
 
     get_eva_state_dict    PEFT's function on our engine, in process
     load_eva_state_dict   a published artifact, ready for `peft.initialize_lora_eva_weights`
+    fetch                 a published artifact as a local folder, ready for `PeftModel.from_pretrained`
 
 Importing this package imports neither torch nor ray; names are loaded when first used.
 """
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eva_dist.artifact.load import load_eva_state_dict
     from eva_dist.inprocess import get_eva_state_dict
+    from eva_dist.store.sources import fetch
 
 try:
     __version__ = version("eva-dist")
 except PackageNotFoundError:  # a clone that came with a job, on a node that has its dependencies alone
     __version__ = "0+clone"
-__all__ = ["__version__", "get_eva_state_dict", "load_eva_state_dict"]
+__all__ = ["__version__", "fetch", "get_eva_state_dict", "load_eva_state_dict"]
 
 _HOMES = {
+    "fetch": "eva_dist.store.sources",
     "get_eva_state_dict": "eva_dist.inprocess",
     "load_eva_state_dict": "eva_dist.artifact.load",
 }

@@ -4,45 +4,65 @@ Imports are light: torch and ray come with the command that needs them, if at al
 Exit codes: 0 done, 2 bad settings or usage, 130 interrupted, 1 anything else; a job that is followed passes its own on.
 """
 
-import sys
 from collections.abc import Sequence
 
 import typer
 
 from eva_dist.cli_clone import plan
+from eva_dist.cli_completion import whole_words
 from eva_dist.cli_derive import derive
+from eva_dist.cli_diff import diff
+from eva_dist.cli_export import export
 from eva_dist.cli_jobs import jobs, logs, stop, submit
 from eva_dist.cli_merge import merge
+from eva_dist.cli_options import KEEP, LOOK, RUN, USE
 from eva_dist.cli_report import report
 from eva_dist.cli_serve import serve, token
+from eva_dist.cli_show import show
+from eva_dist.cli_store import ls, rm
+from eva_dist.cli_transfer import pull, push
+from eva_dist.cli_upkeep import gc, store_app, verify
 from eva_dist.errors import ConfigError, EvaDistError
+from eva_dist.terminal import lenient, say
 
 app = typer.Typer(
     name="eva-dist",
-    help="EVA initialisations for LoRA: submit jobs to a Ray cluster, look after them, plan them.",
+    help="EVA initialisations for LoRA: compute them on a Ray cluster, keep them in a store, hand them on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(no_args_is_help=True)(submit)
-app.command()(jobs)
-app.command(no_args_is_help=True)(logs)
-app.command(no_args_is_help=True)(stop)
-app.command(no_args_is_help=True)(derive)
-app.command(no_args_is_help=True)(merge)
-app.command(no_args_is_help=True)(report)
-app.command(no_args_is_help=True)(serve)
-app.command(no_args_is_help=True)(token)
+app.command(no_args_is_help=True, rich_help_panel=RUN)(submit)
+app.command(rich_help_panel=RUN)(jobs)
+app.command(no_args_is_help=True, rich_help_panel=RUN)(logs)
+app.command(no_args_is_help=True, rich_help_panel=RUN)(stop)
+app.command(rich_help_panel=LOOK)(ls)
+app.command(no_args_is_help=True, rich_help_panel=LOOK)(show)
+app.command(no_args_is_help=True, rich_help_panel=LOOK)(diff)
+app.command(no_args_is_help=True, rich_help_panel=USE)(pull)
+app.command(no_args_is_help=True, rich_help_panel=USE)(push)
+app.command(no_args_is_help=True, rich_help_panel=USE)(export)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(rm)
+app.command(rich_help_panel=KEEP)(verify)
+app.command(rich_help_panel=KEEP)(gc)
+app.add_typer(store_app, name="store", rich_help_panel=KEEP)
+app.command(no_args_is_help=True, rich_help_panel=USE)(derive)
+app.command(no_args_is_help=True, rich_help_panel=USE)(merge)
+app.command(no_args_is_help=True, rich_help_panel=LOOK)(report)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(serve)
+app.command(no_args_is_help=True, rich_help_panel=KEEP)(token)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.
-app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(plan)
+app.command(no_args_is_help=True, rich_help_panel=RUN, context_settings={"ignore_unknown_options": True})(plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error that was raised on purpose is one message."""
+    lenient()
     try:
-        app(args=None if arguments is None else list(arguments))
+        with whole_words():
+            app(args=None if arguments is None else list(arguments))
     except EvaDistError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error
 
 

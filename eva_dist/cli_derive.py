@@ -8,17 +8,20 @@ from typing import Annotated
 
 import typer
 
+from eva_dist.cli_options import STORE, StoreUrl
 from eva_dist.config import ArtifactConfig, StoreConfig
 from eva_dist.errors import ConfigError
 from eva_dist.overrides import eva_overrides
 
 
 def derive(
-    source: Annotated[str, typer.Argument(help="Folder, file:// URL, or repo_id@revision in the store.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, repo_id@revision in the store, s3://..., hf://..., https://...")
+    ],
     overrides: Annotated[
         list[str], typer.Argument(metavar="OVERRIDES...", help="Settings of EVA to change, e.g. eva.rho=1.25.")
     ],
-    store: Annotated[str, typer.Option(help="Store to publish in: a folder or a file:// URL.")] = StoreConfig().url,
+    store: StoreUrl = STORE,
     repo_id: Annotated[
         str | None, typer.Option(help="Name of the new artifact; default: the source's.", show_default=False)
     ] = None,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from eva_dist.cli_options import STORE, StoreUrl
 from eva_dist.config import ArtifactConfig, StoreConfig
 from eva_dist.errors import ConfigError
 from eva_dist.overrides import eva_overrides
@@ -29,7 +30,7 @@ def merge(
         list[float] | None,
         typer.Option(help="How often each row of a source counts; one for each source, in their order."),
     ] = None,
-    store: Annotated[str, typer.Option(help="Store to publish in: a folder or a file:// URL.")] = StoreConfig().url,
+    store: StoreUrl = STORE,
     repo_id: Annotated[
         str | None, typer.Option(help="Name of the new artifact; default: the sources'.", show_default=False)
     ] = None,

@@ -55,16 +55,13 @@ _MOST_LISTED = 10
 
 
 def find_source(source: str, store: Store) -> Path:
-    """Return the folder of a stored artifact: a folder, a `file://` URL, or `repo_id@revision` in the store.
+    """Return a local folder of the artifact that a word names (`store/sources.py`), fetched if it lies elsewhere.
 
     Raises:
-        ConfigError: another kind of URL.
-        StoreError: names that leave the store; a store that is not a folder.
+        ConfigError: it is no such word.
+        StoreError: there is no such artifact, or it cannot be had.
     """
-    repo_id, at, revision = source.rpartition("@")
-    if "://" in source or not at or Path(source).expanduser().exists():
-        return source_folder(source)
-    return source_folder(store.revision_url(repo_id, revision))
+    return source_folder(source, store.url)
 
 
 def derive_and_publish(

@@ -51,7 +51,7 @@ def test_a_shell_completes_commands():
     }
     code = "import sys; sys.argv[0] = 'eva-dist'; from eva_dist.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert run.stdout.split() == ["stop"]
+    assert run.stdout.split() == ["stop", "store"]
 
 
 @pytest.mark.parametrize("wrong", [["sumbit"], ["stop"], ["jobs", "--jason"], ["stop", "x", "--timeout-s", "soon"]])
@@ -59,6 +59,11 @@ def test_wrong_usage_is_exit_code_2(wrong, capsys):
     assert code_of(*wrong) == 2
     out, err = capsys.readouterr()
     assert "Usage" in out + err
+
+
+def test_brackets_in_help_are_shown(capsys):
+    code_of("push", "--help")
+    assert capsys.readouterr().out.count("team/name[@revision]") >= 2
 
 
 def test_a_typo_in_a_command_gets_a_suggestion(capsys):

@@ -136,7 +136,7 @@ def test_an_older_artifact_is_refused_with_what_to_do(source, run, tmp_path):
 
 def test_no_source_and_a_damaged_one_are_exit_code_1(source, run, tmp_path):
     code, out, err = run("team/none@v1", "eva.rho=1.5")
-    assert (code, out) == (1, "") and "error: no artifact at" in err
+    assert (code, out) == (1, "") and "has no team/none" in err
     cut = shutil.copytree(source.folder, tmp_path / "cut")
     (cut / "spectrum.parquet").write_bytes(b"")
     code, out, err = run(cut, "eva.rho=1.5")

@@ -369,16 +369,17 @@ class TestRefused:
 class TestSource:
     def test_a_folder_a_url_and_a_name_in_the_store(self, source, tmp_path, monkeypatch):
         here = Store(str(source.folder.parents[2]))
-        assert find_source(source.url, here) == source.folder == find_source("tests/tiny@rho2.0-tau0.9", here)
+        assert find_source(source.url, here) == source.folder
+        assert find_source("tests/tiny@rho2.0-tau0.9", here) == source.folder.resolve()
         monkeypatch.chdir(tmp_path)
         (tmp_path / "team@work").mkdir()
         assert find_source("team@work", here) == Path("team@work")
 
     def test_none_there(self, tmp_path, store):
-        for name in ("team/none@rho2.0", str(tmp_path)):
-            with pytest.raises(ArtifactNotFoundError, match="no artifact at"):
+        for name, why in [("team/none@rho2.0", "has no team/none"), (str(tmp_path), "no artifact at")]:
+            with pytest.raises(ArtifactNotFoundError, match=why):
                 derive_and_publish(name, {"whiten": True}, store)
-        with pytest.raises(ConfigError, match="source=https://host/a must be a folder"):
+        with pytest.raises(ConfigError, match="source=https://host/a: '/a' is no org/name"):
             derive_and_publish("https://host/a", {"whiten": True}, store)
         assert not Path(store).exists()
 

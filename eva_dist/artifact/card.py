@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.artifact.facts import CARD_FILE, COVARIANCE_FILE, LayerFacts, Provenance
+from eva_dist.artifact.front_matter import front_matter
 from eva_dist.artifact.loading_code import adapter_code, state_dict_code
 from eva_dist.artifact.merged_card import merged_section, merged_warning
 from eva_dist.artifact.places import places, ranks_by_kind
@@ -23,7 +24,7 @@ def write_card(
 ) -> None:
     """Write the card."""
     sections = [
-        _front_matter(provenance),
+        front_matter(provenance),
         _head(layers, result, eva, provenance),
         _derived(provenance),
         merged_section(provenance),
@@ -35,12 +36,6 @@ def write_card(
         _provenance(result, provenance),
     ]
     (folder / CARD_FILE).write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
-
-
-def _front_matter(provenance: Provenance) -> str:
-    # A JSON string is a YAML string, whatever is in it.
-    base = json.dumps(str(provenance.model.get("id", "")))
-    return f"---\nlibrary_name: peft\nbase_model: {base}\ntags:\n- eva\n- lora\n- eva_dist\n---"
 
 
 def _head(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance) -> str:

@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+from eva_dist.artifact.file_names import (  # noqa: F401  (the rest of the package finds them here)
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    COMPONENTS_FILE,
+    CONVERGENCE_FILE,
+    COVARIANCE_FILE,
+    SPECTRUM_FILE,
+    STATE_DICT_FILE,
+)
 from eva_dist.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
@@ -10,15 +20,6 @@ from eva_dist.plan import InputGroup, Layer
 FORMAT_VERSION = 2
 """1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
 METHOD = "eva"
-
-STATE_DICT_FILE = "eva_state_dict.safetensors"
-COMPONENTS_FILE = "components.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-COVARIANCE_FILE = "covariance.safetensors"
-SPECTRUM_FILE = "spectrum.parquet"
-CONVERGENCE_FILE = "convergence.parquet"
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)

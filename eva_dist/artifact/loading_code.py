@@ -1,19 +1,36 @@
 """The card's Python code: run as it stands where the artifact's folder can be reached."""
 
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
 from eva_dist.artifact.auto_classes import auto_class
 from eva_dist.artifact.facts import Provenance
-from eva_dist.artifact.load import source_folder
+from eva_dist.artifact.front_matter import hub_model
 from eva_dist.config import EvaConfig
+from eva_dist.store.sources import Kind, parse_source
 
 
 def adapter_code(provenance: Provenance) -> str:
     """Return code that binds `model` to a trainable `PeftModel` of the ready adapter."""
+    imports, place = _adapter_place(provenance.url)
     return f"""\
-from peft import PeftModel
+{imports}from peft import PeftModel
 from transformers import {_auto_class(provenance)}
 
 base = {_base_model(provenance)}
-model = PeftModel.from_pretrained(base, {str(source_folder(provenance.url))!r}, is_trainable=True)"""
+model = PeftModel.from_pretrained(base, {place}, is_trainable=True)"""
+
+
+def _adapter_place(url: str) -> tuple[str, str]:
+    """Return what to import, and the arguments by which PEFT finds the adapter: a folder, or a name on the Hub."""
+    if url.startswith("file://"):
+        return "", repr(url2pathname(urlsplit(url).path))
+    if "://" not in url:
+        return "", repr(url)
+    source = parse_source(url)
+    if source.kind is Kind.hub and not source.url:
+        return "", repr(source.repo_id) + (f", revision={source.revision!r}" if source.revision else "")
+    return "import eva_dist\n", f"eva_dist.fetch({url!r})"
 
 
 def state_dict_code(eva: EvaConfig, provenance: Provenance, fan_in_fan_out: bool) -> str:
@@ -62,4 +79,6 @@ def _base_model(provenance: Provenance) -> str:
     }
     given = [repr(str(provenance.model.get("id", "")))]
     given += [f"{key}={value!r}" for key, value in options.items() if value is not None]
-    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)})"
+    far = provenance.url.startswith(("hf://", "http://", "https://"))
+    note = "  # your copy of it" if far and hub_model(provenance) is None else ""
+    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)}){note}"

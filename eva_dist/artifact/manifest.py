@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, LayerFacts, Provenance
+from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, STATE_DICT_FILE, LayerFacts, Provenance
+from eva_dist.artifact.header import tensor_hashes
 from eva_dist.artifact.load import MANIFEST_FILE
 from eva_dist.config import EvaConfig
 from eva_dist.controller import PointResult
@@ -24,7 +25,8 @@ def write_manifest(
     """Write the manifest over the files that are in `folder`, and return it as it reads back.
 
     `rank_budget` and `parameter_budget` are those of the uniform adapter; `budget` says which of them was handed out.
-    `trainable_parameters` are those of the adapter, A and B.
+    `trainable_parameters` are those of the adapter, A and B. `tensors` has the sha256 of each layer's bytes in the
+    state dict, so that one that is loaded without the rest of the file can be verified.
     """
     state = result.state
     stop = state.stop
@@ -52,6 +54,7 @@ def write_manifest(
         "layers_total": len(layers),
         "layers": {facts.name: _layer(facts, state.tau, stop.value if stop else "stopped") for facts in layers},
         "input_groups": {facts.group.tap: _input_group(facts) for facts in layers if facts.name == facts.group.tap},
+        "tensors": tensor_hashes(folder / STATE_DICT_FILE),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
     }
     text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False) + "\n"

@@ -4,17 +4,12 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from eva_dist.compare import Array, orthonormal_rows, subspace_overlap
 from eva_dist.report.points import StoredArtifact
 from eva_dist.report.stored import open_rows
-
-Array = np.ndarray[Any, Any]
-
-_ORTHOGONAL = 1e-5
-"""Cosine between rows that count as orthogonal: float32 keeps them to 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
             both = np.ix_(holders, holders)
             equal[both] += rank_H[:, None] == rank_H
             together[both] += 1
-            bases = {i: _basis(rows[i](name)) for i in holders if ranks[i][name]}
+            bases = {i: orthonormal_rows(rows[i](name)) for i in holders if ranks[i][name]}
             for width in {basis.shape[1] for basis in bases.values()}:  # points of two models may name a layer alike
                 alike = [i for i, basis in bases.items() if basis.shape[1] == width]
                 both = np.ix_(alike, alike)
@@ -59,28 +54,9 @@ def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
     return Agreement(_ratio(overlaps, compared), _ratio(equal, together))
 
 
-def subspace_overlap(bases: Sequence[Array]) -> Array:
-    """Return `[N, N]` overlaps of N subspaces, given as orthonormal rows `[rank, in_features]`, rank > 0."""
-    ranks = [len(basis) for basis in bases]
-    joined = np.concatenate(bases)
-    squares = (joined @ joined.T) ** 2
-    starts = np.cumsum([0, *ranks[:-1]])
-    shared = np.add.reduceat(np.add.reduceat(squares, starts, axis=0), starts, axis=1)
-    return np.minimum(shared / np.minimum.outer(ranks, ranks), 1.0)  # rounding alone brings it above
-
-
 def none_if_nan(value: float) -> float | None:
     """Return what JSON can hold."""
     return None if math.isnan(value) else value
-
-
-def _basis(rows_KD: Array) -> Array:
-    """Return orthonormal rows that span these, which whitening has scaled; what EVA stores is orthogonal already."""
-    rows_KD = rows_KD.astype(np.float64)
-    normed_KD = rows_KD / np.linalg.norm(rows_KD, axis=1, keepdims=True)
-    if np.abs(normed_KD @ normed_KD.T - np.eye(len(normed_KD))).max() < _ORTHOGONAL:
-        return normed_KD
-    return np.linalg.qr(rows_KD.T)[0].T
 
 
 def _ratio(total: Array, count: Array) -> Array:

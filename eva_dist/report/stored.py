@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from eva_dist.artifact.facts import ADAPTER_FILE, SPECTRUM_FILE, STATE_DICT_FILE
 from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, source_folder, verify
-from eva_dist.errors import ArtifactNotFoundError, IntegrityError
+from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.report.points import LayerEnd, StoredArtifact
 from eva_dist.store.names import SNAPSHOTS
+from eva_dist.store.sources import Kind, fetch, parse_source
 
 
 def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
@@ -27,10 +28,16 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
     Raises:
         ArtifactNotFoundError: it is gone, or the revision holds another one.
         IntegrityError: a file is missing, or its content is not what the manifest or another file says.
-        ConfigError: `url` is not a folder or a `file://` URL.
+        ConfigError: `url` names no artifact.
     """
-    revision = source_folder(url)
-    folder = _folder(revision, fingerprint)
+    source = parse_source(url)
+    if source.kind is Kind.hub:
+        raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
+    if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
+        revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
+    else:
+        revision = source_folder(url)
+        folder = _folder(revision, fingerprint)
     lies_here = revision if folder.resolve() == revision.resolve() else folder
     try:
         manifest = read_manifest(folder)

@@ -3,7 +3,7 @@
 from eva_dist.report.figures import Comparison, PointFigures
 from eva_dist.report.points import Point
 from eva_dist.report.settings import short, text
-from eva_dist.report.words import NONE, overlap, seconds, share
+from eva_dist.report.words import NONE, overlap, printable, seconds, share
 
 FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
 """Heads of what is said of a point, on a terminal and on the page."""
@@ -53,11 +53,6 @@ def _complaint(point: Point) -> str:
     message = " ".join(point.problem.message.split())
     cut = message if len(message) <= _MOST_ERROR else message[: _MOST_ERROR - 1] + "…"
     return printable(f"point {point.number} {point.status}: {point.problem.type}: {cut}")
-
-
-def printable(message: str) -> str:
-    """Return a line without what would steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\u00a0" else "?" for c in message)
 
 
 def _aligned(rows: list[list[str]], left: int) -> list[str]:

@@ -52,3 +52,8 @@ def times(ratio: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return e.g. `1 point`, `2 points`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def printable(message: str) -> str:
+    """Return a line without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\u00a0" else "?" for c in message)

@@ -1,14 +1,18 @@
 """The card: its code runs as it stands, its words and numbers are those of the run."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from peft import PeftModel
 
 import eva_dist
+from eva_dist.artifact.front_matter import front_matter
 from eva_dist.artifact.load import load_eva_state_dict
+from eva_dist.artifact.loading_code import adapter_code
 from eva_dist.config import Budget
 
 # peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
@@ -52,13 +56,50 @@ def test_both_code_blocks_load_the_same_artifact(build, whiten):
         assert len(trainable) == 2 * 13 and all("lora_" in name for name in trainable)
 
 
-def test_front_matter_is_yaml(built):
+def test_front_matter_has_no_folder_of_this_machine(built):
     front = yaml.safe_load(card(built).split("---")[1])
-    assert front == {
-        "library_name": "peft",
-        "base_model": built.provenance.model["id"],
-        "tags": ["eva", "lora", "eva_dist"],
-    }
+    assert front == {"library_name": "peft", "tags": ["eva", "lora", "eva_dist"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "names"),
+    [
+        ("org/Base-1.5", "team/texts", ("org/Base-1.5", ["team/texts"])),
+        ("gpt2", "wikitext", ("gpt2", ["wikitext"])),
+        ("/srv/models/base", "/srv/data.jsonl", (None, None)),
+        ("./base", "data/*.txt", (None, None)),
+        ("../org/base", "texts.jsonl", (None, None)),
+        ("a/b/c", "a|b.txt", (None, None)),
+    ],
+)
+def test_front_matter_names_what_is_on_the_hub_and_nothing_else(built, model, data, names):
+    config = built.provenance.config | {"data": {"path": data}}
+    provenance = replace(built.provenance, model={"id": model, "weights": "commit:abc"}, config=config)
+    front = ModelCard(front_matter(provenance) + "\n# card\n").data
+    assert (front.base_model, front.datasets) == names
+    assert front.library_name == "peft" and front.tags == ["eva", "lora", "eva_dist"]
+    assert front.get("base_model_relation") == ("adapter" if names[0] else None)
+    assert front.language is None and front.license is None
+    local = replace(provenance, model={"id": "org/base", "weights": "sha256:abc"})
+    assert "base_model" not in front_matter(local)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("file:///srv/eva%20store/snapshots/ab", "'/srv/eva store/snapshots/ab'"),
+        ("/srv/eva", "'/srv/eva'"),
+        ("hf://org/name@v1", "'org/name', revision='v1'"),
+        ("hf://org/name", "'org/name'"),
+        ("hf://org/name@my%20run", "'org/name', revision='my run'"),
+        ("s3://bucket/team/name@v1", "eva_dist.fetch('s3://bucket/team/name@v1')"),
+        ("http://gateway:8000/team/name", "eva_dist.fetch('http://gateway:8000/team/name')"),
+    ],
+)
+def test_code_says_where_the_adapter_is_in_the_words_that_peft_takes(built, url, place):
+    code = adapter_code(replace(built.provenance, url=url))
+    assert f"PeftModel.from_pretrained(base, {place}, is_trainable=True)" in code
+    assert ("import eva_dist" in code) == ("eva_dist." in place)
 
 
 def test_says_what_breaks_in_silence(built):

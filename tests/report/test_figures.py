@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from eva_dist.report.agreement import agreement, subspace_overlap
+from eva_dist.compare import subspace_overlap
+from eva_dist.report.agreement import agreement
 from eva_dist.report.figures import compare, most_different
 from eva_dist.report.multirun import read_points
 from tests.report.sweeps import KINDS

@@ -1,0 +1,270 @@
+"""An artifact on a Hub: the Hub itself, or a gateway of ours, through `huggingface_hub`.
+
+Only what two requests need is asked of the server: which commit a revision is, and bytes of files at that commit. The
+token is the one that `huggingface_hub` finds (`HF_TOKEN`, else the stored login); it goes to the host that was asked
+and is dropped where that host redirects to another one.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import quote
+
+import huggingface_hub.errors as hub_errors
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_stream_backoff
+
+from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
+from eva_dist.store.cache import Cache, told
+from eva_dist.store.opened import NoRangesError, Opened
+from eva_dist.store.progress_bar import Progress, counting
+from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, read_snapshot
+
+log = logging.getLogger(__name__)
+
+NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
+"""What the client below `huggingface_hub` raises; which library that is depends on its version."""
+
+_LARGEST_MANIFEST = 64 << 20
+_TRIES = 5
+_FIRST_WAIT_S = 0.5
+_MOST_NAMED = 10
+
+
+class Repository:
+    """One model repository of one Hub."""
+
+    def __init__(self, endpoint: str, repo_id: str, asked: str) -> None:
+        """Send nothing yet. An empty `endpoint` is the environment's; `asked` is what messages call it."""
+        self.endpoint = endpoint or constants.ENDPOINT
+        self.repo_id = repo_id
+        self.asked = asked
+
+    def commit(self, revision: str | None) -> str:
+        """Return the commit that a revision is now."""
+        api = HfApi(endpoint=self.endpoint, library_name="eva_dist")
+        try:
+            with self.explained(revision):
+                found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except _BrokenError as error:
+            raise StoreError(str(error)) from error
+        if not found.sha:
+            raise StoreError(f"source={self.asked}: {self.endpoint} names no commit; it is no Hub, check the URL")
+        return found.sha
+
+    def manifest(self, commit: str) -> bytes:
+        """Return the bytes of `manifest.json`."""
+        content = bytearray()
+        try:
+            for chunk in self.stream(commit, MANIFEST_FILE, 0, None):
+                content += chunk
+                if len(content) > _LARGEST_MANIFEST:
+                    raise IntegrityError(f"source={self.asked}: its {MANIFEST_FILE} is too large to be one")
+        except _NoFileError as error:
+            raise ArtifactNotFoundError(
+                f"source={self.asked}: {self.repo_id} is no artifact of eva_dist, for it has no {MANIFEST_FILE}; load "
+                "other adapters with PeftModel.from_pretrained"
+            ) from error
+        return bytes(content)
+
+    def stream(self, commit: str, path: str, start: int, end: int | None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of a file; a connection that breaks is taken up where it broke.
+
+        Raises:
+            IntegrityError: there is no such file, or it is shorter.
+            NoRangesError: the server sends a whole file for a part of it.
+        """
+        url = hf_hub_url(self.repo_id, path, revision=commit, endpoint=self.endpoint)
+        at, tries = start, 0
+        while end is None or at < end:
+            before = at
+            try:
+                with self.explained(commit, path):
+                    for chunk in self._get(url, at, end, partial=start > 0 or at > start):
+                        at += len(chunk)
+                        yield chunk
+                    if end is None or at >= end:
+                        return
+                    raise IntegrityError(f"source={self.asked}: {path} ends at byte {at}, must have {end}")
+            except _BrokenError as error:
+                tries = 1 if at > before else tries + 1
+                if tries >= _TRIES or end is None:
+                    raise StoreError(str(error)) from error
+                log.warning("%s; going on from byte %d", error, at)
+                time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1))
+
+    def _get(self, url: str, at: int, end: int | None, partial: bool) -> Iterator[bytes]:
+        headers = build_hf_headers(library_name="eva_dist") | {"Accept-Encoding": "identity"}
+        if end is not None:
+            headers["Range"] = f"bytes={at}-{end - 1}"
+        with http_stream_backoff(
+            "GET",
+            url,
+            headers=headers,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_exceptions=(),
+            retry_on_status_codes=(408, 429, 503),
+        ) as response:
+            hf_raise_for_status(response)
+            if response.status_code != 206 and partial:
+                raise NoRangesError(f"source={self.asked}: {self.endpoint} does not send parts of files")
+            yield from response.iter_bytes()
+
+    @contextmanager
+    def explained(self, revision: str | None, path: str = "a file") -> Iterator[None]:
+        """Turn what `huggingface_hub` raises into errors of ours."""
+        try:
+            yield
+        except hub_errors.GatedRepoError as error:
+            raise StoreError(
+                f"source={self.asked}: {self.repo_id} is gated; accept its terms, then set HF_TOKEN"
+            ) from error
+        except hub_errors.RepositoryNotFoundError as error:
+            raise self._no_repository() from error
+        except hub_errors.RevisionNotFoundError as error:
+            raise self._no_revision(revision) from error
+        except hub_errors.EntryNotFoundError as error:
+            raise _NoFileError(
+                f"source={self.asked}: {path} is missing though the manifest lists it; push it again"
+            ) from error
+        except hub_errors.HFValidationError as error:
+            raise ConfigError(f"source={self.asked}: {first_line(error)}") from error
+        except hub_errors.OfflineModeIsEnabled as error:
+            raise StoreError(
+                f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
+            ) from error
+        except hub_errors.HfHubHTTPError as error:
+            raise self._refused(error) from error
+        except NETWORK_ERRORS as error:
+            raise _BrokenError(
+                f"source={self.asked}: {self.endpoint} cannot be reached ({first_line(error)}); check the URL and the "
+                "network, or set HF_HUB_OFFLINE=1 to use what is cached"
+            ) from error
+
+    def _refused(self, error: hub_errors.HfHubHTTPError) -> StoreError:
+        status = error.response.status_code
+        said = error.server_message or first_line(error)
+        if status in (401, 403):
+            return StoreError(
+                f"source={self.asked}: {self.endpoint} refuses ({status}: {said}); set HF_TOKEN to a token that "
+                f"may read {self.repo_id}"
+            )
+        return StoreError(f"source={self.asked}: {self.endpoint} answered {status}: {said}; try again later")
+
+    def _no_repository(self) -> ArtifactNotFoundError:
+        namespace = self.repo_id.partition("/")[0]
+        listed = self._ask(f"api/models?author={quote(namespace, safe='')}&limit=100")
+        names = (
+            [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
+            if isinstance(listed, list)
+            else []
+        )
+        near = get_close_matches(self.repo_id, names, 3, 0.5) or names[:_MOST_NAMED]
+        return ArtifactNotFoundError(
+            f"source={self.asked}: {self.endpoint} has no {self.repo_id}, or you may not see it; check the name, or "
+            "set HF_TOKEN" + (f". It has {', '.join(near)}" if near else "")
+        )
+
+    def _no_revision(self, revision: str | None) -> ArtifactNotFoundError:
+        said = self._ask(f"api/models/{self.repo_id}/refs")
+        refs = said if isinstance(said, dict) else {}
+        names = [name for kind in ("branches", "tags") for name in _values(refs.get(kind), "name")]
+        near = get_close_matches(revision or "main", names, _MOST_NAMED, 0.0)
+        return ArtifactNotFoundError(
+            f"source={self.asked}: {self.repo_id} has no revision {revision or 'main'}"
+            + (f"; it has {', '.join(near)}" if near else "; check its name")
+        )
+
+    def _ask(self, route: str) -> object:
+        """Return what the server says, to help a person on; None if it does not. One request, no further pages."""
+        with suppress(Exception):
+            response = get_session().get(
+                f"{self.endpoint}/{route}", headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            if response.status_code == 200:
+                said: object = response.json()
+                return said
+        return None
+
+
+class OpenedHub(Opened):
+    """An artifact on a Hub at one commit."""
+
+    def __init__(self, repository: Repository, commit: str, snapshot: Snapshot, cache: Cache) -> None:
+        super().__init__(snapshot, repository.asked, cache)
+        self._cache = cache
+        self.repository = repository
+        self.commit = commit
+
+    def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
+        """Bring what is missing into the cache; the manifest is there already."""
+        self._cache.keep_manifest(self.snapshot)
+        missing = [entry for entry in self.entries(names) if not self._cache.holds(self.snapshot, entry)]
+        with counting(self.where, sum(entry.size for entry in missing), progress) as tell:
+            for entry in missing:
+                chunks = told(self.repository.stream(self.commit, entry.path, 0, entry.size), tell)
+                self._cache.receive(self.snapshot, entry, chunks, self.where)
+        return self._cache.folder(self.snapshot)
+
+    def _read_range(self, name: str, start: int, end: int) -> bytes:
+        content = bytearray()
+        for chunk in self.repository.stream(self.commit, name, start, end):
+            content += chunk
+            if len(content) > end - start:
+                raise NoRangesError(f"source={self.where}: more bytes of {name} came than were asked for")
+        return bytes(content)
+
+
+def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cache: Cache) -> OpenedHub:
+    """Return the artifact that a revision of a repository is now.
+
+    A commit, or a fingerprint, that the cache knows is answered without a request. With `HF_HUB_OFFLINE=1` so is every
+    revision that was asked for before.
+
+    Raises:
+        ArtifactNotFoundError: no such repository or revision, or it is no artifact of ours.
+        IntegrityError: its manifest is none, or another artifact's than the fingerprint that was asked for.
+        StoreError: it cannot be reached, or refuses.
+    """
+    repository = Repository(endpoint, repo_id, asked)
+    place = (repository.endpoint, repo_id)
+    known = cache.recall((*place, revision or "main"))
+    if known is not None and (known.never_moves(revision) or constants.is_offline_mode()):
+        if not known.never_moves(revision):
+            log.warning("%s: offline (HF_HUB_OFFLINE), so answered from the cache; it may have moved since", asked)
+        return OpenedHub(repository, known.commit, known.snapshot, cache)
+    try:
+        commit = repository.commit(revision)
+        known = cache.recall((*place, commit))
+        if known is None or known.commit != commit:
+            snapshot = read_snapshot(repository.manifest(commit))
+        else:
+            snapshot = known.snapshot
+    except IntegrityError as error:
+        raise IntegrityError(f"source={asked}: {error}") from error
+    if revision is not None and len(revision) == 64 and revision != snapshot.fingerprint:
+        raise IntegrityError(f"source={asked} is the artifact {snapshot.fingerprint!r}, not {revision}")
+    for name in {revision or "main", commit}:
+        cache.remember((*place, name), commit, snapshot)
+    return OpenedHub(repository, commit, snapshot, cache)
+
+
+class _NoFileError(IntegrityError):
+    """The server does not have a file."""
+
+
+class _BrokenError(StoreError):
+    """The network failed; what came so far is right."""
+
+
+def _values(listed: object, key: str) -> list[str]:
+    """Return what a list of objects, if it is one, has under a key."""
+    return [str(one[key]) for one in listed if isinstance(one, dict) and key in one] if isinstance(listed, list) else []
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

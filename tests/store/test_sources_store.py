@@ -1,0 +1,93 @@
+"""Artifacts in stores, by their words: a folder is read where it lies, a bucket over the cache."""
+
+from pathlib import Path
+
+import pytest
+
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError
+from eva_dist.store.sources import fetch, open_source
+from eva_dist.store.store import Store
+from tests.small_artifact import FINGERPRINT, contents_of, write_artifact
+
+
+@pytest.fixture
+def artifact(tmp_path) -> Path:
+    return write_artifact(tmp_path / "artifact")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """Where this test's cache is."""
+    monkeypatch.setenv("EVA_DIST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "artifacts"
+
+
+@pytest.fixture
+def folder_store(tmp_path, artifact, cache):
+    store = Store(str(tmp_path / "store"))
+    store.publish_folder(artifact, "team/name", "v1")
+    return store
+
+
+def test_every_word_for_an_artifact_in_a_folder_store_reads_it_there(folder_store, artifact, cache):
+    root, url = folder_store.root, folder_store.root.as_uri()
+    commit = folder_store.snapshot(FINGERPRINT).commit
+    words = ["team/name", "team/name@v1", f"team/name@{FINGERPRINT}", f"team/name@{commit}"]
+    words += [f"{root}/team/name@v1", f"{url}/team/name@v1", f"{url}/team/name", f"{root}/team/name/v1"]
+    words += [folder_store.revision_url("team/name", "v1"), folder_store.snapshot_url(FINGERPRINT)]
+    for word in words:
+        folder = fetch(word, store_url=folder_store.url)
+        assert folder.is_relative_to(root) and contents_of(folder) == contents_of(artifact), word
+        assert open_source(word, folder_store.url).snapshot.commit == commit
+    assert not cache.exists()
+
+
+def test_a_folder_store_whose_view_is_gone_is_read_over_the_cache(folder_store, artifact, cache):
+    (folder_store.root / "snapshots" / FINGERPRINT).unlink()
+    folder = fetch("team/name@v1", store_url=folder_store.url)
+    assert folder.is_relative_to(cache) and contents_of(folder) == contents_of(artifact)
+
+
+def test_what_is_not_there(folder_store, tmp_path):
+    with pytest.raises(ArtifactNotFoundError, match="has no team/name@v2; it has v1"):
+        fetch("team/name@v2", store_url=folder_store.url)
+    with pytest.raises(ArtifactNotFoundError, match="no artifact at .*nothing: it has no manifest.json"):
+        fetch(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("change", ["flip", "remove"])
+def test_a_folder_that_is_not_its_manifest(artifact, change):
+    path = artifact / "weights.bin"
+    path.write_bytes(b"\x01" + path.read_bytes()[1:]) if change == "flip" else path.unlink()
+    assert fetch(artifact, names=["README.md"]) == artifact
+    for read in (lambda: fetch(artifact), lambda: open_source(artifact).read("weights.bin")):
+        with pytest.raises(IntegrityError, match=r"weights.bin (has sha256|is missing)"):
+            read()
+    with pytest.raises(IntegrityError, match="does not list other"):
+        fetch(artifact, names=["other"])
+
+
+def test_a_bucket_is_asked_once(artifact, cache, bucket, monkeypatch):
+    s3_url = f"{bucket}/asked/once"
+    store = Store(s3_url)
+    store.publish_folder(artifact, "team/name", "v1")
+    told: list[int] = []
+    folder = fetch(f"{s3_url}/team/name@v1", progress=told.append)
+    assert folder.is_relative_to(cache) and contents_of(folder) == contents_of(artifact)
+    assert sum(told) == sum(map(len, contents_of(artifact).values()))
+    commit = store.snapshot(FINGERPRINT).commit
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for revision in (FINGERPRINT, commit):
+        assert contents_of(fetch(f"{s3_url}/team/name@{revision}")) == contents_of(artifact)
+    assert open_source(f"{s3_url}/team/name@{FINGERPRINT}").where == f"{s3_url}/team/name@{FINGERPRINT}"
+
+
+def test_a_bit_that_flipped_in_a_bucket_is_not_kept(artifact, cache):
+    url = "memory://flipped"
+    store = Store(url)
+    store.publish_folder(artifact, "team/name", "v1")
+    entry = store.snapshot(FINGERPRINT).files["weights.bin"]
+    store._objects.put(f"objects/blobs/{entry.sha256[:2]}/{entry.sha256}", b"\x01" + b"0" * (entry.size - 1))
+    with pytest.raises(IntegrityError, match="weights.bin has sha256"):
+        fetch(f"{url}/team/name", names=["weights.bin"])
+    assert not [path for path in cache.rglob("*") if path.is_file()]
