@@ -34,7 +34,10 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
     if source.kind is Kind.hub:
         raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
     if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
-        revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
+        try:
+            revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(f"{error}; compute the point again") from error
     else:
         revision = source_folder(url)
         folder = _folder(revision, fingerprint)
