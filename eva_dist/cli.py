@@ -12,6 +12,7 @@ import typer
 from eva_dist.cli_clone import plan
 from eva_dist.cli_derive import derive
 from eva_dist.cli_jobs import jobs, logs, stop, submit
+from eva_dist.cli_merge import merge
 from eva_dist.cli_report import report
 from eva_dist.errors import ConfigError, EvaDistError
 
@@ -27,6 +28,7 @@ app.command()(jobs)
 app.command(no_args_is_help=True)(logs)
 app.command(no_args_is_help=True)(stop)
 app.command(no_args_is_help=True)(derive)
+app.command(no_args_is_help=True)(merge)
 app.command(no_args_is_help=True)(report)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(plan)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -94,7 +95,11 @@ class StepReport:
 
 @dataclass(frozen=True)
 class GroupState:
-    """What the driver knows of one input group. `step` is the last step that updated it, -1 for none."""
+    """What the driver knows of one input group. `step` is the last step that updated it, -1 for none.
+
+    `converged_to` is of artifacts that were merged, which have no cosines of their own: the lowest one, over all
+    sources, of the components that had a rank there.
+    """
 
     ratios_K: Tensor | None = None
     cosines_K: Tensor | None = None
@@ -102,6 +107,7 @@ class GroupState:
     updates: int = 0
     skipped: int = 0
     step: int = -1
+    converged_to: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,8 @@ class PointState:
     def is_converged(self, group: int) -> bool:
         """Tell whether the components that the allocation gives this group have converged."""
         known = self.groups[group]
+        if known.updates > 0 and known.converged_to is not None and known.converged_to >= self.tau:
+            return True
         return known.updates > 0 and is_converged(known.cosines_K, self.group_rank(group), self.tau)
 
     @cached_property
@@ -182,11 +190,15 @@ class PointState:
 
 @dataclass(frozen=True)
 class PointResult:
-    """What a pass hands to the artifact: the last state, components by group, and how many workers it ended with."""
+    """What a pass hands to the artifact: the last state, components by group, and how many workers it ended with.
+
+    `covariance` is a file of what `solver=covariance` has summed up, where that is to be kept.
+    """
 
     state: PointState
     components: Mapping[int, Components]
     world_size: int = 1
+    covariance: Path | None = None
 
 
 def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PointState:

@@ -93,7 +93,7 @@ def derive_and_publish(
     if store.find(key) is not None:
         published, status = store.point(key, repo_id, revision), "cached"
     else:
-        named = _published_as(derived, store, repo_id, revision)
+        named = named_as(derived, store, repo_id, revision)
         published = store.publish(
             key, repo_id, revision, lambda folder: build_artifact(folder, named.result, named.eva, named.provenance)
         )
@@ -112,7 +112,7 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
     changed = {key: value for key, value in typed.items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
     _refuse([*eva.problems(), *_underivable(source, changed)])
-    plan = _plan(source, eva, changed)
+    plan = plan_of(source, eva, changed)
     _refuse(list(_uncovered(source, plan, changed)))
     result = _result(source.result, plan, eva)
     _refuse_unconverged(result, eva, source.result.state)
@@ -147,7 +147,7 @@ def _underivable(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _plan(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
+def plan_of(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
     """Return the plan of these settings, made of the source's layers and input groups."""
     before = source.result.state.plan
     try:
@@ -209,7 +209,9 @@ def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
         for group in plan.groups
         for found in [source.components[old[group.index]]]
     }
-    return PointResult(reallocated(known), components, source.world_size)
+    same_inputs = [group.tap for group in plan.groups] == [group.tap for group in state.plan.groups]
+    covariance = source.covariance if same_inputs else None
+    return PointResult(reallocated(known), components, source.world_size, covariance)
 
 
 def _cut(known: GroupState, group: InputGroup) -> GroupState:
@@ -285,7 +287,7 @@ def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str
     )
 
 
-def _published_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stored:
+def named_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stored:
     """Return what is built with the names under which it is published."""
     before = derived.provenance
     artifact = {"repo_id": repo_id, "revision": revision, "overwrite": False}

@@ -27,6 +27,7 @@ loop (`run_pass` below), on a cluster a driver and Ray. There is no ray in this 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -126,11 +127,13 @@ def run_pass(
     return state
 
 
-def finish(state: PointState, components: Mapping[int, Components], world_size: int = 1) -> PointResult:
+def finish(
+    state: PointState, components: Mapping[int, Components], world_size: int = 1, covariance: Path | None = None
+) -> PointResult:
     """Merge what the workers own into the result of a point; a group that was never updated has no component."""
     merged = {
         group.index: components.get(group.index)
         or Components(torch.empty(0, group.in_features), torch.empty(0), torch.empty(0))
         for group in state.plan.groups
     }
-    return PointResult(state, merged, world_size)
+    return PointResult(state, merged, world_size, covariance)

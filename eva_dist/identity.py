@@ -42,6 +42,8 @@ def identify(config: Config, clone: Path) -> Identity:
         "store": config.store.url,
         "artifact": config.to_dict()["artifact"],
         "on_max_steps": config.eva.on_max_steps.value,
+        # without a word where it is not asked for: keys are what they were before it could be
+        **({"keep_covariance": True} if config.solver.keep_covariance else {}),
     }
     fingerprint, note = _fingerprint(config)
     if config.sweep.mode is SweepMode.shared_tracker:

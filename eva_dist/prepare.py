@@ -6,7 +6,7 @@ before anything starts.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from eva_dist import __version__
 from eva_dist.artifact.build import Provenance
+from eva_dist.artifact.facts import COVARIANCE_FILE
 from eva_dist.config import Budget, Config, DataConfig, OnMaxSteps, Task
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.errors import LayerError
@@ -79,6 +80,10 @@ class Prepared:
         """What names the pass: points that differ only in what is done with its result have it in common."""
         eva = {name: value for name, value in self.decisive["eva"].items() if name not in AFTER_THE_PASS}
         return fingerprint(self.decisive | {"eva": eva})
+
+    def is_answered_by(self, manifest: Mapping[str, Any]) -> bool:
+        """Tell whether the artifact of this fingerprint has all files that this run is to publish."""
+        return not self.config.solver.keep_covariance or COVARIANCE_FILE in manifest["files"]
 
     @property
     def accepts(self) -> bool:
@@ -162,7 +167,9 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         data=asdict(read),
     )
     store.revision_url(run.repo_id, run.revision)  # refuses names that the store keeps for itself
-    if store.find(run.fingerprint) is None or store.fingerprint_of(run.repo_id, run.revision) != run.fingerprint:
+    found = store.find(run.fingerprint)
+    answers = found is not None and run.is_answered_by(found.manifest)
+    if not answers or store.fingerprint_of(run.repo_id, run.revision) != run.fingerprint:
         store.check_writable()  # else a store that can only be read has the answer
     return run
 
@@ -208,13 +215,18 @@ def provenance(run: Prepared, world_size: int = 1) -> Provenance:
         model=run.model | {"task_type": run.task.value},
         tokenizer=run.tokenizer,
         data=run.data,
-        versions={"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}},
+        versions=versions(),
         world_size=world_size,
         url=run.store.snapshot_url(run.fingerprint),
         repo_id=run.repo_id,
         revision=run.revision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes here."""
+    return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
 def _decisive(

@@ -10,7 +10,9 @@ from eva_dist.store.store import Published
 def is_stored(run: Prepared) -> bool:
     """Tell whether the store has what this run asks for, and the run may be answered with it."""
     found = None if run.config.artifact.overwrite else run.store.find(run.fingerprint)
-    return found is not None and (run.accepts or found.manifest["status"] == "done")
+    if found is None or not run.is_answered_by(found.manifest):
+        return False
+    return run.accepts or found.manifest["status"] == "done"
 
 
 def answer(run: Prepared) -> Published | None:

@@ -32,6 +32,7 @@ from eva_dist.svds import (
     GroupSvd,
     Svds,
     collect_components,
+    collect_covariance,
     give,
     make_trackers,
     receive,
@@ -197,6 +198,10 @@ class Session:
     def components(self, point: int = 0) -> dict[int, Components]:
         """Return a point's components of the groups that this worker owns."""
         return collect_components(self.worker.plan, self.svds, point)
+
+    def covariance(self, point: int, own_group: int) -> dict[str, Tensor]:
+        """Return what was summed up of one of a point's own groups, which this worker owns: `solver=covariance`."""
+        return collect_covariance(self.worker.plan, self.svds, point, own_group)
 
     def leave(self) -> None:
         """Leave the process group in good order."""

@@ -21,7 +21,7 @@ from eva_dist.controller import (
 )
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.convergence import component_cosines
-from eva_dist.numerics.covariance import CovarianceTracker
+from eva_dist.numerics.covariance import CovarianceTracker, to_packed
 from eva_dist.numerics.incremental import IncrementalTracker
 from eva_dist.numerics.records import from_tensors, map_tensors, to_tensors
 from eva_dist.numerics.same_rows import same_rows
@@ -92,6 +92,12 @@ def collect_components(plan: PassPlan, svds: Svds, point: int = 0) -> dict[int, 
                 known.explained_variance_ratio_K[:k].cpu(),
             )
     return found
+
+
+def collect_covariance(plan: PassPlan, svds: Svds, point: int, own_group: int) -> dict[str, Tensor]:
+    """Return what a point's tracker of `solver=covariance` has summed up of one of its own groups, packed."""
+    group = next(group for group, own in plan.own_group[point].items() if own == own_group)
+    return to_packed(svds[group][point].state)
 
 
 def give(svds: Svds, groups: Iterable[int]) -> Svds:

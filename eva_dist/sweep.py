@@ -3,9 +3,12 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from eva_dist.checkpoint import CheckpointFolder
@@ -193,9 +196,10 @@ class _Sweep:
         def on_end(key: str, end: "PointEnd") -> None:
             for point in of_key[key]:
                 publishing.add(point, end)
+            publishing.remove(end)
 
-        with publishing:
-            run_on_gang(assignment(*computed, stream=stream), on_step, checkpoints, self._stop, on_end)
+        with _scratch(first) as scratch, publishing:
+            run_on_gang(assignment(*computed, stream=stream), on_step, checkpoints, self._stop, on_end, scratch)
         if all(isinstance(self.answers[point], Outcome) for point in points):
             checkpoints.clear()  # else they stay: on_max_steps=accept goes on from them
 
@@ -284,6 +288,11 @@ class _Publishing:
         """Publish a point when those before it are done."""
         self._under_way[point] = self._pool.submit(self._sweep.publish, point, end)
 
+    def remove(self, end: "PointEnd") -> None:
+        """Remove the file that a result names, when all points that share it are published."""
+        if not isinstance(end, EvaDistError) and end.covariance is not None:
+            self._pool.submit(end.covariance.unlink)
+
     def drain(self) -> None:
         """Take the answers that are there."""
         for point, future in list(self._under_way.items()):
@@ -291,6 +300,16 @@ class _Publishing:
                 del self._under_way[point]
                 if not future.cancelled():
                     self._sweep.take(point, future.result())
+
+
+@contextmanager
+def _scratch(run: Prepared) -> Iterator[Path | None]:
+    """Make a folder for what is summed up, as long as the points are being published; None if it is not kept."""
+    if not run.config.solver.keep_covariance:
+        yield None
+        return
+    with TemporaryDirectory(prefix="eva-dist-") as folder:
+        yield Path(folder)
 
 
 def _stream_key(run: Prepared) -> str:

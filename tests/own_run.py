@@ -1,5 +1,9 @@
 """A whole run in this process: what `precompute` does, without a gang."""
 
+import tempfile
+from pathlib import Path
+
+from eva_dist.artifact.covariance import write_covariance
 from eva_dist.config import Config
 from eva_dist.controller import first_state
 from eva_dist.engine import finish, run_pass
@@ -19,4 +23,11 @@ def own_run(config: Config) -> Published:
     first = one_point(first_state(plan, eva.tau, eva.max_steps, run.accepts))
     state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     worker.leave()
-    return publish(run, finish(state, worker.components()))
+    components = worker.components()
+    if not config.solver.keep_covariance:
+        return publish(run, finish(state, components))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "covariance"
+        updated = [group for group in plan.groups if group.index in components]
+        write_covariance(path, updated, lambda group: worker.covariance(0, group.index))
+        return publish(run, finish(state, components, covariance=path))

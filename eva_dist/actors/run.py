@@ -2,13 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
 
 from eva_dist.actors.cluster import first_request, wait_for_room
 from eva_dist.actors.gang import Gang
 from eva_dist.actors.saving import Saver, kept_after
+from eva_dist.artifact.covariance import write_covariance
 from eva_dist.checkpoint import Checkpoint, CheckpointFolder
 from eva_dist.controller import PointResult, PointState, StepDecision, StepReport
 from eva_dist.engine import finish, run_pass
@@ -18,11 +22,12 @@ from eva_dist.errors import (
     GangError,
     GangTimeoutError,
     PlacementError,
+    StoreError,
     WorkerFailedError,
     WorkerLostError,
 )
 from eva_dist.placement import Request
-from eva_dist.plan import PassPlan
+from eva_dist.plan import InputGroup, PassPlan
 from eva_dist.points import PassState, first_pass
 from eva_dist.recovery import Action, Failure, FailureKind, recover, report
 from eva_dist.session import Assignment
@@ -48,6 +53,7 @@ def run_on_gang(
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
     on_end: Callable[[str, PointEnd], None] = lambda key, end: None,
+    scratch: Path | None = None,
 ) -> None:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
@@ -58,6 +64,7 @@ def run_on_gang(
         stop: when made, the run writes a checkpoint and ends.
         on_end: told a point's key and how it ended, when it has, while the others go on: with a result,
             converged or not, or by what refused it (too few tokens, activations).
+        scratch: a folder for what was summed up of each point, whose results name the files; None: it is not kept.
 
     Raises:
         PlacementError: the cluster can never hold the gang.
@@ -69,7 +76,7 @@ def run_on_gang(
     stop = stop or StopRequest()
     request = first_request(cluster, stop)
     failures: list[Failure] = []
-    attempt = _Attempt(assignment, on_step, checkpoints, stop, on_end)
+    attempt = _Attempt(assignment, on_step, checkpoints, stop, on_end, scratch)
     while True:
         try:
             attempt.run(request)
@@ -101,9 +108,10 @@ class _Attempt:
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
         on_end: Callable[[str, PointEnd], None],
+        scratch: Path | None,
     ) -> None:
         self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
-        self._on_end = on_end
+        self._on_end, self._scratch = on_end, scratch
         self.steps = 0
         self._ended: set[str] = set()
 
@@ -122,7 +130,7 @@ class _Attempt:
             state = self._first_state(gang, plan)
             saver.begin_at(state.steps)
             load_seconds = time.perf_counter() - started
-            collect = _Collector(gang, load_seconds, request.num_workers)
+            collect = Collector(gang, load_seconds, request.num_workers, self._scratch)
 
             def after_step(state: PassState) -> None:
                 self.steps = state.steps
@@ -135,7 +143,7 @@ class _Attempt:
             with suppress(GangError):  # all that was wanted is here; the members go anyway
                 gang.call("leave")
 
-    def _take_ended(self, state: PassState, collect: "_Collector") -> None:
+    def _take_ended(self, state: PassState, collect: "Collector") -> None:
         """Hand over the points that have ended since last time."""
         for point, key in enumerate(state.plan.keys):
             if key not in self._ended and point not in state.running:
@@ -186,18 +194,41 @@ class _Attempt:
 
 
 @dataclass(frozen=True)
-class _Collector:
-    """Brings a point's components to the driver."""
+class Collector:
+    """Brings a point's components to the driver, and into `scratch` what was summed up, if that is to be kept."""
 
     gang: Gang
     load_seconds: float
     world_size: int
+    scratch: Path | None = None
 
-    def __call__(self, state: PointState, point: int) -> PointResult:
-        """Return the result of a point that has ended."""
-        components = {group: found for part in self.gang.call("components", point) for group, found in part.items()}
+    def __call__(self, state: PointState, point: int) -> PointEnd:
+        """Return the result of a point that has ended, or why it cannot be had."""
+        parts = self.gang.call("components", point)
+        components = {group: found for part in parts for group, found in part.items()}
         seconds = {**state.seconds, "load": self.load_seconds + state.seconds.get("load", 0.0)}
-        return finish(replace(state, seconds=seconds), components, self.world_size)
+        holders = {group: rank for rank, part in enumerate(parts) for group in part}
+        try:
+            covariance = self._covariance(state, point, holders)
+        except OSError as error:
+            return StoreError(
+                f"covariance.safetensors cannot be written to {self.scratch} ({error}); make room there, let TMPDIR "
+                "name a folder that has it, or set solver.keep_covariance=false"
+            )
+        return finish(replace(state, seconds=seconds), components, self.world_size, covariance)
+
+    def _covariance(self, state: PointState, point: int, holders: Mapping[int, int]) -> Path | None:
+        """Write what was summed up of a point, one group at a time: a driver holds no more."""
+        if self.scratch is None:
+            return None
+
+        def fetch(group: InputGroup) -> Mapping[str, Tensor]:
+            found: Mapping[str, Tensor] = self.gang.call_one(holders[group.index], "covariance", point, group.index)
+            return found
+
+        path = self.scratch / f"point-{point:04d}.safetensors"
+        write_covariance(path, [group for group in state.plan.groups if group.index in holders], fetch)
+        return path
 
 
 def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:

@@ -1,11 +1,12 @@
 """Build an artifact: every file of it, into one folder."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from eva_dist.artifact.adapter import write_adapter
 from eva_dist.artifact.card import write_card
-from eva_dist.artifact.facts import Provenance, layer_facts
+from eva_dist.artifact.facts import COVARIANCE_FILE, Provenance, layer_facts
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.plots import write_plots
 from eva_dist.artifact.tables import write_tables
@@ -31,5 +32,7 @@ def build_artifact(folder: Path, result: PointResult, eva: EvaConfig, provenance
     write_adapter(folder, layers, eva, provenance)
     write_tables(folder, layers, result.state)
     write_plots(folder, layers, result.state, eva.r, passed.get("tau", eva.tau))
+    if result.covariance is not None:
+        shutil.copyfile(result.covariance, folder / COVARIANCE_FILE)
     write_card(folder, layers, result, eva, provenance)
     return write_manifest(folder, layers, result, eva, provenance)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eva_dist.artifact.facts import CARD_FILE, LayerFacts, Provenance
+from eva_dist.artifact.facts import CARD_FILE, COVARIANCE_FILE, LayerFacts, Provenance
 from eva_dist.artifact.front_matter import front_matter
 from eva_dist.artifact.loading_code import adapter_code, state_dict_code
+from eva_dist.artifact.merged_card import merged_section, merged_warning
 from eva_dist.artifact.places import places, ranks_by_kind
 from eva_dist.artifact.plots import CONVERGENCE_FIGURE, RANKS_FIGURE, SPECTRA_FIGURE
 from eva_dist.config import Budget, EvaConfig
@@ -26,10 +27,11 @@ def write_card(
         front_matter(provenance),
         _head(layers, result, eva, provenance),
         _derived(provenance),
-        _warning(layers, result.state),
+        merged_section(provenance),
+        merged_warning(layers) if provenance.merged_from else _warning(layers, result.state),
         _loading(layers, eva, provenance),
         _ranks(layers, eva, result.state),
-        _figures(),
+        _figures(result),
         _settings(provenance),
         _provenance(result, provenance),
     ]
@@ -147,18 +149,21 @@ have {trainable:,} trainable parameters; with every layer at its r they would ha
 {table}"""
 
 
-def _figures() -> str:
+def _figures(result: PointResult) -> str:
+    by_step = f"![Share of layers and components converged, by step]({CONVERGENCE_FIGURE})\n\n"
+    kept = (
+        f" `{COVARIANCE_FILE}` holds\nwhat was summed up of each input, lower triangles in float64: it adds up with "
+        "that of other data (`eva-dist merge`)."
+    )
     return f"""## Figures
 
 ![Rank of each layer by transformer block and module kind]({RANKS_FIGURE})
 
-![Share of layers and components converged, by step]({CONVERGENCE_FIGURE})
-
-![Explained-variance ratio of each component, by module kind]({SPECTRA_FIGURE})
+{by_step if result.state.history else ""}![Explained-variance ratio of each component, by module kind]({SPECTRA_FIGURE})
 
 The numbers behind them are in `spectrum.parquet` and `convergence.parquet`. `components.safetensors` holds every
 component that was followed, by input group, those without a rank too: of it `eva-dist derive` makes artifacts of
-other settings, with no model and no data."""
+other settings, with no model and no data.{kept if result.covariance else ""}"""
 
 
 def _settings(provenance: Provenance) -> str:

@@ -15,6 +15,7 @@ STATE_DICT_FILE = "eva_state_dict.safetensors"
 COMPONENTS_FILE = "components.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+COVARIANCE_FILE = "covariance.safetensors"
 SPECTRUM_FILE = "spectrum.parquet"
 CONVERGENCE_FILE = "convergence.parquet"
 CARD_FILE = "README.md"
@@ -40,6 +41,8 @@ class Provenance:
         derived_from: of an artifact that another one's vectors went into (`derive.py`): `fingerprint` of that
             other, its decisive `eva` settings, `exact` (whether a run would give the same numbers), and the version of
             `eva_dist`; all the rest, but for url, names and time, is of the pass that found the vectors.
+        merged_from: of an artifact whose statistics are the sum of others' (`merge.py`), each of these others:
+            `fingerprint`, `weight` and what it was computed from; `model` and `tokenizer` are those of all of them.
     """
 
     fingerprint: str
@@ -55,10 +58,13 @@ class Provenance:
     revision: str
     created: str
     derived_from: dict[str, Any] | None = None
+    merged_from: list[dict[str, Any]] | None = None
 
     @property
     def is_own_run(self) -> bool:
         """Whether a run of these settings would give these numbers: it is one, or an exact derivation."""
+        if self.merged_from is not None:
+            return False
         return self.derived_from is None or bool(self.derived_from["exact"])
 
 

@@ -79,8 +79,13 @@ def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
 
 
 def _input_group(facts: LayerFacts) -> dict[str, Any]:
-    """Return what the driver knew of the group: `step` is the last that updated it (from 0), -1 for none."""
+    """Return what the driver knew of the group: `step` is the last that updated it (from 0), -1 for none.
+
+    `converged_to` (see `GroupState`) is there where artifacts were merged that knew it.
+    """
+    known = {} if facts.known.converged_to is None else {"converged_to": facts.known.converged_to}
     return {
+        **known,
         "members": list(facts.group.members),
         "n_components": facts.group.n_components,
         "rows": facts.known.rows,

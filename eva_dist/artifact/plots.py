@@ -30,11 +30,15 @@ _PANEL_COLUMNS = 4
 
 
 def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r: int, tau: float) -> None:
-    """Write the three figures as PNG, without a time stamp; `tau` is what the history was counted with."""
+    """Write the three figures as PNG, without a time stamp; `tau` is what the history was counted with.
+
+    Where artifacts were merged there is no history, and no figure of it.
+    """
     by_name = places([facts.name for facts in layers])
     ranks = {facts.name: facts.rank for facts in layers}
     _save(draw_ranks(ranks, by_name, r, state.plan.budget), folder / RANKS_FIGURE)
-    _save(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
+    if state.history:
+        _save(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
     _save(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
 
 

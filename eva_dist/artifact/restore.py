@@ -19,12 +19,13 @@ from torch import Tensor
 from eva_dist.artifact.facts import (
     COMPONENTS_FILE,
     CONVERGENCE_FILE,
+    COVARIANCE_FILE,
     FORMAT_VERSION,
     METHOD,
     SPECTRUM_FILE,
     Provenance,
 )
-from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, read_verified
+from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, read_verified, verify
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.errors import DerivationError, IntegrityError
@@ -38,7 +39,7 @@ class Stored:
     """An artifact read back: what `build_artifact` takes.
 
     Vectors are in the tracker's own dtype, singular values and ratios in float64, which holds them exactly.
-    Of the pass, traffic and seconds by step are not known.
+    Of the pass, traffic and seconds by step are not known. `result.covariance` is in the artifact's folder.
     """
 
     result: PointResult
@@ -61,7 +62,8 @@ def restore_artifact(folder: Path) -> Stored:
     contents = {name: read_verified(folder, manifest, name) for name in (COMPONENTS_FILE, SPECTRUM_FILE)}
     history = pq.read_table(pa.BufferReader(read_verified(folder, manifest, CONVERGENCE_FILE))).to_pylist()
     try:
-        provenance = Provenance(**{f.name: manifest[f.name] for f in fields(Provenance)})
+        since = {"merged_from": None}  # older artifacts do not know it
+        provenance = Provenance(**{f.name: (since | manifest)[f.name] for f in fields(Provenance)})
         if fingerprint(provenance.decisive) != provenance.fingerprint:
             raise ValueError("the fingerprint is not that of `decisive`")
         provenance.config["eva"]["rank_pattern"] = dict(manifest["rank_pattern"])  # in PEFT, the first that fits counts
@@ -69,9 +71,12 @@ def restore_artifact(folder: Path) -> Stored:
         plan = _plan(manifest, eva.budget)
         components, cosines = _components(plan, contents)
         state = _state(manifest, plan, eva, history, components, cosines)
+        covariance = folder / COVARIANCE_FILE if COVARIANCE_FILE in manifest["files"] else None
     except (KeyError, TypeError, ValueError, AssertionError, SafetensorError) as error:
         raise IntegrityError(f"{folder / MANIFEST_FILE} does not fit its files ({error!r}); {REMEDY}") from error
-    return Stored(PointResult(state, components, provenance.world_size), eva, provenance)
+    if covariance is not None:
+        verify(folder, manifest, COVARIANCE_FILE)
+    return Stored(PointResult(state, components, provenance.world_size, covariance), eva, provenance)
 
 
 def _refuse_other_formats(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -154,6 +159,7 @@ def _state(
             updates=counts["updates"],
             skipped=counts["skipped_steps"],
             step=counts["step"],
+            converged_to=counts.get("converged_to"),
         )
 
     return replace(

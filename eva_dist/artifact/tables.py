@@ -54,13 +54,13 @@ def write_tables(folder: Path, layers: Sequence[LayerFacts], state: PointState) 
 def _spectrum_rows(facts: LayerFacts) -> list[dict[str, Any]]:
     """Return a row for each component of the layer's group, those beyond `rank` included.
 
-    `step_converged` is the step after which the group was not updated any more.
+    `step_converged` is the step after which the group was not updated any more; None where artifacts were merged.
     """
     values = facts.components.singular_values_K.double().tolist()
     ratios = facts.components.explained_variance_ratio_K.double().tolist()
     cosines_K = facts.known.cosines_K
     cosines = [None] * len(values) if cosines_K is None else cosines_K.double().tolist()
-    step = facts.known.step if facts.converged else None
+    step = facts.known.step if facts.converged and facts.known.step >= 0 else None
     return [
         {
             "layer": facts.name,

@@ -1,6 +1,10 @@
-"""`solver=covariance`: the exact answer, from the accumulated scatter matrix."""
+"""`solver=covariance`: the exact answer, from the accumulated scatter matrix; states add up, and can be kept.
 
-from collections.abc import Hashable
+Methods that need the uncentred second moment of a layer's inputs (CorDA, GPTQ-like ones) have it in a state:
+sum over rows of x x^T = `scatter_DD + rows * outer(mean_D, mean_D)`.
+"""
+
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +74,15 @@ class CovarianceTracker(Tracker[CovarianceState]):
         )
 
 
+def scaled(state: CovarianceState, weight: float) -> CovarianceState:
+    """Return the state as if each of its rows had counted `weight` times; the mean stays."""
+    if weight == 1.0:
+        return state
+    known = state.moments
+    moments = Moments(known.rows * weight, known.mean_D, known.total_variance * weight)
+    return CovarianceState(moments, state.scatter_DD * weight)
+
+
 def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
     """Return the state of both states' rows together, exact."""
     rows = a.moments.rows + b.moments.rows
@@ -80,4 +93,37 @@ def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
         mean_D=(a.moments.mean_D * a.moments.rows + b.moments.mean_D * b.moments.rows) / rows,
         total_variance=a.moments.total_variance + b.moments.total_variance + weight * shift_D.square().sum(),
     )
-    return CovarianceState(moments, a.scatter_DD + b.scatter_DD + weight * torch.outer(shift_D, shift_D))
+    return CovarianceState(moments, (a.scatter_DD + b.scatter_DD).addr_(shift_D, shift_D, alpha=weight))
+
+
+def to_packed(state: CovarianceState) -> dict[str, Tensor]:
+    """Return a state as float64 tensors on the CPU, each in memory of its own.
+
+    `rows` and `total_variance` are scalars, `mean` is `[D]`. `scatter` is the lower triangle, `[D * (D + 1) / 2]`: row
+    0 up to its diagonal, then row 1, and so on. It is the triangle that `components` reads, so those of a state that
+    was packed are the same to the bit.
+    """
+    scatter_DD = state.scatter_DD.detach().to("cpu")
+    return {
+        "rows": torch.tensor(float(state.moments.rows), dtype=torch.float64),
+        "mean": state.moments.mean_D.detach().to("cpu", copy=True),
+        "total_variance": state.moments.total_variance.detach().to("cpu", copy=True),
+        "scatter": torch.cat([row_D[: at + 1] for at, row_D in enumerate(scatter_DD)]),
+    }
+
+
+def from_packed(packed: Mapping[str, Tensor]) -> CovarianceState:
+    """Return the state of which `to_packed` made these; its scatter is symmetric to the bit."""
+    in_features = len(packed["mean"])
+    scatter_DD = torch.empty(in_features, in_features, dtype=torch.float64)
+    for at, row in enumerate(packed["scatter"].split(list(range(1, in_features + 1)))):
+        scatter_DD[at, : at + 1] = row
+        scatter_DD[:at, at] = row[:at]
+    rows = float(packed["rows"])
+    moments = Moments(int(rows) if rows.is_integer() else rows, packed["mean"], packed["total_variance"])
+    return CovarianceState(moments, scatter_DD)
+
+
+def packed_numbers(in_features: int) -> int:
+    """Return how many float64 numbers a packed state has."""
+    return in_features * (in_features + 1) // 2 + in_features + 2

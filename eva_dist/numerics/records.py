@@ -48,5 +48,5 @@ def from_tensors(kind: type[RecordT], tensors: Mapping[str, Tensor], prefix: str
         if is_dataclass(hint):
             values[f.name] = from_tensors(hint, tensors, f"{name}.")  # type: ignore[arg-type]
         else:
-            values[f.name] = int(tensors[name]) if hint is int else tensors[name]
+            values[f.name] = tensors[name] if hint is Tensor else int(tensors[name])
     return kind(**values)

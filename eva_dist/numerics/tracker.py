@@ -31,13 +31,13 @@ class Moments:
     """Exact first moments of all rows seen, in float64.
 
     Attributes:
-        rows: number of token rows.
+        rows: number of token rows; no whole number where rows were given a weight.
         mean_D: their mean.
         total_variance: sum over rows and features of squared deviations from the mean
             (the trace of the scatter matrix; not divided by `rows`), a scalar.
     """
 
-    rows: int
+    rows: int | float
     mean_D: Tensor
     total_variance: Tensor
 

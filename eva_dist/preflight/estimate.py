@@ -12,8 +12,9 @@ All bytes are bytes, all operations multiplications and additions, of one step u
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from eva_dist.config import Config, Dtype, SolverName
+from eva_dist.config import Config, Dtype, SolverConfig, SolverName
 from eva_dist.modeling.load import Architecture
+from eva_dist.numerics.covariance import packed_numbers
 from eva_dist.plan import Plan
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.footprint import MemoryFacts, memory_of
@@ -49,19 +50,20 @@ class ModelFacts:
 class ArtifactFacts:
     """Sizes of files: ranks as if each layer kept its `r`; `components` are all that are followed.
 
-    `other` are tables, plots, card and headers, about.
+    `covariance` is there with `solver.keep_covariance`. `other` are tables, plots, card and headers, about.
     With `eva.budget=params` the adapter's is right for the ranks handed out too, but for what no component fits in.
     """
 
     state_dict: int
     adapter: int
     components: int
+    covariance: int
     other: int
 
     @property
     def total(self) -> int:
         """Bytes of the folder."""
-        return self.state_dict + self.adapter + self.components + self.other
+        return self.state_dict + self.adapter + self.components + self.covariance + self.other
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def estimate(
         memory=memory_of(case, case.most_loaded),
         work=case.work,
         seconds=case.seconds(config.eva.max_steps),
-        artifact=artifact_facts(case.plan, {layer.name: layer.r for layer in subject.layers}, config.solver.name),
+        artifact=artifact_facts(case.plan, {layer.name: layer.r for layer in subject.layers}, config.solver),
         fit=smallest_fit(case),
         accelerator=accelerator,
         max_steps=config.eva.max_steps,
@@ -175,18 +177,19 @@ def _peak(case: Case) -> int:
     return memory_of(case, case.most_loaded).peak
 
 
-def artifact_facts(plan: Plan, ranks: Mapping[str, int], solver: SolverName) -> ArtifactFacts:
+def artifact_facts(plan: Plan, ranks: Mapping[str, int], solver: SolverConfig) -> ArtifactFacts:
     """Return sizes of an artifact whose layers have these ranks; tensors are exact."""
     layers = plan.layers
     followed = sum(group.n_components * group.in_features for group in plan.groups)
-    itemsize = 4 if solver is SolverName.subspace else 8
+    itemsize = 4 if solver.name is SolverName.subspace else 8
+    covariance = 8 * sum(packed_numbers(group.in_features) for group in plan.groups) if solver.keep_covariance else 0
     vectors = sum(ranks[layer.name] * layer.in_features for layer in layers)
     zeros = sum(ranks[layer.name] * layer.out_features for layer in layers)
     names = sum(len(layer.name) for layer in layers)
     components = sum(layer.max_rank for layer in layers)
     # measured: plots and card; headers, manifest and configs by layer; spectrum.parquet by component
     other = 282_000 + 11 * names + 800 * len(layers) + 17 * components
-    return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), itemsize * followed, other)
+    return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), itemsize * followed, covariance, other)
 
 
 def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[str]:

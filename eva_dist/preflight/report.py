@@ -115,6 +115,7 @@ def _artifact(found: Preflight) -> tuple[str, Rows]:
         ["EVA state dict", size(sizes.state_dict), "if every layer kept its r"],
         ["adapter", size(sizes.adapter), "A and B" + (", whatever the ranks" if by_parameters else "")],
         ["components", size(sizes.components), "all that are followed, for eva-dist derive"],
+        *([["covariance", size(sizes.covariance), "for eva-dist merge"]] if sizes.covariance else []),
         ["tables, plots, card", size(sizes.other), "about"],
         ["all", size(sizes.total)],
     ]

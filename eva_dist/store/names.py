@@ -37,6 +37,7 @@ def default_revision(eva: EvaConfig, decisive: Mapping[str, Any], fingerprint_of
     name += "-shared" if "shared_tracker" in decisive else ""
     name += "-params" if eva.budget is Budget.params else ""
     name += "-derived" if "derived_from" in decisive else ""
+    name += "-merged" if "merged_from" in decisive else ""
     own = fingerprint(decisive)
     return name if fingerprint_of(name) in (None, own) else f"{name}-{own[:8]}"
 

@@ -15,8 +15,11 @@ import torch
 
 import eva_dist
 import eva_dist.artifact.build
-from eva_dist.config import Budget, OnMaxSteps
+from eva_dist.artifact.covariance import open_covariance
+from eva_dist.artifact.restore import restore_artifact
+from eva_dist.config import Budget, OnMaxSteps, SolverName
 from eva_dist.errors import NotConvergedError, StoreError
+from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.precompute import precompute
 from eva_dist.prepare import prepare
 
@@ -66,6 +69,15 @@ class TestOnAGang:
         assert elsewhere.url == (tmp_path / "store/tests/other/rho2.0-tau0.9").as_uri()
         for name, rows in eva_dist.load_eva_state_dict(elsewhere.url).items():
             assert torch.equal(rows, state_dict[name])
+
+    def test_what_two_workers_have_summed_up_is_kept(self, prepared):
+        run = prepared(solver={"name": SolverName.covariance, "keep_covariance": True})
+        compute(run)
+        stored = restore_artifact(run.store.find(run.fingerprint).folder)
+        with open_covariance(stored.result.covariance) as sums:
+            for group in stored.result.state.plan.groups:
+                found = CovarianceTracker(group.n_components).components(sums.state(group))
+                assert torch.equal(found.v_KD, stored.result.components[group.index].v_KD), group.tap
 
     def test_not_converged_is_an_error_that_lists_the_layers(self, prepared, tmp_path):
         run = prepared(eva={"tau": 1.0, "max_steps": 3})

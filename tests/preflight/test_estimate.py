@@ -174,7 +174,7 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     )
     layers = layer_facts(finish(state, worker.components()))
     tensors = state_dict(layers, whiten=False)
-    sizes = artifact_facts(plan, state.ranks, solver)
+    sizes = artifact_facts(plan, state.ranks, run.config.solver)
     assert sizes.state_dict == sum(t.nbytes for t in tensors.values())
     assert sizes.adapter == sum(t.nbytes for t in adapter(layers, tensors).values())
     assert sizes.components == sum(t.nbytes for t in components(layers).values())
