@@ -14,6 +14,7 @@ from eva_dist.cli_derive import derive
 from eva_dist.cli_jobs import jobs, logs, stop, submit
 from eva_dist.cli_merge import merge
 from eva_dist.cli_report import report
+from eva_dist.cli_serve import serve, token
 from eva_dist.errors import ConfigError, EvaDistError
 
 app = typer.Typer(
@@ -30,6 +31,8 @@ app.command(no_args_is_help=True)(stop)
 app.command(no_args_is_help=True)(derive)
 app.command(no_args_is_help=True)(merge)
 app.command(no_args_is_help=True)(report)
+app.command(no_args_is_help=True)(serve)
+app.command(no_args_is_help=True)(token)
 # Whatever plan does not know is for the job that it runs, Hydra's own options too.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(plan)
 

@@ -9,7 +9,8 @@ import time
 class KeyValueFormatter(logging.Formatter):
     """Formats a record as `time=... level=... global_rank=... node=... logger=... msg="..."`, in one line.
 
-    Values with spaces or quotes are JSON strings; a traceback goes into `error`.
+    Facts of a record alone (`extra={"facts": {...}}`) follow. Values with spaces or
+    quotes are JSON strings; a traceback goes into `error`.
     """
 
     def __init__(self, **facts: object) -> None:
@@ -22,6 +23,7 @@ class KeyValueFormatter(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{milliseconds:03d}Z"
         pairs = {"time": stamp, "level": record.levelname, **self._facts, "logger": record.name}
         pairs["msg"] = record.getMessage()
+        pairs |= getattr(record, "facts", {})
         if record.exc_info:
             pairs["error"] = self.formatException(record.exc_info)
         return " ".join(f"{key}={_value(value)}" for key, value in pairs.items())

@@ -3,18 +3,11 @@
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from eva_dist.artifact.auto_classes import auto_class
 from eva_dist.artifact.facts import Provenance
 from eva_dist.artifact.front_matter import hub_model
 from eva_dist.config import EvaConfig
 from eva_dist.store.sources import Kind, parse_source
-
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
 
 
 def adapter_code(provenance: Provenance) -> str:
@@ -72,7 +65,7 @@ initialize_lora_eva_weights(model, eva_state_dict=eva_state_dict)"""
 
 
 def _auto_class(provenance: Provenance) -> str:
-    return _AUTO_CLASSES.get(str(provenance.model.get("task_type")), "AutoModel")
+    return auto_class(provenance.model.get("task_type"))
 
 
 def _base_model(provenance: Provenance) -> str:

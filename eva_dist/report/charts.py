@@ -58,8 +58,8 @@ class Chart:
 def draw_chart(chart: Chart) -> str:
     """Return the drawing."""
     marks = [mark for series in chart.series for mark in series.marks]
-    x_ticks = tuple(map(float, range(len(chart.x_values)))) or _ticks([mark.x for mark in marks], 4)
-    y_ticks = _ticks([mark.y for mark in marks], 5)
+    x_ticks = tuple(map(float, range(len(chart.x_values)))) or ticks([mark.x for mark in marks], 4)
+    y_ticks = ticks([mark.y for mark in marks], 5)
     x_ends = _ends([mark.x for mark in marks], x_ticks)
     if chart.x_values:
         x_ends = (-0.35, len(chart.x_values) - 0.65)
@@ -156,7 +156,7 @@ def _x_axis(
     return "".join([*parts, element("text", said(chart.x_label), x=middle, y=_HEIGHT - 8, text_anchor="middle")])
 
 
-def _ticks(values: Sequence[float], about: int) -> tuple[float, ...]:
+def ticks(values: Sequence[float], about: int) -> tuple[float, ...]:
     """Return round values across the range of `values`, `about` so many; two at least."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(high), abs(low), 1e-300):  # rounding alone sets them apart

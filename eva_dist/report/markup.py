@@ -11,7 +11,7 @@ def said(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def element(name: str, *children: str, **attributes: object) -> str:
+def element(name: str, /, *children: str, **attributes: object) -> str:
     """Return an element; children are markup, attributes are escaped.
 
     `class_` is `class`, other underscores are hyphens; None leaves an attribute out, True gives it no value.
@@ -56,13 +56,14 @@ def table(
 ) -> str:
     """Return a table that scrolls sideways; cells are markup, the first of each row is its heading.
 
-    `sort_keys` are the values behind the cells, row by row: with them a reader can sort by a column.
+    `sort_keys` are the values behind the cells, row by row: with them a reader can sort by a column. A cell whose
+    text is its key does not say it twice.
     """
     keys = [list(line) for line in sort_keys]
     heads = "".join(element("th", cell, scope="col") for cell in head)
     body = []
     for at, row in enumerate(rows):
-        first, *others = [(cell, _key(keys, at, column)) for column, cell in enumerate(row)]
+        first, *others = [(cell, _key(keys, at, column, cell)) for column, cell in enumerate(row)]
         cells = element("th", first[0], scope="row", data_v=first[1])
         body.append(element("tr", cells, *(element("td", cell, data_v=key) for cell, key in others)))
     parts = element("caption", said(caption)), element("thead", element("tr", heads)), element("tbody", *body)
@@ -70,11 +71,11 @@ def table(
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def _key(keys: list[list[Any]], row: int, column: int) -> str | None:
+def _key(keys: list[list[Any]], row: int, column: int, cell: str) -> str | None:
     if not keys:
         return None
-    value = keys[row][column]
-    return "" if value is None else str(value)
+    value = "" if keys[row][column] is None else str(keys[row][column])
+    return None if said(value) == cell else value
 
 
 def data(value: Any) -> str:

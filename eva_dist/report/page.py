@@ -8,17 +8,12 @@ import eva_dist
 from eva_dist.report.figures import Comparison
 from eva_dist.report.files import SWEEP_FILE, TABLE_FILE
 from eva_dist.report.findings import findings, name, title, trouble
+from eva_dist.report.heat import HATCH
 from eva_dist.report.maps import agreement_maps, rank_maps
 from eva_dist.report.markup import element, said
 from eva_dist.report.page_tables import effects_table, failures, points_table, shared_table
 from eva_dist.report.plotted import axis_of_settings, budget_figure, setting_figure
 from eva_dist.report.style import CSS, SCRIPT
-
-_HATCH = (
-    '<svg class="defs" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
-    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0 0V6" stroke="#8c95a0" '
-    'stroke-width="1.2"/></pattern></defs></svg>'
-)
 
 
 def page(found: Comparison) -> str:
@@ -31,7 +26,7 @@ def page(found: Comparison) -> str:
         element("title", said(f"{heading} · eva_dist")),
         element("style", CSS),
     ]
-    body = [_HATCH, element("header", element("h1", said(heading)), _headline(found)), element("main", *_main(found))]
+    body = [HATCH, element("header", element("h1", said(heading)), _headline(found)), element("main", *_main(found))]
     body += [_footer(), f"<script>{SCRIPT}</script>"]
     return f'<!doctype html>\n<html lang="en">{element("head", *head)}{element("body", *body)}</html>\n'
 

@@ -25,7 +25,7 @@ def flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def same(value: Any) -> str:
     """Return a text that is equal for equal values; 1 and 1.0 are, 1 and true are not."""
-    number = isinstance(value, int) and not isinstance(value, bool)
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
     return json.dumps(float(value) if number else value, sort_keys=True, default=str)
 
 

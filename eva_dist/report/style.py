@@ -1,6 +1,18 @@
-"""The page's style sheet and its script; the script adds hints, sorting and copying, and the page needs none of it."""
+"""The style sheet and the script of report and catalogue; a page needs nothing of the script.
 
-CSS = """
+It adds hints to heat maps, sorting to tables, and copying to code.
+"""
+
+from eva_dist.report.colours import AMOUNT, DIFFERENCE
+
+_BARS = "".join(
+    f".bar.{palette.class_} {{ background: linear-gradient(to right, {', '.join(palette.stops)}); }}\n"
+    for palette in (AMOUNT, DIFFERENCE)
+)
+
+CSS = (
+    f"{_BARS}"
+    """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1b1f24; --soft: #57606a; --rule: #d8dee4; --pale: #f4f6f8;
   --link: #0b5cad; --bad: #a6360b; --badpale: #fdf0ea;
   --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b3508a; --c4: #b27c00; --c5: #3f9bd1; --c6: #555b62; }
@@ -62,6 +74,7 @@ details > summary { cursor: pointer; color: var(--link); }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 svg.chart text { font-size: 12px; }
+.cells text { font: inherit; fill: #ffffff; } .cells text.dark { fill: #000000; }
 svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke; stroke: var(--back);
   stroke-width: 3px; }
 .grid { stroke: var(--rule); }
@@ -81,8 +94,11 @@ svg.chart text.number { fill: var(--ink); font-size: 10.5px; paint-order: stroke
 .swatch { display: inline-block; width: 17px; height: 17px; margin-right: .2rem; vertical-align: -3px; }
 #hint { position: fixed; z-index: 9; pointer-events: none; max-width: 22rem; padding: .3rem .6rem; font-size: .8125rem;
   background: var(--ink); color: var(--back); border-radius: 4px; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
+  margin: 0; }
 .defs { position: absolute; width: 0; height: 0; }
 """
+)
 
 SCRIPT = """
 (() => {
@@ -111,7 +127,7 @@ SCRIPT = """
         const down = head.getAttribute('aria-sort') === 'ascending';
         for (const other of table.tHead.rows[0].cells) other.removeAttribute('aria-sort');
         head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-        const value = row => row.cells[at].dataset.v ?? '';
+        const value = row => row.cells[at].dataset.v ?? row.cells[at].textContent;
         const rows = [...body.rows].sort((a, b) => {
           const [x, y] = [value(a), value(b)];
           if (x === '' || y === '') return (x === '') - (y === '');
@@ -122,13 +138,21 @@ SCRIPT = """
       });
     });
   }
-  if (navigator.clipboard) for (const code of document.querySelectorAll('code.load')) {
+  const copy = async code => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(code.textContent);
+    getSelection().selectAllChildren(code);  // http and not this machine: there is no clipboard but the old one
+    if (!document.execCommand('copy')) throw new Error('not copied');
+  };
+  const told = document.createElement('p'); told.className = 'unseen'; told.setAttribute('role', 'status');
+  document.body.append(told);
+  for (const code of document.querySelectorAll('code.load')) {
     const button = document.createElement('button');
+    const tell = text => { button.textContent = text; told.textContent = text; };
     button.type = 'button'; button.className = 'copy'; button.textContent = 'Copy';
-    button.addEventListener('click', () => navigator.clipboard.writeText(code.textContent).then(() => {
-      button.textContent = 'Copied'; setTimeout(() => { button.textContent = 'Copy'; }, 1500);
-    }));
-    code.after(button);
+    if (code.dataset.name) button.setAttribute('aria-label', `Copy: ${code.dataset.name}`);
+    button.addEventListener('click', () => copy(code).then(() => tell('Copied'), () => tell('Select and copy it'))
+      .then(() => setTimeout(() => { tell('Copy'); told.textContent = ''; }, 1500)));
+    (code.closest('pre') ?? code).after(button);
   }
 })();
 """

@@ -5,9 +5,8 @@ import pytest
 from eva_dist.errors import ArtifactNotFoundError, StoreError
 from eva_dist.store.sources import fetch, open_source
 from eva_dist.store.store import Store
+from tests.gateway import serving
 from tests.small_artifact import contents_of
-
-serving = pytest.importorskip("tests.gateway.serving")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,109 @@
+"""The gateway's application: routes, and what holds for every request."""
+
+import importlib
+import importlib.util
+import logging
+from typing import cast
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.gateway.access import Access, check_of
+from eva_dist.gateway.answers import Refused
+from eva_dist.gateway.files import Files
+from eva_dist.gateway.hub import Hub
+from eva_dist.gateway.index import Index
+from eva_dist.gateway.upstream import Upstream
+from eva_dist.store.store import Store
+
+log = logging.getLogger(__name__)
+
+_LARGEST_BODY = 1 << 20
+
+
+def make_app(
+    store: Store, *, access: Access | None = None, upstream: Upstream | None = None, max_age_s: float = 2.0
+) -> web.Application:
+    """Make the application that serves a store.
+
+    Args:
+        store: what is served.
+        access: tokens; None: everybody sees everything.
+        upstream: where what the store does not have is looked for.
+        max_age_s: how old the gateway's view of the store may be.
+    """
+    access = access or Access()
+    index = Index(store, max_age_s)
+    hub = Hub(index, Files(store), access, upstream)
+    app = web.Application(middlewares=[_refusals, check_of(access), _elsewhere_of(hub)], client_max_size=_LARGEST_BODY)
+    if upstream is not None:
+        app.cleanup_ctx.append(upstream.opened)
+    app.on_response_prepare.append(_add_headers)
+    app.router.add_get("/healthz", _healthz)
+    if importlib.util.find_spec("eva_dist.gateway.pages"):
+        importlib.import_module("eva_dist.gateway.pages").add_pages(app, index, store)
+    app.router.add_route("*", "/{path:.*}", hub.answer)  # last: what is no page
+    return app
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+@web.middleware
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what is raised into answers that clients understand; nothing inside is shown."""
+    try:
+        return await handler(request)
+    except Refused as refused:
+        return refused.response()
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return Refused(error.status, error.text or error.reason).response()
+    except (IntegrityError, ArtifactNotFoundError) as error:
+        log.error("%s: %s", request.path, error)
+        return Refused(409, "this is damaged in the store, or gone from it; publish the artifact again").response()
+    except StoreError as error:
+        log.error("%s: %s", request.path, error)
+        message = "the gateway cannot read its store at the moment; try again later"
+        return Refused(503, message, headers={"Retry-After": "5"}).response()
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return web.Response(status=499)  # the client has left: nobody reads this
+        log.exception("%s %s failed", request.method, request.path)
+        return Refused(500, "the gateway failed; its log says why").response()
+
+
+def _elsewhere_of(hub: Hub) -> Middleware:
+    """Return the middleware that leads from a page that we do not have to the upstream's."""
+
+    @web.middleware
+    async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except web.HTTPNotFound:
+            if request.method in ("GET", "HEAD") and (there := await hub.page_elsewhere(request)):
+                return there
+            raise
+        if response.status == 404 and _is_page(request, response) and (there := await hub.page_elsewhere(request)):
+            return there
+        return response
+
+    return cast(Middleware, elsewhere)
+
+
+def _is_page(request: web.Request, response: web.StreamResponse) -> bool:
+    return request.method in ("GET", "HEAD") and not response.prepared and response.content_type == "text/html"
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "eva-dist"
+    for name, value in (
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "same-origin"),
+        ("X-Frame-Options", "DENY"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+    ):
+        response.headers.setdefault(name, value)
