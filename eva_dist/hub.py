@@ -74,7 +74,7 @@ def push_to_hub(
             if create:
                 _make_place(api, repo_id, branch, private)
             head = api.model_info(repo_id, revision=branch)
-            gone = _gone(Repository(place, repo_id, asked), head, snapshot)
+            gone = _gone(Repository(place, repo_id, asked, token), head, snapshot)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(path, _newest(path, Path(changed), folder)) for path in snapshot.files
             ]

@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from eva_dist.store.sources import fetch
+
 FINGERPRINT = "ab" * 32
 
 
@@ -25,3 +27,8 @@ def write_artifact(folder: Path, fingerprint: str = FINGERPRINT, **files: bytes)
 
 def contents_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def fetched(word: str) -> dict[str, bytes]:
+    """Fetch an artifact, in whatever process."""
+    return contents_of(fetch(word))

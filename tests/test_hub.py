@@ -147,9 +147,12 @@ def test_a_branch_never_shows_another_artifact(hub, push, branch):
     assert fetch(url).is_dir() and open_source(url).snapshot.manifest["revision"] == branch
 
 
-def test_private_is_asked_for(hub, push):
-    push(private=True)
+def test_private_is_asked_for_and_a_token_that_is_given_is_used_throughout(hub, push, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "of somebody else")
+    push(private=True, token="writer")
     assert hub.repos[REPO].private
+    push(private=True, token="writer")
+    assert {one.token for one in hub.asked if "/lfs/" not in one.path} == {"writer"}
 
 
 def commits(hub: FakeHub) -> int:

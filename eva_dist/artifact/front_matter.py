@@ -26,7 +26,7 @@ def metadata(provenance: Provenance) -> dict[str, Any]:
     return {
         "library_name": "peft",
         **({"base_model": json.dumps(base), "base_model_relation": "adapter"} if base else {}),
-        **({"datasets": [json.dumps(data)]} if data else {}),
+        **({"datasets": [json.dumps(name) for name in data]} if data else {}),
         "tags": list(TAGS),
     }
 
@@ -39,10 +39,10 @@ def hub_model(provenance: Provenance) -> str | None:
     return name if str(weights).startswith("commit:") and is_hub_id(name) else None
 
 
-def hub_data(provenance: Provenance) -> str | None:
-    """Return the data set's name on the Hub; None if it was a file or a folder."""
-    name = str(provenance.config.get("data", {}).get("path", ""))
-    return name if is_hub_id(name) and not name.endswith(_FILE_ENDINGS) else None
+def hub_data(provenance: Provenance) -> list[str]:
+    """Return the data sets' names on the Hub; files and folders have none. A merged artifact may have several."""
+    names = dict.fromkeys(str(provenance.config.get("data", {}).get("path", "")).split(" + "))
+    return [name for name in names if is_hub_id(name) and not name.endswith(_FILE_ENDINGS)]
 
 
 def is_hub_id(name: str) -> bool:

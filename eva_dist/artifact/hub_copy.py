@@ -17,7 +17,7 @@ from eva_dist.artifact.front_matter import hub_model
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, read_snapshot
 
-_NAMES = ("url", "repo_id", "revision", "model", "config")
+_NAMES = ("url", "repo_id", "revision", "model", "config", "merged_from")
 """What of the provenance changes; all of it lies in the manifest under its own name."""
 _NO_PATHS = ("eva", "solver")
 """Groups of settings where what looks like a path is none, but a regular expression."""
@@ -48,7 +48,7 @@ def write_hub_copy(
     config["base_model_name_or_path"] = provenance.model.get("id", "")
     (to / ADAPTER_CONFIG_FILE).write_text(_json(config), encoding="utf-8")
     changed = {name: _described((to / name).read_bytes()) for name in (CARD_FILE, ADAPTER_CONFIG_FILE)}
-    manifest = before.manifest | {name: getattr(provenance, name) for name in _NAMES}
+    manifest = before.manifest | {name: getattr(provenance, name) for name in _NAMES if name in before.manifest}
     content = (_json(manifest | {"files": before.manifest["files"] | changed}) + "\n").encode()
     (to / MANIFEST_FILE).write_bytes(content)
     return read_snapshot(content, before.fingerprint)
@@ -66,7 +66,15 @@ def _moved(before: Provenance, url: str, repo_id: str, revision: str, base_model
     if "cluster" in config:
         config["cluster"] = config["cluster"] | {"address": None}
     model = before.model | {"id": name} | ({"hub_id": base_model} if base_model else {})
-    return replace(before, url=url, repo_id=repo_id, revision=revision, model=model, config=config)
+    return replace(
+        before,
+        url=url,
+        repo_id=repo_id,
+        revision=revision,
+        model=model,
+        config=config,
+        merged_from=_without_folders(before.merged_from),
+    )
 
 
 def _without_folders(value: Any) -> Any:
@@ -75,7 +83,7 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_folders(one) for one in value]
-    return _last_part(value) if isinstance(value, str) else value
+    return " + ".join(map(_last_part, value.split(" + "))) if isinstance(value, str) else value
 
 
 def _last_part(text: str) -> str:

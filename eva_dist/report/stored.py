@@ -34,7 +34,10 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
     if source.kind is Kind.hub:
         raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
     if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
-        revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
+        try:
+            revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
+        except ArtifactNotFoundError as error:
+            raise _gone(url) from error
     else:
         revision = source_folder(url)
         folder = _folder(revision, fingerprint)
@@ -68,8 +71,12 @@ def _folder(revision: Path, fingerprint: str) -> Path:
     for folder in candidates:
         if (folder / MANIFEST_FILE).is_file():
             return folder
-    raise ArtifactNotFoundError(
-        f"no artifact at {revision}: it was removed, or its store lies elsewhere now; compute the point again"
+    raise _gone(revision)
+
+
+def _gone(where: str | Path) -> ArtifactNotFoundError:
+    return ArtifactNotFoundError(
+        f"no artifact at {where}: it was removed, or its store lies elsewhere now; compute the point again"
     )
 
 

@@ -37,15 +37,16 @@ _MOST_NAMED = 10
 class Repository:
     """One model repository of one Hub."""
 
-    def __init__(self, endpoint: str, repo_id: str, asked: str) -> None:
-        """Send nothing yet. An empty `endpoint` is the environment's; `asked` is what messages call it."""
+    def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | None = None) -> None:
+        """Send nothing yet. `asked` is what messages call it; an empty `endpoint`, no `token`: the environment's."""
         self.endpoint = endpoint or constants.ENDPOINT
         self.repo_id = repo_id
         self.asked = asked
+        self._token = token
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
-        api = HfApi(endpoint=self.endpoint, library_name="eva_dist")
+        api = HfApi(endpoint=self.endpoint, token=self._token, library_name="eva_dist")
         try:
             with self.explained(revision):
                 found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -97,7 +98,7 @@ class Repository:
                 time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1))
 
     def _get(self, url: str, at: int, end: int | None, partial: bool) -> Iterator[bytes]:
-        headers = build_hf_headers(library_name="eva_dist") | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers(token=self._token, library_name="eva_dist") | {"Accept-Encoding": "identity"}
         if end is not None:
             headers["Range"] = f"bytes={at}-{end - 1}"
         with http_stream_backoff(
@@ -182,7 +183,9 @@ class Repository:
         """Return what the server says, to help a person on; None if it does not. One request, no further pages."""
         with suppress(Exception):
             response = get_session().get(
-                f"{self.endpoint}/{route}", headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT
+                f"{self.endpoint}/{route}",
+                headers=build_hf_headers(token=self._token),
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
             )
             if response.status_code == 200:
                 said: object = response.json()

@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 from eva_dist.config import BUCKETS, StoreConfig
 from eva_dist.errors import ConfigError, StoreError
 from eva_dist.store.cache import Cache
-from eva_dist.store.names import SNAPSHOTS, check_names
+from eva_dist.store.names import OBJECTS, SNAPSHOTS, check_names
 from eva_dist.store.opened import Opened, OpenedFolder
 from eva_dist.store.progress_bar import Progress
 from eva_dist.store.snapshot import MANIFEST_FILE, folder_snapshot
@@ -145,8 +145,11 @@ def _local(text: str, path: Path, store_url: str | None) -> Source:
     namespace, above = path.parent.name, path.parents[1] if len(path.parents) > 1 else None
     if store_url is not None and len(path.parts) == 2 and not text.startswith(("/", ".", "~")):
         return _stored(text, store_url, namespace, name, revision if at else None)
-    if above is not None and ((at and not path.exists()) or (above / "objects").is_dir()):
+    if above is not None and ((at and not path.exists()) or (above / OBJECTS).is_dir()):
         return _stored(text, str(above.absolute()), namespace, name, revision if at else None)
+    if above is not None and (above.parent / OBJECTS).is_dir() and not path.exists():
+        # a revision, as a store shows it
+        return _stored(text, str(above.parent.absolute()), above.name, namespace, path.name)
     return Source(text, Kind.folder, str(path))
 
 

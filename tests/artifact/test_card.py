@@ -66,6 +66,7 @@ def test_front_matter_has_no_folder_of_this_machine(built):
     [
         ("org/Base-1.5", "team/texts", ("org/Base-1.5", ["team/texts"])),
         ("gpt2", "wikitext", ("gpt2", ["wikitext"])),
+        ("org/base", "wikitext + /srv/data.jsonl + team/texts", ("org/base", ["wikitext", "team/texts"])),
         ("/srv/models/base", "/srv/data.jsonl", (None, None)),
         ("./base", "data/*.txt", (None, None)),
         ("../org/base", "texts.jsonl", (None, None)),

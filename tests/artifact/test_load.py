@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 
 from eva_dist.artifact.load import load_eva_state_dict
 from eva_dist.errors import IntegrityError, LayerError
+from eva_dist.store.sources import open_source
 from eva_dist.store.store import Store
 from tests.fake_hub import FakeHub, running
+from tests.own_run import own_run
 from tests.s3_server import s3_server
 
 FILE = "eva_state_dict.safetensors"
@@ -299,3 +302,20 @@ def write_header(folder: Path, header: bytes) -> None:
 def test_the_manifest_has_the_hash_of_every_tensor(built, truth):
     hashes = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in truth.items()}
     assert built.manifest["tensors"] == hashes
+
+
+# peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_card_of_a_run_that_published_to_a_bucket_runs_as_it_stands(configure, bucket):
+    published = own_run(configure(store={"url": f"{bucket}/run"}))
+    card = open_source(published.url).read("README.md").decode()
+    models = []
+    for code in re.findall(r"```python\n(.*?)\n```", card, flags=re.DOTALL):
+        names: dict = {}
+        exec(code, names)
+        models.append(names["model"].state_dict())
+    one, two = models
+    assert f"eva_dist.fetch('{bucket}/run/snapshots/{published.fingerprint}')" in card
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    truth = load_eva_state_dict(published.url)
+    assert all(torch.equal(one[f"{name}.lora_A.default.weight"], a) for name, a in truth.items() if len(a))

@@ -45,6 +45,7 @@ def test_points_are_in_the_order_of_their_numbers(sweep):
 def test_an_artifact_that_is_gone(sweep):
     _, snapshot = sweep.done()
     snapshot.unlink()
+    (sweep.store.root / f"objects/manifests/{snapshot.name}.json").unlink()
     (point,) = read_points(sweep.folder)
     assert point.status == "missing" and point.problem.type == "ArtifactNotFoundError"
     assert "compute the point again" in point.problem.message

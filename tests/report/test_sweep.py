@@ -29,6 +29,7 @@ def mixed(sweep, a_pass):
     sweep.begun("eva.rho=4.0", rho=4.0)
     _, snapshot = sweep.done(a_pass(rho=5.0), rho=5.0)
     snapshot.unlink()
+    (sweep.store.root / f"objects/manifests/{snapshot.name}.json").unlink()
     return sweep.folder
 
 

@@ -46,11 +46,15 @@ def test_a_folder_store_whose_view_is_gone_is_read_over_the_cache(folder_store, 
     (folder_store.root / "snapshots" / FINGERPRINT).unlink()
     folder = fetch("team/name@v1", store_url=folder_store.url)
     assert folder.is_relative_to(cache) and contents_of(folder) == contents_of(artifact)
+    assert fetch(folder_store.revision_url("team/name", "v1")) == folder
+    assert fetch(folder_store.snapshot_url(FINGERPRINT)) == folder
 
 
 def test_what_is_not_there(folder_store, tmp_path):
     with pytest.raises(ArtifactNotFoundError, match="has no team/name@v2; it has v1"):
         fetch("team/name@v2", store_url=folder_store.url)
+    with pytest.raises(ArtifactNotFoundError, match="has no team/name@v2; it has v1"):
+        fetch(f"{folder_store.root}/team/name/v2")
     with pytest.raises(ArtifactNotFoundError, match="no artifact at .*nothing: it has no manifest.json"):
         fetch(tmp_path / "nothing")
 
