@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eva_dist.cli_options import STORE, StoreUrl
 from eva_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ TokenFile = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", 
 
 
 def serve(
-    store: Annotated[str, typer.Option("--store", metavar="URL", help="What to serve: a folder, s3://..., ...")],
+    store: StoreUrl = STORE,
     host: Annotated[str, typer.Option(help="Address to listen on; loopback only without --token-file.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     token_file: TokenFile = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pathspec import PathSpec
+from typer.main import get_command
 
 from eva_dist.cli import app
 from eva_dist.config import config_groups
@@ -152,12 +153,17 @@ class TestCompose:
             assert any(volume.startswith("store:/srv/eva") for volume in service["volumes"]), name
         assert "/docker/ray-token" in (ROOT / ".gitignore").read_text().splitlines()
 
-    def test_the_client_s_commands_exist_and_the_gateway_s_stays_off_until_it_does(self):
+    def test_the_commands_exist_with_their_options(self):
         commands = {command.callback.__name__ for command in app.registered_commands}
         services = compose()["services"]
         assert services["client"]["entrypoint"] == ["eva-dist"] and services["client"]["command"][0] in commands
-        assert services["gateway"]["profiles"] == ["gateway"]
-        assert services["gateway"]["command"][:2] == ["eva-dist", "serve"]
+        gateway = services["gateway"]
+        assert gateway["profiles"] == ["gateway"] and gateway["command"][:2] == ["eva-dist", "serve"]
+        known = {option for parameter in get_command(app).commands["serve"].params for option in parameter.opts}
+        assert {word for word in gateway["command"] if word.startswith("--")} <= known
+        tokens = gateway["command"][gateway["command"].index("--token-file") + 1]
+        assert any(volume.endswith(f":{tokens}:ro") for volume in gateway["volumes"])
+        assert any("optional-dependencies" in line and "more['serve']" in line for line in of("RUN"))
 
     def test_the_gpu_file_changes_services_that_there_are(self):
         changes = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
