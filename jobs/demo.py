@@ -89,7 +89,9 @@ load it anywhere:
     model = PeftModel.from_pretrained(base, "{folder}", is_trainable=True)
 or into a model of your own:
     state_dict = eva_dist.load_eva_state_dict("{outcome["url"]}")
-    peft.initialize_lora_eva_weights(peft_model, eva_state_dict=state_dict)"""
+    peft.initialize_lora_eva_weights(peft_model, eva_state_dict=state_dict)
+look at it: eva-dist show {folder}
+serve it: eva-dist serve --store {Path(folder).parents[2]}"""
 
 
 def _folder(outcome: dict[str, Any]) -> str:
