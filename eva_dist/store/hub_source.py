@@ -1,8 +1,7 @@
 """An artifact on a Hub: the Hub itself, or a gateway of ours, through `huggingface_hub`.
 
 Only what two requests need is asked of the server: which commit a revision is, and bytes of files at that commit. The
-token is the one that `huggingface_hub` finds (`HF_TOKEN`, else the stored login); it goes to the host that was asked
-and is dropped where that host redirects to another one.
+token is that of the host (`hub_token.py`); it is dropped where that host redirects to another one.
 """
 
 import logging
@@ -19,6 +18,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
 from eva_dist.store.cache import Cache, told
+from eva_dist.store.hub_token import how_to_give, token_for
 from eva_dist.store.opened import NoRangesError, Opened
 from eva_dist.store.progress_bar import Progress, counting
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, read_snapshot
@@ -37,12 +37,12 @@ _MOST_NAMED = 10
 class Repository:
     """One model repository of one Hub."""
 
-    def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | None = None) -> None:
-        """Send nothing yet. `asked` is what messages call it; an empty `endpoint`, no `token`: the environment's."""
+    def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | bool | None = None) -> None:
+        """Send nothing yet. `asked` is what messages call it; no `endpoint`: the environment's; no `token`: its own."""
         self.endpoint = endpoint or constants.ENDPOINT
         self.repo_id = repo_id
         self.asked = asked
-        self._token = token
+        self._token = token_for(self.endpoint) if token is None else token
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
@@ -121,7 +121,7 @@ class Repository:
             yield
         except hub_errors.GatedRepoError as error:
             raise StoreError(
-                f"source={self.asked}: {self.repo_id} is gated; accept its terms, then set HF_TOKEN"
+                f"source={self.asked}: {self.repo_id} is gated; accept its terms, then {how_to_give(self.endpoint)}"
             ) from error
         except hub_errors.RepositoryNotFoundError as error:
             raise self._no_repository() from error
@@ -150,8 +150,8 @@ class Repository:
         said = error.server_message or first_line(error)
         if status in (401, 403):
             return StoreError(
-                f"source={self.asked}: {self.endpoint} refuses ({status}: {said}); set HF_TOKEN to a token that "
-                f"may read {self.repo_id}"
+                f"source={self.asked}: {self.endpoint} refuses ({status}: {said}); to give a token that may "
+                f"read {self.repo_id}, {how_to_give(self.endpoint)}"
             )
         return StoreError(f"source={self.asked}: {self.endpoint} answered {status}: {said}; try again later")
 
@@ -166,7 +166,7 @@ class Repository:
         near = get_close_matches(self.repo_id, names, 3, 0.5) or names[:_MOST_NAMED]
         return ArtifactNotFoundError(
             f"source={self.asked}: {self.endpoint} has no {self.repo_id}, or you may not see it; check the name, or "
-            "set HF_TOKEN" + (f". It has {', '.join(near)}" if near else "")
+            f"{how_to_give(self.endpoint)}" + (f". It has {', '.join(near)}" if near else "")
         )
 
     def _no_revision(self, revision: str | None) -> ArtifactNotFoundError:

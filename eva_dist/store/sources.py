@@ -174,7 +174,7 @@ def _stored(text: str, url: str, namespace: str, name: str, revision: str | None
 def _web(text: str) -> Source:
     url = urlsplit(text)
     if url.username or url.password:
-        raise _wrong(_without_password(text), "a URL must hold no password; set HF_TOKEN instead")
+        raise _wrong(_without_password(text), "a URL must hold no password; set EVA_DIST_TOKEN instead")
     if url.query or url.fragment or not url.hostname:
         raise _wrong(text, "a gateway is named by host, prefix, org/name and revision alone")
     path, at, revision = url.path.partition("@")
