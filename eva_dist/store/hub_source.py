@@ -5,6 +5,7 @@ token is that of the host (`hub_token.py`); it is dropped where that host redire
 """
 
 import logging
+import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
 """What the client below `huggingface_hub` raises; which library that is depends on its version."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40,128}")
 _LARGEST_MANIFEST = 64 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
@@ -52,9 +55,12 @@ class Repository:
                 found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         except _BrokenError as error:
             raise StoreError(str(error)) from error
-        if not found.sha:
-            raise StoreError(f"source={self.asked}: {self.endpoint} names no commit; it is no Hub, check the URL")
-        return found.sha
+        if not _COMMIT.fullmatch(found.sha or ""):
+            raise StoreError(
+                f"source={self.asked}: {self.endpoint} names the commit {found.sha!r:.80}, must be 40 hex digits; "
+                "it is no Hub, check the URL"
+            )
+        return str(found.sha)
 
     def manifest(self, commit: str) -> bytes:
         """Return the bytes of `manifest.json`."""
@@ -224,7 +230,8 @@ class OpenedHub(Opened):
 def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cache: Cache) -> OpenedHub:
     """Return the artifact that a revision of a repository is now.
 
-    A commit, or a fingerprint, that the cache knows is answered without a request. With `HF_HUB_OFFLINE=1` so is every
+    A fingerprint that the cache knows, or a commit of a gateway, is answered without a request: the manifest proves
+    it. With `HF_HUB_OFFLINE=1` so is every
     revision that was asked for before.
 
     Raises:
@@ -236,7 +243,7 @@ def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cach
     place = (repository.endpoint, repo_id)
     known = cache.recall((*place, revision or "main"))
     if known is not None and (known.never_moves(revision) or constants.is_offline_mode()):
-        if not known.never_moves(revision):
+        if not known.never_moves(revision) and revision != known.commit:
             log.warning("%s: offline (HF_HUB_OFFLINE), so answered from the cache; it may have moved since", asked)
         return OpenedHub(repository, known.commit, known.snapshot, cache)
     try:
@@ -248,8 +255,10 @@ def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cach
             snapshot = known.snapshot
     except IntegrityError as error:
         raise IntegrityError(f"source={asked}: {error}") from error
-    if revision is not None and len(revision) == 64 and revision != snapshot.fingerprint:
-        raise IntegrityError(f"source={asked} is the artifact {snapshot.fingerprint!r}, not {revision}")
+    if _HASH.fullmatch(revision or "") and revision not in (snapshot.fingerprint, commit):  # shorter ones may be names
+        raise IntegrityError(
+            f"source={asked} is the artifact {snapshot.fingerprint!r} at commit {commit}, not {revision}"
+        )
     for name in {revision or "main", commit}:
         cache.remember((*place, name), commit, snapshot)
     return OpenedHub(repository, commit, snapshot, cache)

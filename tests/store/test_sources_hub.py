@@ -11,7 +11,7 @@ import pytest
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.store.hub_token import how_to_give, token_for
 from eva_dist.store.sources import fetch, open_source
-from tests.fake_hub import FakeHub, running
+from tests.fake_hub import FakeHub, Repo, running
 from tests.small_artifact import FINGERPRINT, contents_of, fetched, write_artifact
 
 
@@ -66,18 +66,43 @@ def test_only_what_is_asked_for_travels(hub, artifact):
     assert hub.bytes_of("weights.bin") == 0
 
 
-def test_a_hit_asks_for_the_commit_alone_and_a_commit_or_fingerprint_for_nothing(hub, artifact):
+def test_a_hit_asks_for_the_commit_alone_and_a_fingerprint_for_nothing(hub, artifact):
     commit = hub.put(artifact)
     hub.repos["org/name"].branches[FINGERPRINT] = commit  # as a gateway answers
     fetch(f"{hub.url}/org/name")
     fetch(f"{hub.url}/org/name@{FINGERPRINT}")
     hub.asked.clear()
-    fetch(f"{hub.url}/org/name")
-    assert [one.path for one in hub.asked] == ["/api/models/org/name"]
-    hub.asked.clear()
-    for revision in (commit, FINGERPRINT):
-        assert contents_of(fetch(f"{hub.url}/org/name@{revision}")) == contents_of(artifact)
+    for revision in ("main", commit):  # of git, which our manifest cannot prove
+        fetch(f"{hub.url}/org/name@{revision}")
+        assert [one.path for one in hub.asked] == [f"/api/models/org/name/revision/{revision}"]
+        hub.asked.clear()
+    assert contents_of(fetch(f"{hub.url}/org/name@{FINGERPRINT}")) == contents_of(artifact)
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("name", ["main", "v1", "deadbeef"])
+@pytest.mark.parametrize("liar", ["manifest", "server"])
+def test_nobody_pins_a_name_to_an_artifact(hub, artifact, tmp_path, name, liar):
+    """A fingerprint or a commit that is called like a branch must not make it one that never moves."""
+    poisoned = write_artifact(tmp_path / "poisoned", name if liar == "manifest" else FINGERPRINT, a_bin=b"poison")
+    commit = hub.put(poisoned, branch=name)
+    if liar == "server":
+        repo = hub.repos["org/name"]
+        repo.commits[name] = repo.commits[commit]
+        repo.branches[name] = name
+        with pytest.raises(StoreError, match=f"names the commit '{name}', must be 40 hex digits"):
+            fetch(f"{hub.url}/org/name@{name}")
+    else:
+        fetch(f"{hub.url}/org/name@{name}")
+    hub.put(artifact, branch=name)
+    assert contents_of(fetch(f"{hub.url}/org/name@{name}")) == contents_of(artifact)
+
+
+@pytest.mark.parametrize("digits", [40, 41, 64, 128])
+def test_what_is_asked_for_by_its_hash_is_that_or_nothing(hub, artifact, digits):
+    hub.repos.setdefault("org/name", Repo()).branches["c" * digits] = hub.put(artifact)
+    with pytest.raises(IntegrityError, match=f"is the artifact 'abab.*, not {'c' * digits}"):
+        open_source(f"{hub.url}/org/name@{'c' * digits}")
 
 
 def test_a_branch_that_moved_is_followed(hub, artifact, tmp_path):
