@@ -106,6 +106,12 @@ def _hashes(manifest: Mapping[str, Any]) -> dict[str, str] | None:
         isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in hashes.values()
     ):
         raise IntegrityError("`tensors` in its manifest must be names with 64 lower-case hex digits each")
+    if other := sorted(hashes.keys() ^ manifest["layers"].keys()):
+        raise IntegrityError(f"{other[0]} is in only one of `tensors` and `layers` in its manifest")
+    for name, layer in manifest["layers"].items():
+        sizes = (layer.get("rank"), layer.get("in_features")) if isinstance(layer, dict) else ()
+        if not sizes or any(type(size) is not int or size < 0 for size in sizes):
+            raise IntegrityError(f"{name} in its manifest must have a rank and in_features, whole numbers from 0")
     return hashes
 
 
