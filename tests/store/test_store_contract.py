@@ -328,9 +328,9 @@ def test_a_name_that_is_set_back_and_forth_is_read_anew(store, store_url):
     store.publish(TWO, "team/name", "v1", builder("two"))
     reader = Store(store_url)
     assert reader.revisions()[0].fingerprint == TWO
-    for fingerprint in (ONE, TWO, ONE):
-        store.point(fingerprint, "team/name", "v1")
-        assert reader.revisions()[0].fingerprint == reader.fingerprint_of("team/name", "v1") == fingerprint
+    for wanted in (ONE, TWO, ONE):
+        store.point(wanted, "team/name", "v1")
+        assert reader.revisions()[0].fingerprint == reader.fingerprint_of("team/name", "v1") == wanted
 
 
 def test_a_file_that_is_gone_is_a_clear_error_to_streams_too(store):
