@@ -33,7 +33,7 @@ from eva_dist.artifact.load import REMEDY, read_manifest
 from eva_dist.artifact.restore import Stored, restore_artifact
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import GroupState, PointState, add_seconds, first_state, reallocated
-from eva_dist.derive import find_source, named_as, plan_of
+from eva_dist.derive import find_source, name_of, named_as, plan_of
 from eva_dist.engine import finish
 from eva_dist.errors import DerivationError, IntegrityError, StoreError
 from eva_dist.mergeable import MergeSource, leaves, problems
@@ -101,7 +101,7 @@ def merge_and_publish(
         for said, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
     ]
     planned = plan_merge(read, changes)
-    repo_id = repo_id or _common_repo_id(planned.sources)
+    repo_id = repo_id or _common_repo_id(planned.sources, store)
     revision = revision or f"merged-{planned.fingerprint[:8]}"
     check_names(repo_id, revision)
     if store.find(planned.fingerprint) is not None:
@@ -325,8 +325,8 @@ def _covariance_of(source: MergeSource) -> Path:
     return path
 
 
-def _common_repo_id(sources: Sequence[MergeSource]) -> str:
-    names = sorted({source.stored.provenance.repo_id for source in sources})
+def _common_repo_id(sources: Sequence[MergeSource], store: Store) -> str:
+    names = sorted({name_of(source.said, store) or source.stored.provenance.repo_id for source in sources})
     if len(names) > 1:
         raise DerivationError(f"the sources are of different names ({', '.join(names)}); say which with --repo-id")
     return names[0]

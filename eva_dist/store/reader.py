@@ -29,7 +29,7 @@ from eva_dist.store.view import View
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
 MAIN = "main"
 
-_REMEDY = "publish the artifact again with artifact.overwrite=true"
+_REMEDY = "publish it again: a run with artifact.overwrite=true, or eva-dist push --force from a sound copy"
 _REQUESTS_AT_ONCE = 16
 _PART_BYTES = 8 << 20
 _MOST_NAMED = 10

@@ -106,7 +106,8 @@ class Store(Reader):
 
         Raises:
             ArtifactNotFoundError: there is none in it.
-            IntegrityError: a file is missing or is not what its manifest says, or the manifest has no fingerprint.
+            IntegrityError: a file is missing or is not what its manifest says; the fingerprint is not that of what the
+                manifest says decides it; or the store has other tensors under it.
             StoreError: see `publish`.
         """
         check_names(repo_id, revision)
@@ -124,9 +125,12 @@ class Store(Reader):
                 "would get another artifact; copy the artifact again"
             )
         self._refuse_foreign(repo_id, revision, fingerprint)
-        if overwrite or self._whole_snapshot(fingerprint) is None:
+        standing = None if overwrite else self._whole_snapshot(fingerprint)
+        if standing is None:
             with self._explained("cannot take the artifact"):
                 self._commit(fingerprint, folder, overwrite)
+        else:
+            self._refuse_other_tensors(snapshot, standing)
         return self.point(fingerprint, repo_id, revision)
 
     def point(self, fingerprint: str, repo_id: str, revision: str) -> Published:
@@ -190,6 +194,17 @@ class Store(Reader):
         found = self._objects.head(manifest_key(fingerprint))
         if found is not None and datetime.now(UTC) - found.modified > GRACE / 2:
             self._objects.touch(found.key)
+
+    def _refuse_other_tensors(self, given: Snapshot, standing: Snapshot) -> None:
+        """Raise if what the store has under a fingerprint is not what is given: nobody must get one for the other."""
+        for path, entry in given.files.items():
+            there = standing.files.get(path)
+            if path.endswith(".safetensors") and (there is None or there.sha256 != entry.sha256):
+                raise IntegrityError(
+                    f"store.url={self.url} has another {path} under fingerprint {given.fingerprint}: sha256 "
+                    f"{there.sha256 if there else 'none'}, here {entry.sha256}; if this one is right, replace it "
+                    "(overwrite, eva-dist push --force)"
+                )
 
     def _whole_or_raise(self, fingerprint: str) -> Snapshot:
         snapshot = self._whole_snapshot(fingerprint)

@@ -15,6 +15,7 @@ from eva_dist.plan import fingerprint
 from eva_dist.store.objects import Objects
 from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
+from eva_dist.store.upkeep import verify
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build, write_artifact
 
 
@@ -117,6 +118,24 @@ def test_an_artifact_in_a_folder_is_published_after_it_was_verified(store, tmp_p
     assert names(store) == ["team/name@v1"]
 
 
+def test_a_folder_with_other_tensors_under_a_known_fingerprint_is_refused_or_replaces_them(store, tmp_path):
+    store.publish_folder(write_artifact(tmp_path / "forged", "forged!"), "attacker/x", "r")
+    genuine = write_artifact(tmp_path / "genuine")
+    with pytest.raises(IntegrityError, match=r"has another eva_state_dict.safetensors under fingerprint 1+: .*--force"):
+        store.publish_folder(genuine, "victim/good", "r")
+    assert names(store) == ["attacker/x@r"]
+    store.publish_folder(genuine, "victim/good", "r", overwrite=True)
+    assert content_of(store, "victim/good", "r") == "tensors"
+
+
+def test_a_sound_copy_mends_what_is_damaged(store, tmp_path):
+    genuine = write_artifact(tmp_path / "genuine")
+    store.publish_folder(genuine, "team/name", "v1")
+    store._objects.put(blob_key(store.snapshot(ONE).entry(FILES[0]).sha256), b"tensosr")
+    store.publish_folder(genuine, "team/name", "v1", overwrite=True)
+    assert [checked.problem for checked in verify(store) if checked.problem] == []
+
+
 def test_an_artifact_under_a_fingerprint_that_is_not_its_own_is_refused(store, tmp_path):
     """Somebody's run with that fingerprint would be answered with it."""
     folder = write_artifact(tmp_path / "given")
@@ -209,7 +228,7 @@ def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
     entry = snapshot.entry(FILES[0])
     store._objects.put(blob_key(entry.sha256), b"tensosr")
     for read in (store.read, store.verify_file, lambda e: store.download(snapshot, tmp_path / "here")):
-        with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish the artifact again"):
+        with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish it again: "):
             read(entry)
     assert [p for p in (tmp_path / "here").rglob("*") if p.is_file()] == []
     # ... and an overwrite heals it
