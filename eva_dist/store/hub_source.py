@@ -7,10 +7,9 @@ token is that of the host (`hub_token.py`); it is dropped where that host redire
 import logging
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from pathlib import Path
 from urllib.parse import quote
 
 import huggingface_hub.errors as hub_errors
@@ -18,11 +17,10 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_stream_backoff
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.store.cache import Cache, told
+from eva_dist.store.cache import Cache
 from eva_dist.store.hub_token import how_to_give, token_for
-from eva_dist.store.opened import NoRangesError, Opened
-from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, read_snapshot
+from eva_dist.store.opened import NoRangesError, OpenedElsewhere
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -199,24 +197,16 @@ class Repository:
         return None
 
 
-class OpenedHub(Opened):
+class OpenedHub(OpenedElsewhere):
     """An artifact on a Hub at one commit."""
 
     def __init__(self, repository: Repository, commit: str, snapshot: Snapshot, cache: Cache) -> None:
         super().__init__(snapshot, repository.asked, cache)
-        self._cache = cache
         self.repository = repository
         self.commit = commit
 
-    def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
-        """Bring what is missing into the cache; the manifest is there already."""
-        self._cache.keep_manifest(self.snapshot)
-        missing = [entry for entry in self.entries(names) if not self._cache.holds(self.snapshot, entry)]
-        with counting(self.where, sum(entry.size for entry in missing), progress) as tell:
-            for entry in missing:
-                chunks = told(self.repository.stream(self.commit, entry.path, 0, entry.size), tell)
-                self._cache.receive(self.snapshot, entry, chunks, self.where)
-        return self._cache.folder(self.snapshot)
+    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
+        return self.repository.stream(self.commit, entry.path, 0, entry.size)
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         content = bytearray()
