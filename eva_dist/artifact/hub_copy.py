@@ -40,8 +40,8 @@ def write_hub_copy(
         DerivationError: another version of `eva_dist` wrote it.
         IntegrityError: it contradicts itself.
     """
-    stored = restore_artifact(folder)
     before = folder_snapshot(folder)
+    stored = restore_artifact(folder, before)
     provenance = _moved(stored.provenance, url, repo_id, revision, base_model)
     write_card(to, layer_facts(stored.result), stored.result, stored.eva, provenance)
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))

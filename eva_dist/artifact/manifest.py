@@ -9,9 +9,9 @@ from typing import Any
 
 from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, STATE_DICT_FILE, LayerFacts, Provenance
 from eva_dist.artifact.header import tensor_hashes
-from eva_dist.artifact.load import MANIFEST_FILE
 from eva_dist.config import EvaConfig
 from eva_dist.controller import PointResult
+from eva_dist.store.snapshot import MANIFEST_FILE
 
 
 def status(layers: Sequence[LayerFacts]) -> str:

@@ -14,6 +14,7 @@ from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.controller import Stop
 from eva_dist.errors import ArtifactNotFoundError, DerivationError, IntegrityError
+from eva_dist.store.snapshot import folder_snapshot
 
 
 @pytest.mark.parametrize("which", ["built", "unconverged"])
@@ -192,6 +193,14 @@ def test_more_rows_than_the_manifest_can_mean_are_not_unpacked(copied, name):
     replaced(copied, name, bomb.getvalue().to_pybytes())
     with pytest.raises(IntegrityError, match="rows, must be at most"):
         restore_artifact(copied)
+
+
+def test_the_manifest_is_read_once(copied):
+    """Between two readings it could change: what was checked and what is used would be two things."""
+    snapshot, path = folder_snapshot(copied), copied / "manifest.json"
+    path.write_text(path.read_text().replace("team/tiny", "team/evil"))
+    assert restore_artifact(copied, snapshot).provenance.repo_id == "team/tiny"
+    assert restore_artifact(copied).provenance.repo_id == "team/evil"
 
 
 def test_nothing_there(tmp_path):
