@@ -8,9 +8,10 @@
     /api/whoami-v2
     /{ns}/{name}/resolve/{rev}/{path}               HEAD and GET
 
-A repo that the store has is answered from the store alone: what it lacks (a revision, a file) is missing. Any other
-repo is the upstream's, if there is one; but in a namespace that somebody has here, who may not see it is told that
-there is no such repo, and the upstream is never asked: names of private repos stay here.
+A namespace that the store holds anything of, or held while this gateway ran, or that a token is for, is ours, and is
+answered from the store alone: what it lacks (a repo, a revision, a file) is missing. The upstream is never asked for
+it: anybody may register our namespace there, and clients would get a stranger's files in place of an artifact that was
+removed or mistyped; and names of private repos stay here. Every other namespace is the upstream's, if there is one.
 """
 
 import asyncio
@@ -90,24 +91,26 @@ class Hub:
     # --- which repo, which revision ---
 
     async def _entries(self, request: web.Request, parts: Sequence[str]) -> tuple[Entry, ...]:
-        """Return the revisions of the repo `parts[0]/parts[1]`; empty: it is none of ours.
+        """Return the revisions of the repo `parts[0]/parts[1]`; empty: its namespace is none of ours.
 
         Raises:
-            Refused: 404, for who may not see the namespace; 409, all its manifests are damaged.
+            Refused: 404: the namespace is ours, and has no such repo, or not for this reader to see; 409, all manifests
+                of the repo are damaged.
         """
         view = await self._index.view()
         namespace, repo_id = parts[0], "/".join(parts[:2])
-        if not visible(request)(namespace):
-            if namespace in view.namespaces or namespace in self._access.namespaces:
-                raise no_repo(repo_id)
-            return ()
-        entries = view.by_repo.get(repo_id, ())
-        if not entries and any(broken_id == repo_id for broken_id, _ in view.broken):
-            raise _damaged(repo_id, "its revisions")
-        return entries
+        if visible(request)(namespace):
+            if entries := view.by_repo.get(repo_id, ()):
+                return entries
+            if any(broken_id == repo_id for broken_id, _ in view.broken):
+                raise _damaged(repo_id, "its revisions")
+        # Names on the Hub are the same in any case.
+        if namespace.casefold() in {name.casefold() for name in view.namespaces | self._access.namespaces}:
+            raise no_repo(repo_id)
+        return ()
 
     async def _entry(self, request: web.Request, parts: Sequence[str], revision: str) -> Entry | None:
-        """Return what a revision of the repo means; None: the repo is none of ours.
+        """Return what a revision of the repo means; None: the namespace is none of ours.
 
         Raises:
             Refused: 404, or 409: its manifest is damaged.
@@ -158,7 +161,7 @@ class Hub:
         entry = await self._entry(request, repo, revision or MAIN)
         if entry is None:
             return await self._elsewhere(request, path, body)
-        entries = await self._entries(request, repo) or (entry,)
+        entries = (await self._index.view()).by_repo.get("/".join(repo), (entry,))
         answers: dict[str, Callable[[], web.Response]] = {
             "": lambda: self._info(request, entry, entries),
             "revision": lambda: self._info(request, entry, entries),

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Self
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
@@ -49,21 +48,22 @@ class View:
     """What is wrong, by repo_id and revision, where a manifest cannot be read."""
     by_repo: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     by_name: Mapping[tuple[str, str], Entry] = field(default_factory=dict)
-
-    @cached_property
-    def namespaces(self) -> frozenset[str]:
-        """Those that hold anything."""
-        return frozenset(repo_id.partition("/")[0] for repo_id in (*self.by_repo, *(name for name, _ in self.broken)))
+    namespaces: frozenset[str] = frozenset()
+    """Those that hold anything, or held it before."""
 
     @classmethod
-    def of(cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], str]) -> Self:
-        """Sort and look up by repo_id."""
+    def of(
+        cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], str], held: frozenset[str] = frozenset()
+    ) -> Self:
+        """Sort and look up by repo_id; `held`: namespaces of the view before."""
         ordered = tuple(sorted(entries, key=lambda entry: (entry.revision.repo_id, entry.revision.revision)))
         by_repo: dict[str, list[Entry]] = {}
         for entry in ordered:
             by_repo.setdefault(entry.revision.repo_id, []).append(entry)
         by_name = {(entry.revision.repo_id, entry.revision.revision): entry for entry in ordered}
-        return cls(ordered, broken, {repo_id: tuple(of_it) for repo_id, of_it in by_repo.items()}, by_name)
+        namespaces = held.union(repo_id.partition("/")[0] for repo_id in (*by_repo, *(name for name, _ in broken)))
+        repos = {repo_id: tuple(of_it) for repo_id, of_it in by_repo.items()}
+        return cls(ordered, broken, repos, by_name, namespaces)
 
     def find(self, repo_id: str, revision: str) -> Entry | None:
         """Return what a name, `main`, a commit or a fingerprint means in a repo."""
@@ -164,11 +164,11 @@ class Index:
         broken = {
             (one.repo_id, one.revision): reasons[one.fingerprint] for one in revisions if one.fingerprint in reasons
         }
-        known_broken = self._view.broken if self._view is not None else {}
+        before = self._view or View()
         for name, reason in broken.items():
-            if known_broken.get(name) != reason:
+            if before.broken.get(name) != reason:
                 log.error("%s@%s is left out: %s", *name, reason)
-        return View.of(entries, broken)
+        return View.of(entries, broken, before.namespaces)
 
     def _keep(self, old: View, new: View) -> None:
         """Remember for a while what no name points to any more."""

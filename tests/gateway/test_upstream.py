@@ -210,8 +210,29 @@ def test_private_names_are_never_asked_upstream(store, other, tmp_path):
         assert hub.asked == []
         assert ask(endpoint, "/api/models/org/base", **bearer).json()["sha"] == COMMIT
         assert ask(endpoint, "/api/models/team/new", **bearer).code == "RepoNotFound"  # of a namespace that it sees
-    assert [path for _, path, _ in hub.asked] == ["/api/models/org/base", "/api/models/team/new"]
+    assert [path for _, path, _ in hub.asked] == ["/api/models/org/base"]
     assert all(given is None for _, _, given in hub.asked)
+
+
+@pytest.mark.parametrize("mode", ["proxy", "redirect"])
+def test_what_our_namespace_lacks_is_never_a_strangers(store, other, mode):
+    """Who registers our namespace at the upstream must not serve what was removed here, or is mistyped."""
+    hub, url = other
+    put(store, "org/adapter", "v1", {"a.txt": b"a"})  # and the upstream has org/base
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    with gateway(store, upstream=Upstream(url, mode)) as endpoint:
+        assert ask(endpoint, "/org/adapter/resolve/v1/a.txt").body == b"a"
+        commit = ask(endpoint, "/api/models/org/adapter").json()["sha"]
+        store.remove("org/adapter", "v1")  # the last one: the namespace is empty now
+        for repo in ("org/adapter", "org/base", "ORG/base"):
+            paths = [f"/api/models/{repo}", f"/api/models/{repo}/tree/main", f"/{repo}/resolve/main/model.safetensors"]
+            for path in (*paths, f"/{repo}", f"/{repo}/tree/main", f"/{repo}/x", f"/api/datasets/{repo}"):
+                got = ask(endpoint, path)
+                assert got.status == 404 and "Location" not in got.headers, path
+            assert ask(endpoint, f"/api/models/{repo}/paths-info/main", "POST", b"paths=a", **form).status == 404
+        assert ask(endpoint, f"/org/adapter/resolve/{commit}/a.txt").body == b"a"  # who has begun goes on
+        assert ask(endpoint, f"/api/models/org/adapter/revision/{commit}").json()["sha"] == commit
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize(
