@@ -136,6 +136,41 @@ def test_head_and_ranges_keep_their_meaning(store, other):
         assert "xetHash" not in tree.json()[0] and tree.headers["Link"].startswith(f"<{endpoint}/api/models/org/base/")
 
 
+@pytest.mark.parametrize("token", [None, "up"])
+def test_the_operators_netrc_is_not_sent(store, other, tmp_path, monkeypatch, token):
+    hub, url = other
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login operator password secret\ndefault login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with gateway(store, upstream=Upstream(url, token=token)) as endpoint:
+        assert ask(endpoint, "/org/base/resolve/main/model.safetensors").body == WEIGHTS
+        assert ask(endpoint, "/api/models/org/base").status == 200
+    own = f"Bearer {token}" if token else None
+    assert [(path, given) for _, path, given in hub.asked] == [
+        ("/org/base/resolve/main/model.safetensors", own),
+        ("/blob", None),  # where a redirect led
+        ("/api/models/org/base", own),
+    ]
+
+
+def test_the_environments_proxy_is_used(store, monkeypatch):
+    asked = []
+
+    async def proxy(request: web.Request) -> web.Response:
+        asked.append((request.raw_path, request.headers.get("Proxy-Authorization")))
+        return web.Response(body=b"by the proxy")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", proxy)
+    for name in ("HTTP_PROXY", "NO_PROXY", "no_proxy", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    with running(app) as port, gateway(store, upstream=Upstream("http://localhost:1")) as endpoint:
+        monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{port}")
+        assert ask(endpoint, "/org/base/resolve/main/a").body == b"by the proxy"
+        monkeypatch.setenv("no_proxy", "localhost")
+        assert ask(endpoint, "/org/base/resolve/main/a").status == 502  # nobody listens there
+    assert asked == [("http://localhost:1/org/base/resolve/main/a", "Basic bWU6cGFzcw==")]
+
+
 def test_a_redirect_sends_clients_there(store, other):
     _, url = other
     put(store, REPO, FIRST, {"a.txt": b"a"})
