@@ -1,8 +1,9 @@
 """HEAD and GET of an artifact's files: metadata as the Hub gives it, ranges, and bytes that were verified.
 
 Files of a folder store go from the file to the socket in the kernel (sendfile). Those of other stores are fetched a
-window at a time, and the next one when the client has taken the last: what a slow client costs is one window. A client
-that takes less than a window in `_STALL_S` seconds is let go.
+window at a time, and the next one when the client has taken the last: what a slow client costs is one window, and a
+client may have only so many downloads (`slots`). Fetching has a limit over all; a client that stands still is no part
+of it, because nothing is fetched for it. A client that takes less than a window in `_STALL_S` seconds is let go.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.gateway.answers import COMMIT_HEADER, Refused, no_entry
 from eva_dist.gateway.index import Entry
 from eva_dist.gateway.ranges import Span, is_known, span_of
+from eva_dist.gateway.slots import Slots, take
 from eva_dist.gateway.verified import Verdicts
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry
 from eva_dist.store.store import Store
@@ -33,7 +35,9 @@ _SENDFILE_BYTES = 4 << 20
 _STALL_S = 120.0
 _SMALL_BYTES = 1 << 20
 """Files of other stores up to this size are read, verified and sent in one."""
-_STREAMS_AT_ONCE = 200
+_WRITE_BYTES = 256 << 10
+"""What is given to the socket at a time: it copies what it cannot send."""
+_FETCHES_AT_ONCE = 32
 _SHOWN = {".json": "application/json", ".md": "text/plain", ".txt": "text/plain", ".svg": "image/svg+xml"}
 
 
@@ -43,7 +47,8 @@ class Files:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._verdicts = Verdicts(store)
-        self._streams = asyncio.Semaphore(_STREAMS_AT_ONCE)
+        self._slots = Slots()
+        self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
 
     async def answer(self, request: web.Request, entry: Entry, path: str, pinned: bool) -> web.StreamResponse:
         """Answer HEAD or GET of a file.
@@ -96,19 +101,29 @@ class Files:
         if file.size <= _SMALL_BYTES:
             return await _send_bytes(request, response, await asyncio.to_thread(self._store.read, file), span)
         await self._verdicts.check_remote(file)
-        async with self._streams:
+        async with self._slots.of(request):
             await send_stream(request, response, self._windows(file, span))
 
     async def _windows(self, file: FileEntry, span: Span) -> AsyncIterator[bytes]:
         for start in range(span.start, span.end, _WINDOW_BYTES):
-            end = min(start + _WINDOW_BYTES, span.end)
-            sent = 0
-            async with aclosing(self._store.stream(file, start, end)) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    sent += len(chunk)
-                    yield chunk
-            if sent != end - start:
-                raise IntegrityError(f"the blob {file.sha256} ended after {start + sent} of {file.size} bytes")
+            if start == span.start:
+                await take(self._fetches, "the gateway waits for its store; try again later")
+            else:
+                await self._fetches.acquire()
+            try:
+                window = await self._fetch(file, start, min(start + _WINDOW_BYTES, span.end))
+            finally:
+                self._fetches.release()
+            yield window
+            del window  # not two of them while the next one comes
+
+    async def _fetch(self, file: FileEntry, start: int, end: int) -> bytes:
+        async with aclosing(self._store.stream(file, start, end)) as chunks:  # type: ignore[type-var]
+            fetched = [chunk async for chunk in chunks]
+        window = fetched[0] if len(fetched) == 1 else b"".join(fetched)
+        if len(window) != end - start:
+            raise IntegrityError(f"the blob {file.sha256} ended after {start + len(window)} of {file.size} bytes")
+        return window
 
 
 async def send_stream(request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[bytes]) -> None:
@@ -122,8 +137,9 @@ async def send_stream(request: web.Request, response: web.StreamResponse, chunks
         await response.prepare(request)
         try:
             while chunk is not None:
-                async with asyncio.timeout(_STALL_S):
-                    await response.write(chunk)
+                for start in range(0, len(chunk), _WRITE_BYTES):
+                    async with asyncio.timeout(_STALL_S):
+                        await response.write(memoryview(chunk)[start : start + _WRITE_BYTES])
                 del chunk  # not two of them while the next one comes
                 chunk = await anext(chunks, None)
             await response.write_eof()

@@ -29,6 +29,7 @@ from eva_dist.errors import ConfigError
 from eva_dist.gateway.answers import Refused
 from eva_dist.gateway.files import SAFE_HEADERS, disposition, send_stream
 from eva_dist.gateway.paths import Path
+from eva_dist.gateway.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Upstream:
             )
         self.mode = mode
         self._token = token
+        self._slots = Slots()
         self._session: aiohttp.ClientSession | None = None
 
     async def opened(self, app: web.Application) -> AsyncIterator[None]:
@@ -81,7 +83,7 @@ class Upstream:
             timeout=_TIMEOUT,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=256),
+            connector=aiohttp.TCPConnector(limit=0),  # a limit over all would have slow clients shut out the others
             trust_env=False,  # it would add what ~/.netrc has for the host, to every user's requests
             read_bufsize=_CHUNK_BYTES,
         )
@@ -98,12 +100,16 @@ class Upstream:
         """Answer with what the upstream has.
 
         Raises:
-            Refused: 502: it cannot be reached, or its answer makes no sense.
+            Refused: 502: it cannot be reached, or its answer makes no sense; 503: too much at once for one client.
         """
         if self.mode == "redirect":
             return self.redirect(request, path)
         if _hops(request) >= _MOST_HOPS:
             raise Refused(508, "--upstream leads back to this gateway; set it to another endpoint")
+        async with self._slots.of(request):
+            return await self._proxied(request, path, body)
+
+    async def _proxied(self, request: web.Request, path: Path, body: bytes | None) -> web.StreamResponse:
         try:
             fetched = await self._fetch(request, self._target(request, path), body)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
