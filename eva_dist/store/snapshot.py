@@ -18,7 +18,7 @@ from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 
 MANIFEST_FILE = "manifest.json"
 
-_LARGEST_MANIFEST = 256 << 20
+LARGEST_MANIFEST = 64 << 20
 _MOST_FILES = 10_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,255}")
@@ -92,8 +92,8 @@ def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
         IntegrityError: it is no manifest, lists files outside its folder, hashes or sizes that are none, or belongs to
             another artifact.
     """
-    if len(content) > _LARGEST_MANIFEST:
-        raise IntegrityError(f"{MANIFEST_FILE} has {len(content)} bytes, more than {_LARGEST_MANIFEST}; it is none")
+    if len(content) > LARGEST_MANIFEST:
+        raise IntegrityError(f"{MANIFEST_FILE} has {len(content)} bytes, more than {LARGEST_MANIFEST}; it is none")
     try:
         manifest = json.loads(content)
         listed = manifest["files"].items()
