@@ -102,8 +102,8 @@ class Hub:
         if visible(request)(namespace):
             if entries := view.by_repo.get(repo_id, ()):
                 return entries
-            if any(broken_id == repo_id for broken_id, _ in view.broken):
-                raise _damaged(repo_id, "its revisions")
+            if problems := [problem for (broken_id, _), problem in view.broken.items() if broken_id == repo_id]:
+                raise _damaged(repo_id, "its revisions", any(problem.passes for problem in problems))
         # Names on the Hub are the same in any case.
         if namespace.casefold() in {name.casefold() for name in view.namespaces | self._access.namespaces}:
             raise no_repo(repo_id)
@@ -116,13 +116,14 @@ class Hub:
             Refused: 404, or 409: its manifest is damaged.
         """
         repo_id = "/".join(parts[:2])
-        if visible(request)(parts[0]) and (found := await self._index.entry(repo_id, revision)):
-            return found
+        if visible(request)(parts[0]):
+            if found := await self._index.entry(repo_id, revision):
+                return found
+            if problem := (await self._index.view()).broken.get((repo_id, revision)):
+                raise _damaged(repo_id, revision, problem.passes)
         entries = await self._entries(request, parts)
         if not entries:
             return None
-        if (repo_id, revision) in (await self._index.view()).broken:
-            raise _damaged(repo_id, revision)
         raise no_revision(repo_id, revision, [entry.revision.revision for entry in entries])
 
     async def _elsewhere(self, request: web.Request, path: Path, body: bytes | None = None) -> web.StreamResponse:
@@ -278,5 +279,8 @@ def _number(request: web.Request, name: str, default: int) -> int:
     return int(given)
 
 
-def _damaged(repo_id: str, revision: str) -> Refused:
-    return Refused(409, f"{repo_id}: the manifest of {revision} is damaged in the store; publish it again")
+def _damaged(repo_id: str, revision: str, passes: bool) -> Refused:
+    if passes:
+        message = f"{repo_id}: {revision} cannot be read from the store at the moment; try again later"
+        return Refused(503, message, headers={"Retry-After": "5"})
+    return Refused(409, f"{repo_id}: what the store has of {revision} is damaged; publish it again")

@@ -4,6 +4,8 @@ A store on S3 answers "which revisions are there" in many requests, a gateway is
 So the answer is kept for `max_age_s` seconds, and is made again by one task however many wait for it. A manifest is
 read once and kept as long as something points to it; one that was pointed to stays known under its commit for an
 hour, because a client that has begun to download a revision goes on by its commit.
+
+What is damaged, or fails in a way that nobody thought of, is left out and logged; all else is served.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.store.reader import MAIN
+from eva_dist.store.reader import MAIN, REVISIONS
 from eva_dist.store.snapshot import Snapshot
 from eva_dist.store.store import Revision, Store
 
@@ -40,12 +42,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """Why a revision is left out, and whether that may pass without anybody's doing."""
+
+    reason: str
+    passes: bool = False
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What was read of a manifest, in that version."""
+
+    version: str
+    said: Snapshot | Broken
+
+
+@dataclass(frozen=True)
 class View:
     """All that a store held at one moment."""
 
     entries: tuple[Entry, ...] = ()
-    broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """What is wrong, by repo_id and revision, where a manifest cannot be read."""
+    broken: Mapping[tuple[str, str], Broken] = field(default_factory=dict)
+    """What is wrong, by repo_id and revision, where a pointer or a manifest cannot be read."""
     by_repo: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     by_name: Mapping[tuple[str, str], Entry] = field(default_factory=dict)
     namespaces: frozenset[str] = frozenset()
@@ -53,7 +71,7 @@ class View:
 
     @classmethod
     def of(
-        cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], str], held: frozenset[str] = frozenset()
+        cls, entries: Sequence[Entry], broken: Mapping[tuple[str, str], Broken], held: frozenset[str] = frozenset()
     ) -> Self:
         """Sort and look up by repo_id; `held`: namespaces of the view before."""
         ordered = tuple(sorted(entries, key=lambda entry: (entry.revision.repo_id, entry.revision.revision)))
@@ -76,6 +94,12 @@ class View:
         return last_moved(matching) if matching else None
 
 
+def _name_of(key: str) -> tuple[str, str]:
+    """Return the repo_id and the revision that a pointer's key has, whatever it looks like."""
+    repo_id, _, revision = key.removeprefix(f"{REVISIONS}/").rpartition("/")
+    return repo_id, revision.removesuffix(".json")
+
+
 def last_moved(entries: Sequence[Entry]) -> Entry:
     """Return the entry whose name was moved last."""
     return max(entries, key=lambda entry: (entry.revision.moved, entry.revision.revision))
@@ -91,9 +115,7 @@ class Index:
         self._read_at = 0.0  # when the view was right
         self._tried_at = 0.0  # when we last asked
         self._refreshing: asyncio.Task[None] | None = None
-        self._snapshots: dict[
-            str, tuple[str, Snapshot]
-        ] = {}  # by fingerprint: the manifest's version, and what it says
+        self._manifests: dict[str, _Manifest] = {}  # by fingerprint
         self._left: dict[tuple[str, str], tuple[float, Entry]] = {}
 
     async def entries(self) -> Sequence[Entry]:
@@ -137,11 +159,12 @@ class Index:
         began = time.monotonic()
         try:
             view = await asyncio.to_thread(self._read)
-        except StoreError as error:
+        except Exception as error:  # whatever it is, it must not take away what is known
             self._tried_at = time.monotonic()
             if self._view is None or self._tried_at - self._read_at > _OUTAGE_S:
                 raise
-            log.warning("the store cannot be listed; what it held before is served: %s", error)
+            unexpected = None if isinstance(error, StoreError) else error
+            log.warning("the store cannot be listed; what it held before is served: %s", error, exc_info=unexpected)
             return
         if self._view is not None:
             self._keep(self._view, view)
@@ -149,26 +172,39 @@ class Index:
 
     def _read(self) -> View:
         """Read the pointers, and the manifests that are new. Runs in a thread, one at a time."""
-        revisions = self._store.revisions()
+        revisions, odd = self._store.revisions_and_broken()
         versions = {fingerprint: found.version for fingerprint, found in self._store.fingerprints().items()}
-        pointed = {revision.fingerprint for revision in revisions}
-        kept = {name: known for name, known in self._snapshots.items() if known[0] == versions.get(name)}
-        reasons = {}
-        for fingerprint in sorted(pointed - set(kept)):
-            try:
-                kept[fingerprint] = versions.get(fingerprint, ""), self._store.snapshot(fingerprint)
-            except (ArtifactNotFoundError, IntegrityError) as error:
-                reasons[fingerprint] = str(error)
-        self._snapshots = {name: known for name, known in kept.items() if name in pointed}
-        entries = [Entry(one, kept[one.fingerprint][1]) for one in revisions if one.fingerprint in kept]
-        broken = {
-            (one.repo_id, one.revision): reasons[one.fingerprint] for one in revisions if one.fingerprint in reasons
-        }
+        pointed = sorted({revision.fingerprint for revision in revisions})
+        self._manifests = {name: self._manifest(name, versions.get(name, "")) for name in pointed}
+        entries, broken = [], {_name_of(key): Broken("its pointer cannot be read") for key in odd}
+        for one in revisions:
+            found = self._manifests[one.fingerprint].said
+            if isinstance(found, Broken):
+                broken[one.repo_id, one.revision] = found
+            else:
+                entries.append(Entry(one, found))
         before = self._view or View()
-        for name, reason in broken.items():
-            if before.broken.get(name) != reason:
-                log.error("%s@%s is left out: %s", *name, reason)
+        for name, problem in broken.items():
+            if before.broken.get(name) != problem:
+                log.error("%s@%s is left out: %s", *name, problem.reason)
         return View.of(entries, broken, before.namespaces)
+
+    def _manifest(self, fingerprint: str, version: str) -> _Manifest:
+        """Return what a manifest says, read again if its version is another, or if it could not be read."""
+        before = self._manifests.get(fingerprint)
+        said = before.said if before is not None else None
+        if before is not None and before.version == version and not (isinstance(said, Broken) and said.passes):
+            return before
+        try:
+            return _Manifest(version, self._store.snapshot(fingerprint))
+        except (ArtifactNotFoundError, IntegrityError) as error:
+            return _Manifest(version, Broken(str(error)))
+        except Exception as error:  # one that cannot be read must not be every other's trouble
+            unexpected = None if isinstance(error, StoreError) else error
+            log.warning("the manifest of %s cannot be read: %s", fingerprint, error, exc_info=unexpected)
+            if before is not None and isinstance(said, Snapshot):
+                return before
+            return _Manifest(version, Broken(str(error) or type(error).__name__, passes=isinstance(error, StoreError)))
 
     def _keep(self, old: View, new: View) -> None:
         """Remember for a while what no name points to any more."""

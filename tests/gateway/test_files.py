@@ -193,17 +193,17 @@ def test_a_broken_manifest_is_named_and_the_others_are_served(store, caplog):
 
 def test_a_store_that_cannot_be_reached_says_so_and_comes_back(store, monkeypatch):
     put(store, REPO, FIRST, FILES)
-    reach = store.revisions
+    reach = store.revisions_and_broken
 
     def unreachable(repo_id=None):
         raise StoreError("store.url=s3://secret-bucket cannot be listed: no route")
 
-    monkeypatch.setattr(store, "revisions", unreachable)
+    monkeypatch.setattr(store, "revisions_and_broken", unreachable)
     with gateway(store) as endpoint:
         got = ask(endpoint, URL)
         assert got.status == 503 and got.headers["Retry-After"] and b"secret-bucket" not in got.body
         assert ask(endpoint, "/healthz").status == 200
-        monkeypatch.setattr(store, "revisions", reach)
+        monkeypatch.setattr(store, "revisions_and_broken", reach)
         assert ask(endpoint, URL).body == BIG
-        monkeypatch.setattr(store, "revisions", unreachable)
+        monkeypatch.setattr(store, "revisions_and_broken", unreachable)
         assert ask(endpoint, URL).body == BIG  # what was known goes on

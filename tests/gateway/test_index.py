@@ -7,7 +7,7 @@ import pytest
 from eva_dist.errors import StoreError
 from eva_dist.gateway import index as indexes
 from eva_dist.gateway.index import Index
-from tests.gateway.serving import put
+from tests.gateway.serving import ask, gateway, put
 
 
 def test_names_mean_what_they_say(store):
@@ -39,8 +39,8 @@ def test_names_mean_what_they_say(store):
 def test_many_that_wait_are_one_look_and_manifests_are_read_once(store, monkeypatch):
     put(store, "team/name", "v1", {"a": b"1"})
     looks, reads = [], []
-    revisions, snapshot = store.revisions, store.snapshot
-    monkeypatch.setattr(store, "revisions", lambda *of: looks.append(of) or revisions(*of))
+    revisions, snapshot = store.revisions_and_broken, store.snapshot
+    monkeypatch.setattr(store, "revisions_and_broken", lambda *of: looks.append(of) or revisions(*of))
     monkeypatch.setattr(store, "snapshot", lambda of: reads.append(of) or snapshot(of))
 
     async def look() -> None:
@@ -86,7 +86,7 @@ def test_what_was_left_is_forgotten_in_the_end(store, monkeypatch):
 
 def test_who_leaves_does_not_end_the_look_of_the_others(store, monkeypatch):
     put(store, "team/name", "v1", {"a": b"1"})
-    revisions = store.revisions
+    revisions = store.revisions_and_broken
 
     async def look() -> None:
         loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
@@ -96,7 +96,7 @@ def test_who_leaves_does_not_end_the_look_of_the_others(store, monkeypatch):
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(20)
             return revisions(*of)
 
-        monkeypatch.setattr(store, "revisions", slow)
+        monkeypatch.setattr(store, "revisions_and_broken", slow)
         index = Index(store)
         leaving, staying = (asyncio.create_task(index.entries()) for _ in range(2))
         await begun.wait()
@@ -118,7 +118,7 @@ def test_an_old_view_answers_for_a_while_when_the_store_is_away(store, monkeypat
     async def look() -> None:
         index = Index(store, max_age_s=0.0)
         await index.entries()
-        monkeypatch.setattr(store, "revisions", away)
+        monkeypatch.setattr(store, "revisions_and_broken", away)
         assert len(await index.entries()) == 1
         monkeypatch.setattr(indexes, "_OUTAGE_S", -1.0)
         with pytest.raises(StoreError):
@@ -132,7 +132,7 @@ def test_an_old_view_answers_for_a_while_when_the_store_is_away(store, monkeypat
 
 def test_a_store_that_is_slow_is_not_waited_for_where_something_is_known(store, monkeypatch):
     put(store, "team/name", "v1", {"a": b"1"})
-    revisions = store.revisions
+    revisions = store.revisions_and_broken
 
     async def look() -> None:
         index, loop, go_on = Index(store, max_age_s=0.0), asyncio.get_running_loop(), asyncio.Event()
@@ -142,7 +142,7 @@ def test_a_store_that_is_slow_is_not_waited_for_where_something_is_known(store, 
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(20)
             return revisions(*of)
 
-        monkeypatch.setattr(store, "revisions", slow)
+        monkeypatch.setattr(store, "revisions_and_broken", slow)
         monkeypatch.setattr(indexes, "_PATIENCE_S", 0.01)
         put(store, "team/name", "v2", {"a": b"2"})
         assert [entry.revision.revision for entry in await index.entries()] == ["v1"]
@@ -151,3 +151,72 @@ def test_a_store_that_is_slow_is_not_waited_for_where_something_is_known(store, 
         assert [entry.revision.revision for entry in await index.entries()] == ["v1", "v2"]
 
     asyncio.run(look())
+
+
+def pointer(store, repo_id: str, revision: str):
+    return store.root / "objects" / "revisions" / repo_id / f"{revision}.json"
+
+
+def test_a_pointer_that_is_damaged_is_that_ones_trouble(store, tmp_path, caplog):
+    """Written by hand, or by whoever may write into the folder."""
+    put(store, "team/name", "good", {"a": b"1"})
+    good = pointer(store, "team/name", "good")
+    (tmp_path / "elsewhere").write_bytes(good.read_bytes())
+    for name, content in {
+        "deep": b"[" * 60_000,
+        "deeper": b'{"a":' * 10_000,
+        "huge": b" " * (1 << 20) + good.read_bytes(),
+        "none": b"",
+        "other": b'{"fingerprint": 3}',
+    }.items():
+        good.with_name(f"{name}.json").write_bytes(content)
+    good.with_name("link.json").symlink_to(tmp_path / "elsewhere")
+    with gateway(store) as endpoint:
+        assert ask(endpoint, "/team/name/resolve/good/a").body == b"1"
+        assert [one["id"] for one in ask(endpoint, "/api/models").json()] == ["team/name"]
+        for name in ("deep", "deeper", "huge", "none", "other"):
+            assert ask(endpoint, f"/team/name/resolve/{name}/a").status == 409, name
+        assert ask(endpoint, "/team/name/resolve/link/a").status == 409
+    assert caplog.text.count("team/name@deep is left out") == 1
+
+
+def test_a_manifest_that_fails_in_any_way_is_that_ones_trouble(store, monkeypatch):
+    put(store, "team/name", "good", {"a": b"1"})
+    damaged, away = put(store, "team/name", "bad", {"a": b"2"}), put(store, "other/name", "away", {"a": b"3"})
+    snapshot, reads = store.snapshot, []
+
+    def read(fingerprint: str):
+        reads.append(fingerprint)
+        if fingerprint == damaged.fingerprint:
+            raise RecursionError("deep")
+        if fingerprint == away.fingerprint:
+            raise StoreError("no route")
+        return snapshot(fingerprint)
+
+    monkeypatch.setattr(store, "snapshot", read)
+    with gateway(store) as endpoint:
+        assert ask(endpoint, "/team/name/resolve/good/a").body == b"1"
+        assert ask(endpoint, "/team/name/resolve/bad/a").status == 409
+        got = ask(endpoint, "/other/name/resolve/away/a")
+        assert got.status == 503 and got.headers["Retry-After"]  # that may pass
+        assert reads.count(damaged.fingerprint) == 1  # of which nothing new is known
+        monkeypatch.setattr(store, "snapshot", snapshot)
+        assert ask(endpoint, "/other/name/resolve/away/a").body == b"3"
+
+
+def test_a_look_that_fails_in_any_way_leaves_what_was_known(store, monkeypatch, caplog):
+    put(store, "team/name", "v1", {"a": b"1"})
+
+    def failing(*of):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    async def look() -> None:
+        index = Index(store, max_age_s=0.0)
+        await index.entries()
+        monkeypatch.setattr(store, "revisions_and_broken", failing)
+        assert len(await index.entries()) == 1
+        with pytest.raises(RecursionError):
+            await Index(store).entries()
+
+    asyncio.run(look())
+    assert "what it held before is served: maximum recursion" in caplog.text

@@ -200,7 +200,7 @@ def test_more_connections_than_there_is_room_for_are_told_to_come_again(store, m
 
 
 def test_what_fails_inside_is_logged_and_not_shown(store, monkeypatch, caplog):
-    monkeypatch.setattr(store, "revisions", lambda: {}["a-secret-key"])
+    monkeypatch.setattr(store, "revisions_and_broken", lambda: {}["a-secret-key"])
     with gateway(store) as endpoint:
         got = ask(endpoint, "/api/models")
         assert got.status == 500 and b"a-secret-key" not in got.body and got.json()["error"]
