@@ -7,8 +7,10 @@ of it, because nothing is fetched for it. A client that takes less than a window
 """
 
 import asyncio
+import hashlib
 import logging
 import mimetypes
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import BinaryIO
@@ -21,7 +23,7 @@ from eva_dist.gateway.answers import COMMIT_HEADER, Refused, no_entry
 from eva_dist.gateway.index import Entry
 from eva_dist.gateway.ranges import Span, is_known, span_of
 from eva_dist.gateway.slots import Slots, take
-from eva_dist.gateway.verified import Verdicts
+from eva_dist.gateway.verified import Blob, Verdicts, read_part
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry
 from eva_dist.store.store import Store
 
@@ -35,6 +37,10 @@ _SENDFILE_BYTES = 4 << 20
 _STALL_S = 120.0
 _SMALL_BYTES = 1 << 20
 """Files of other stores up to this size are read, verified and sent in one."""
+_WHOLE_PATIENCE_S = 3.0
+"""How long the first byte of a whole file waits for its verdict; then the last ones do. Clients give up after 10 s."""
+_RANGE_PATIENCE_S = 6.0
+"""How long a part waits for the verdict on its file, before the client is told to come again."""
 _WRITE_BYTES = 256 << 10
 """What is given to the socket at a time: it copies what it cannot send."""
 _FETCHES_AT_ONCE = 32
@@ -92,38 +98,60 @@ class Files:
     async def _send(
         self, request: web.Request, response: web.StreamResponse, entry: Entry, file: FileEntry, span: Span
     ) -> None:
-        """Send the file's bytes; raises before the first of them, or not at all."""
+        """Send the file's bytes, all of them verified but where that takes long: then the last ones are kept back.
+
+        Raises before the first byte, or not at all.
+        """
         if file.path == MANIFEST_FILE:
             return await _send_bytes(request, response, entry.snapshot.content, span)
-        if (opened := await self._verdicts.open_local(file)) is not None:
-            with opened:
-                return await _send_file(request, response, opened, span)
-        if file.size <= _SMALL_BYTES:
+        if file.size <= _SMALL_BYTES and self._store.root is None:
             return await _send_bytes(request, response, await asyncio.to_thread(self._store.read, file), span)
-        await self._verdicts.check_remote(file)
-        async with self._slots.of(request):
-            await send_stream(request, response, self._windows(file, span))
+        with await self._verdicts.look(file) as blob:
+            whole = (span.start, span.end) == (0, file.size)
+            right = await self._verdicts.judged(blob, _WHOLE_PATIENCE_S if whole else _RANGE_PATIENCE_S)
+            if right and blob.opened is not None:
+                return await _send_file(request, response, blob.opened, span)
+            if not right and not whole:
+                message = f"{file.path} is being verified, which takes longer than clients wait; ask again"
+                raise Refused(503, message, headers={"Retry-After": "10"})
+            async with self._slots.of(request):
+                windows = self._windows(blob, span)
+                return await send_stream(request, response, windows if right else self._hashed(blob, windows))
 
-    async def _windows(self, file: FileEntry, span: Span) -> AsyncIterator[bytes]:
+    async def _windows(self, blob: Blob, span: Span) -> AsyncIterator[bytes]:
         for start in range(span.start, span.end, _WINDOW_BYTES):
             if start == span.start:
                 await take(self._fetches, "the gateway waits for its store; try again later")
             else:
                 await self._fetches.acquire()
             try:
-                window = await self._fetch(file, start, min(start + _WINDOW_BYTES, span.end))
+                window = await self._fetch(blob, start, min(start + _WINDOW_BYTES, span.end))
             finally:
                 self._fetches.release()
             yield window
             del window  # not two of them while the next one comes
 
-    async def _fetch(self, file: FileEntry, start: int, end: int) -> bytes:
-        async with aclosing(self._store.stream(file, start, end)) as chunks:  # type: ignore[type-var]
-            fetched = [chunk async for chunk in chunks]
-        window = fetched[0] if len(fetched) == 1 else b"".join(fetched)
+    async def _fetch(self, blob: Blob, start: int, end: int) -> bytes:
+        if blob.opened is None:
+            return await read_part(self._store, blob.entry, start, end)
+        window = await asyncio.to_thread(os.pread, blob.opened.fileno(), end - start, start)
         if len(window) != end - start:
-            raise IntegrityError(f"the blob {file.sha256} ended after {start + len(window)} of {file.size} bytes")
+            raise IntegrityError(f"the blob {blob.entry.sha256} was cut short while it was read")
         return window
+
+    async def _hashed(self, blob: Blob, windows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the windows of a whole file, the last one only if all of them are what the manifest promises."""
+        digest, position, right = hashlib.sha256(), 0, False
+        async with aclosing(windows):  # type: ignore[type-var]
+            async for window in windows:
+                position += len(window)
+                right = right or self._verdicts.is_right(blob)
+                if not right:
+                    await asyncio.to_thread(digest.update, window)
+                    if position == blob.entry.size:
+                        self._verdicts.judge_sent(blob, digest.hexdigest())
+                yield window
+                del window
 
 
 async def send_stream(request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[bytes]) -> None:
