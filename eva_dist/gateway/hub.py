@@ -34,7 +34,7 @@ from eva_dist.gateway.answers import (
     no_revision,
 )
 from eva_dist.gateway.files import Files
-from eva_dist.gateway.index import Entry, Index, last_moved
+from eva_dist.gateway.index import Entry, Index, View, last_moved
 from eva_dist.gateway.paths import Path, parts_of
 from eva_dist.gateway.upstream import Upstream, base_url
 from eva_dist.store.reader import MAIN
@@ -47,6 +47,8 @@ _OUR_PAGES = ("artifact", "compare", "static", "sweep")
 _WE_HAVE_NONE = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
 """Search settings that no artifact of ours meets."""
 _ONLY_READS = "this gateway only serves what a store holds; publish into the store (`eva-dist push`, jobs)"
+
+_VIEW = web.RequestKey("view", View)
 
 Item = dict[str, Any]
 
@@ -90,6 +92,12 @@ class Hub:
 
     # --- which repo, which revision ---
 
+    async def _view(self, request: web.Request) -> View:
+        """Return the view that this request is answered from, all of it."""
+        if _VIEW not in request:
+            request[_VIEW] = await self._index.view()
+        return request[_VIEW]
+
     async def _entries(self, request: web.Request, parts: Sequence[str]) -> tuple[Entry, ...]:
         """Return the revisions of the repo `parts[0]/parts[1]`; empty: its namespace is none of ours.
 
@@ -97,7 +105,7 @@ class Hub:
             Refused: 404: the namespace is ours, and has no such repo, or not for this reader to see; 409, all manifests
                 of the repo are damaged.
         """
-        view = await self._index.view()
+        view = await self._view(request)
         namespace, repo_id = parts[0], "/".join(parts[:2])
         if visible(request)(namespace):
             if entries := view.by_repo.get(repo_id, ()):
@@ -117,9 +125,10 @@ class Hub:
         """
         repo_id = "/".join(parts[:2])
         if visible(request)(parts[0]):
-            if found := await self._index.entry(repo_id, revision):
+            found = self._index.known(repo_id, revision)
+            if found := found or self._index.find(await self._view(request), repo_id, revision):
                 return found
-            if problem := (await self._index.view()).broken.get((repo_id, revision)):
+            if problem := (await self._view(request)).broken.get((repo_id, revision)):
                 raise _damaged(repo_id, revision, problem.passes)
         entries = await self._entries(request, parts)
         if not entries:
@@ -162,7 +171,7 @@ class Hub:
         entry = await self._entry(request, repo, revision or MAIN)
         if entry is None:
             return await self._elsewhere(request, path, body)
-        entries = (await self._index.view()).by_repo.get("/".join(repo), (entry,))
+        entries = (await self._view(request)).by_repo.get("/".join(repo), (entry,))
         answers: dict[str, Callable[[], web.Response]] = {
             "": lambda: self._info(request, entry, entries),
             "revision": lambda: self._info(request, entry, entries),
@@ -199,7 +208,7 @@ class Hub:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         """List the store's repos that the request may see; the upstream's are not among them."""
-        view, sees, query = await self._index.view(), visible(request), request.query
+        view, sees, query = await self._view(request), visible(request), request.query
         author, search = query.get("author"), query.get("search", "").lower()
         wanted = {tag for value in query.getall("filter", []) for tag in value.split(",") if tag}
         full = any(query.get(name, "").lower() in ("true", "1") for name in ("full", "cardData")) or "expand" in query

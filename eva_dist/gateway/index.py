@@ -1,7 +1,8 @@
 """What a store holds, in memory, for the gateway's routes and pages.
 
 A store on S3 answers "which revisions are there" in many requests, a gateway is asked thousands of times a second.
-So the answer is kept for `max_age_s` seconds, and is made again by one task however many wait for it. A manifest is
+So the answer is kept for `max_age_s` seconds, and is made again by one task however many ask for it. Where that takes
+longer than a moment, they are answered with what was known before. A manifest is
 read once and kept as long as something points to it; one that was pointed to stays known under its commit for an
 hour, because a client that has begun to download a revision goes on by its commit.
 
@@ -27,8 +28,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _KEEP_S = 3600.0
 """How long a snapshot stays known under its commit after the last name has left it."""
 _MOST_KEPT = 1000
-_PATIENCE_S = 3.0
-"""How long a request waits for a new view where there is an old one; a slow store would have clients give up."""
+_PATIENCE_S = 0.25
+"""How long a request waits for a new view where there is one: enough for stores that answer soon."""
+_OLD_S, _OLD_PATIENCE_S = 30.0, 3.0
+"""From what age on a view is waited for longer, and how long; a slow store would have clients give up."""
 _OUTAGE_S = 300.0
 """How long an old view answers while the store cannot be listed."""
 
@@ -106,14 +109,15 @@ def last_moved(entries: Sequence[Entry]) -> Entry:
 
 
 class Index:
-    """The revisions of a store and their manifests, as they were at most `max_age_s` seconds ago."""
+    """The revisions of a store and their manifests; looked at again `max_age_s` seconds after the last look's end."""
 
     def __init__(self, store: Store, max_age_s: float = 2.0) -> None:
         self._store = store
         self._max_age_s = max_age_s
         self._view: View | None = None
         self._read_at = 0.0  # when the view was right
-        self._tried_at = 0.0  # when we last asked
+        self._looked_at = 0.0  # when the last look ended, in whatever way
+        self._began = 0.0  # when the look under way began
         self._refreshing: asyncio.Task[None] | None = None
         self._manifests: dict[str, _Manifest] = {}  # by fingerprint
         self._left: dict[tuple[str, str], tuple[float, Entry]] = {}
@@ -132,43 +136,58 @@ class Index:
         Raises:
             StoreError: the store cannot be listed, and has not been for minutes.
         """
-        if self._view is not None and _COMMIT.match(revision):
-            # A commit never means anything else later: no need to look again.
-            if known := self._view.find(repo_id, revision) or self._kept(repo_id, revision):
-                return known
-        return (await self.view()).find(repo_id, revision) or self._kept(repo_id, revision)
+        return self.known(repo_id, revision) or self.find(await self.view(), repo_id, revision)
+
+    def known(self, repo_id: str, revision: str) -> Entry | None:
+        """Return what a commit means if that is known: it never means anything else later, so nobody looks again."""
+        if self._view is None or not _COMMIT.match(revision):
+            return None
+        return self.find(self._view, repo_id, revision)
+
+    def find(self, view: View, repo_id: str, revision: str) -> Entry | None:
+        """Return what `entry` does, in a view that the caller has."""
+        return view.find(repo_id, revision) or self._kept(repo_id, revision)
 
     async def view(self) -> View:
-        """Return the store's content, at most `max_age_s` seconds old unless it cannot be read.
+        """Return the store's content as it was a moment ago; older if the store is slow, or cannot be read.
 
         Raises:
             StoreError: it could not be read, and there is no view of the last minutes.
         """
-        if self._view is None or time.monotonic() - self._tried_at > self._max_age_s:
+        if self._view is None or time.monotonic() - self._looked_at > self._max_age_s:
             if self._refreshing is None or self._refreshing.done():
-                self._refreshing = asyncio.create_task(self._refresh())
+                self._began, self._refreshing = time.monotonic(), asyncio.create_task(self._refresh())
+                self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
             # Not awaited itself: one client that leaves must not end what others wait for.
             refreshing = self._refreshing
-            await asyncio.wait([refreshing], timeout=None if self._view is None else _PATIENCE_S)
+            await asyncio.wait([refreshing], timeout=self._patience_s())
             if refreshing.done():
                 refreshing.result()
         assert self._view is not None
         return self._view
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for the look under way; counted from its begin, so that no request waits twice."""
+        if self._view is None:
+            return None
+        now = time.monotonic()
+        patience_s = _PATIENCE_S if now - self._read_at < _OLD_S else _OLD_PATIENCE_S
+        return max(0.0, self._began + patience_s - now)
 
     async def _refresh(self) -> None:
         began = time.monotonic()
         try:
             view = await asyncio.to_thread(self._read)
         except Exception as error:  # whatever it is, it must not take away what is known
-            self._tried_at = time.monotonic()
-            if self._view is None or self._tried_at - self._read_at > _OUTAGE_S:
+            self._looked_at = time.monotonic()
+            if self._view is None or self._looked_at - self._read_at > _OUTAGE_S:
                 raise
             unexpected = None if isinstance(error, StoreError) else error
             log.warning("the store cannot be listed; what it held before is served: %s", error, exc_info=unexpected)
             return
         if self._view is not None:
             self._keep(self._view, view)
-        self._view, self._read_at, self._tried_at = view, began, began
+        self._view, self._read_at, self._looked_at = view, began, time.monotonic()
 
     def _read(self) -> View:
         """Read the pointers, and the manifests that are new. Runs in a thread, one at a time."""

@@ -13,7 +13,6 @@ import os
 from collections import OrderedDict, deque
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
@@ -49,7 +48,7 @@ class Blob:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *of: object) -> None:
         if self.opened is not None:
             self.opened.close()
 

@@ -1,6 +1,7 @@
 """The index: read once for many, again when it is old, and the store's troubles are not everybody's."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -130,27 +131,110 @@ def test_an_old_view_answers_for_a_while_when_the_store_is_away(store, monkeypat
     assert "what it held before is served" in caplog.text
 
 
+class Gate:
+    """Has a store's list wait, in its thread, until it is opened."""
+
+    def __init__(self, store, monkeypatch) -> None:
+        self.begun, self.open, self.looks = threading.Event(), threading.Event(), 0
+        self._list = store.revisions_and_broken
+        monkeypatch.setattr(store, "revisions_and_broken", self)
+
+    def __call__(self, *of):
+        self.looks += 1
+        self.begun.set()
+        assert self.open.wait(20)
+        return self._list(*of)
+
+
 def test_a_store_that_is_slow_is_not_waited_for_where_something_is_known(store, monkeypatch):
     put(store, "team/name", "v1", {"a": b"1"})
-    revisions = store.revisions_and_broken
 
     async def look() -> None:
-        index, loop, go_on = Index(store, max_age_s=0.0), asyncio.get_running_loop(), asyncio.Event()
+        index = Index(store, max_age_s=0.0)
         await index.entries()
-
-        def slow(*of):
-            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(20)
-            return revisions(*of)
-
-        monkeypatch.setattr(store, "revisions_and_broken", slow)
+        gate = Gate(store, monkeypatch)
         monkeypatch.setattr(indexes, "_PATIENCE_S", 0.01)
         put(store, "team/name", "v2", {"a": b"2"})
         assert [entry.revision.revision for entry in await index.entries()] == ["v1"]
-        go_on.set()
-        monkeypatch.setattr(indexes, "_PATIENCE_S", 20.0)
-        assert [entry.revision.revision for entry in await index.entries()] == ["v1", "v2"]
+        # The moment of patience is over for this look: nobody who comes now waits at all.
+        monkeypatch.setattr(indexes.asyncio, "wait", only_without_waiting)
+        for _ in range(5):
+            assert [entry.revision.revision for entry in await index.entries()] == ["v1"]
+        monkeypatch.undo()
+        assert gate.looks == 1
+        gate.open.set()
+        await index._refreshing
+        assert [entry.revision.revision for entry in (await index.view()).entries] == ["v1", "v2"]
+
+    async def only_without_waiting(tasks, timeout):
+        assert timeout == 0.0
+        return set(), set(tasks)
 
     asyncio.run(look())
+
+
+def test_what_is_old_is_waited_for_longer(store, monkeypatch):
+    put(store, "team/name", "v1", {"a": b"1"})
+
+    async def look() -> None:
+        index = Index(store, max_age_s=0.0)
+        await index.entries()
+        gate = Gate(store, monkeypatch)
+        monkeypatch.setattr(indexes, "_PATIENCE_S", 0.01)
+        monkeypatch.setattr(indexes, "_OLD_S", 0.0)
+        monkeypatch.setattr(indexes, "_OLD_PATIENCE_S", 20.0)
+        put(store, "team/name", "v2", {"a": b"2"})
+        looking = asyncio.create_task(index.entries())
+        await asyncio.to_thread(gate.begun.wait, 20)
+        gate.open.set()
+        assert [entry.revision.revision for entry in await looking] == ["v1", "v2"]
+
+    asyncio.run(look())
+
+
+def test_the_next_look_is_counted_from_the_end_of_the_last(store, monkeypatch):
+    """A look that takes longer than a view may be old would else follow the last at once, for ever."""
+    put(store, "team/name", "v1", {"a": b"1"})
+    clock = [1000.0]
+    listed, looks = store.revisions_and_broken, []
+
+    def takes_a_minute(*of):
+        looks.append(clock[0])
+        clock[0] += 60.0
+        return listed(*of)
+
+    async def look() -> None:
+        monkeypatch.setattr(store, "revisions_and_broken", takes_a_minute)
+        index = Index(store, max_age_s=2.0)
+        await index.entries()
+        clock[0] += 1.0
+        await index.entries()
+        assert looks == [1000.0]
+        clock[0] += 2.0
+        await index.entries()
+        assert looks == [1000.0, 1063.0]
+
+    class Time:
+        monotonic = staticmethod(lambda: clock[0])
+
+    monkeypatch.setattr(indexes, "time", Time)
+    asyncio.run(look())
+
+
+def test_a_request_is_answered_from_one_view(store, monkeypatch):
+    put(store, "team/name", "v1", {"a": b"1"})
+    views, view = [], Index.view
+
+    async def counted(index):
+        views.append(1)
+        return await view(index)
+
+    monkeypatch.setattr(Index, "view", counted)
+    with gateway(store) as endpoint:
+        for path in ("/api/models/team/name", "/team/name/resolve/none/a", "/api/models/team/none", "/api/models"):
+            views.clear()
+            ask(endpoint, path)
+            assert len(views) == 1, path
 
 
 def pointer(store, repo_id: str, revision: str):
