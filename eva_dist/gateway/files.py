@@ -19,10 +19,12 @@ from urllib.parse import quote
 from aiohttp import web
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.gateway import stalled
 from eva_dist.gateway.answers import COMMIT_HEADER, Refused, no_entry
 from eva_dist.gateway.index import Entry
 from eva_dist.gateway.ranges import Span, is_known, span_of
 from eva_dist.gateway.slots import Slots, take
+from eva_dist.gateway.stalled import while_taken
 from eva_dist.gateway.verified import Blob, Verdicts, read_part
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry
 from eva_dist.store.store import Store
@@ -34,7 +36,6 @@ SAFE_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Con
 
 _WINDOW_BYTES = 2 << 20
 _SENDFILE_BYTES = 4 << 20
-_STALL_S = 120.0
 _SMALL_BYTES = 1 << 20
 """Files of other stores up to this size are read, verified and sent in one."""
 _WHOLE_PATIENCE_S = 3.0
@@ -166,7 +167,7 @@ async def send_stream(request: web.Request, response: web.StreamResponse, chunks
         try:
             while chunk is not None:
                 for start in range(0, len(chunk), _WRITE_BYTES):
-                    async with asyncio.timeout(_STALL_S):
+                    async with while_taken(request.transport):
                         await response.write(memoryview(chunk)[start : start + _WRITE_BYTES])
                 del chunk  # not two of them while the next one comes
                 chunk = await anext(chunks, None)
@@ -189,7 +190,7 @@ async def _send_bytes(request: web.Request, response: web.StreamResponse, conten
 
 
 async def _send_file(request: web.Request, response: web.StreamResponse, opened: BinaryIO, span: Span) -> None:
-    """Have the kernel send a part of a file, a piece at a time so that a client that stands still is noticed."""
+    """Have the kernel send a part of a file, a piece at a time so that other connections have their turn."""
     await response.prepare(request)
     loop = asyncio.get_running_loop()
     try:
@@ -197,7 +198,7 @@ async def _send_file(request: web.Request, response: web.StreamResponse, opened:
             transport = request.transport
             if transport is None:
                 return
-            async with asyncio.timeout(_STALL_S):
+            async with while_taken(transport):
                 sent = await loop.sendfile(transport, opened, start, min(_SENDFILE_BYTES, span.end - start))
             if sent < min(_SENDFILE_BYTES, span.end - start):
                 log.error("%s ended early: its file was cut short", request.path)
@@ -220,7 +221,7 @@ def _close(request: web.Request) -> None:
 
 
 def _let_go(request: web.Request) -> None:
-    log.warning("%s: the client took nothing for %g s", request.path, _STALL_S)
+    log.warning("%s: the client took nothing for %g s", request.path, stalled.STALL_S)
     if request.transport is not None:
         request.transport.abort()
 
