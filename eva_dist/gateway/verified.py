@@ -1,9 +1,13 @@
 """Files are hashed before they are served whole: no client ever completes a file that its manifest did not promise.
 
 A verdict holds for a blob as it was: its sha256 with the version that the store (an object's etag) or the file system
-(inode, size, time of the last change) gives. While one request has a blob hashed, others that want it wait for that,
-and it goes on when they leave. Who has waited long enough, and asked for the whole, may be sent what was hashed on the
-way: all but the end, which follows the verdict (`judge_sent`).
+(inode, size, times of the last change) gives; one that changes while it is hashed gets none. Blobs are not changed in
+place: the store makes them read-only. Who may write there, and does it between the look at the file and the end of a
+transfer, is not noticed here, only by clients, which hash what they got.
+
+While one request has a blob hashed, others that want it wait for that, and it goes on when they leave. Who has waited
+long enough, and asked for the whole, may be sent what was hashed on the way: all but the end, which follows the verdict
+(`judge_sent`).
 """
 
 import asyncio
@@ -110,7 +114,7 @@ class Verdicts:
         """Take the hash of what was sent of a blob, but for its end; `IntegrityError` if the end must not follow."""
         problem = None if sha256 == blob.entry.sha256 else _differs(blob.entry, sha256, blob.entry.size)
         if blob.key not in self._known:
-            self._note(blob, problem)
+            self._note(blob, problem, None if blob.opened is None else blob.opened.fileno())
         if problem is not None:
             raise IntegrityError(problem)
 
@@ -121,13 +125,16 @@ class Verdicts:
                     problem = await self._hash_remote(blob)
                 else:
                     problem = await asyncio.to_thread(_hash, descriptor, blob.entry)
-            self._note(blob, problem)
+            self._note(blob, problem, descriptor)
         finally:
             if descriptor is not None:
                 os.close(descriptor)
             del self._running[blob.key]
 
-    def _note(self, blob: Blob, problem: str | None) -> None:
+    def _note(self, blob: Blob, problem: str | None, descriptor: int | None) -> None:
+        if descriptor is not None and _version(descriptor) != blob.version:
+            log.warning("%s of sha256 %s changed while it was hashed", blob.entry.path, blob.entry.sha256)
+            return
         if problem is not None:
             log.error("%s of sha256 %s is not served: %s", blob.entry.path, blob.entry.sha256, problem)
         self._known[blob.key] = problem
@@ -179,7 +186,8 @@ async def read_part(store: Store, entry: FileEntry, start: int, end: int) -> byt
 
 def _version(descriptor: int) -> tuple[int, ...]:
     found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # Any program can set st_mtime back; st_ctime is the system's own.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _hash(descriptor: int, entry: FileEntry) -> str | None:

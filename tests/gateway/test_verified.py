@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -117,3 +118,42 @@ def test_a_bucket_is_read_by_several_requests_at_once(monkeypatch):
     with gateway(store) as endpoint:
         assert ask(endpoint, URL, Range="bytes=1-3").body == LARGE[1:4]
     assert max(most) >= 3 and max(most) <= verified._PARTS_AHEAD
+
+
+@pytest.fixture
+def folder(tmp_path) -> tuple[Store, Path]:
+    """A folder store and its large blob, which somebody may write."""
+    store = Store(str(tmp_path / "store"))
+    put(store, REPO, FIRST, {"large.bin": LARGE})
+    path = store.root / blob_key(sha256(LARGE))
+    path.chmod(0o644)
+    return store, path
+
+
+def test_a_blob_whose_time_was_set_back_is_hashed_again(folder):
+    store, path = folder
+    with gateway(store) as endpoint:
+        assert ask(endpoint, URL).body == LARGE
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.write(b"!")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+        assert ask(endpoint, URL).status == ask(endpoint, URL, Range="bytes=0-9").status == 409
+
+
+def test_a_blob_that_changes_while_it_is_hashed_gets_no_verdict(folder, monkeypatch):
+    store, path = folder
+    hash_file = verified._hash
+
+    def hash_and_change(*given):
+        problem = hash_file(*given)
+        with path.open("r+b") as file:
+            file.write(b"!")
+        return problem
+
+    monkeypatch.setattr(verified, "_hash", hash_and_change)
+    with gateway(store) as endpoint:
+        with pytest.raises(http.client.IncompleteRead):  # hashed as it was sent, and found wrong
+            ask(endpoint, URL)
+        assert ask(endpoint, URL, Range="bytes=0-9").status == 503
