@@ -22,7 +22,7 @@ from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.gateway import stalled
 from eva_dist.gateway.answers import COMMIT_HEADER, Refused, no_entry
 from eva_dist.gateway.index import Entry
-from eva_dist.gateway.ranges import Span, is_known, span_of
+from eva_dist.gateway.ranges import Span, is_another, is_known, span_of
 from eva_dist.gateway.slots import Slots, take
 from eva_dist.gateway.stalled import while_taken
 from eva_dist.gateway.verified import Blob, Verdicts, read_part
@@ -67,13 +67,15 @@ class Files:
             pinned: whether the URL means these bytes for ever: it has a commit.
 
         Raises:
-            Refused: 404, 416, or 409: the blob is not what the manifest says.
+            Refused: 404, 412, 416, 503, or 409: the blob is not what the manifest says.
             StoreError: the store cannot be read now.
         """
         file = entry.snapshot.files.get(path)
         if file is None:
             raise no_entry(entry, path)
         headers = _headers(entry, file, pinned)
+        if is_another(request.headers, file.sha256):
+            raise Refused(412, f"{path} is another one now: its ETag is none that If-Match names")
         if is_known(request.headers, file.sha256):
             return web.Response(status=304, headers=headers)
         if request.method == "HEAD":

@@ -44,6 +44,8 @@ _MOST_PATHS = 2000
 _BODY_S = 30.0
 _OTHER_KINDS = ("datasets", "spaces")
 _OUR_PAGES = ("artifact", "compare", "static", "sweep")
+_NO_SPACE = ("api", *_OTHER_KINDS, *_OUR_PAGES)
+"""First parts of URLs that are no namespace."""
 _WE_HAVE_NONE = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
 """Search settings that no artifact of ours meets."""
 _ONLY_READS = "this gateway only serves what a store holds; publish into the store (`eva-dist push`, jobs)"
@@ -76,13 +78,23 @@ class Hub:
             raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
         if parts[0] not in ("api", *_OTHER_KINDS) and len(parts) >= 5 and parts[2] in ("resolve", "raw"):
             return await self._resolve(request, path)
+        if request.method in ("GET", "HEAD") and len(parts) >= 2 and _names_page(parts) and parts[0] not in _NO_SPACE:
+            return await self._page(request, path)
         return await self._elsewhere(request, path)
+
+    async def _page(self, request: web.Request, path: Path) -> web.StreamResponse:
+        """Lead who comes by a Hub's URL to the artifact's page: `/team/name/`, `.../tree/v1/plots`, `.../blob/v1/a`."""
+        entry = await self._entry(request, path.parts, path.parts[3] if len(path.parts) > 3 else MAIN)
+        if entry is None:
+            return await self._elsewhere(request, path)
+        page = Path(("artifact", *path.parts[:2], entry.revision.revision))
+        return web.Response(status=302, headers={"Location": page.encoded, "Cache-Control": "no-cache"})
 
     async def page_elsewhere(self, request: web.Request) -> web.StreamResponse | None:
         """Return a redirect to the upstream's page of a repo that is not ours; None if there is none to go to."""
         path = parts_of(request)
-        is_repo = len(path.parts) == 2 or path.parts[2:3] in (("tree",), ("blob",))
-        if self._upstream is None or not is_repo or path.parts[0] in _OUR_PAGES:
+        is_repo = len(path.parts) >= 2 and _names_page(path.parts) and path.parts[0] not in _OUR_PAGES
+        if self._upstream is None or not self._access.is_open or not is_repo:
             return None
         try:
             ours = await self._entries(request, path.parts)
@@ -146,6 +158,9 @@ class Hub:
             raise no_repo("/".join(parts[:2]))
         is_file = "resolve" in parts[1:3] or "raw" in parts[1:3]
         if path.parts[0] != "api" and not is_file:
+            # Who is redirected brings its token along, and would show it to the upstream.
+            if not self._access.is_open or request.method not in ("GET", "HEAD") or not _names_page(parts):
+                raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
             return self._upstream.redirect(request, path)
         return await self._upstream.answer(request, path, body)
 
@@ -242,6 +257,11 @@ class Hub:
                 "auth": {"type": "access_token", "accessToken": role},
             }
         )
+
+
+def _names_page(parts: Sequence[str]) -> bool:
+    """Tell whether the rest of a Hub's URL, from the namespace on, is that of a page about a repo."""
+    return len(parts) <= 2 or parts[2] in ("tree", "blob")
 
 
 async def _read(request: web.Request) -> bytes:
