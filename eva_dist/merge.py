@@ -29,7 +29,6 @@ from torch import Tensor
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.covariance import CovarianceFile, open_covariance, write_covariance
 from eva_dist.artifact.facts import COVARIANCE_FILE, METHOD, Provenance
-from eva_dist.artifact.load import REMEDY, read_manifest
 from eva_dist.artifact.restore import Stored, restore_artifact
 from eva_dist.config import EvaConfig, OnMaxSteps
 from eva_dist.controller import GroupState, PointState, add_seconds, first_state, reallocated
@@ -44,6 +43,8 @@ from eva_dist.plan import InputGroup, Plan, fingerprint
 from eva_dist.prepare import decisive_settings, versions
 from eva_dist.publishing import outcome
 from eva_dist.store.names import check_names
+from eva_dist.store.opened import REMEDY
+from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -127,9 +128,9 @@ def merge_and_publish(
 
 
 def _read(said: str, folder: Path, weight: float) -> MergeSource:
-    stored = restore_artifact(folder)
-    described = read_manifest(folder)["files"].get(COVARIANCE_FILE, {})
-    return MergeSource(said, stored, float(weight), described.get("sha256"))
+    snapshot = folder_snapshot(folder)
+    sums = snapshot.files.get(COVARIANCE_FILE)
+    return MergeSource(said, restore_artifact(folder, snapshot), float(weight), None if sums is None else sums.sha256)
 
 
 def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> MergePlan:

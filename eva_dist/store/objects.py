@@ -260,11 +260,6 @@ def root_folder(url: str) -> Path | None:
     return Path(url2pathname(parts.path))
 
 
-def is_store_url(text: str) -> bool:
-    """Tell whether a URL is one that a store can have, but for a folder's."""
-    return text.startswith(("memory://", *BUCKETS))
-
-
 def _open(url: str) -> ObjectStore:
     scheme = urlsplit(url).scheme
     if scheme == "memory":

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
-from eva_dist.store.objects import Found, Objects, scratch_name
+from eva_dist.store.objects import Found, Objects
 from eva_dist.store.snapshot import (
     LARGEST_MANIFEST,
     MANIFEST_FILE,
@@ -31,7 +31,6 @@ MAIN = "main"
 
 _REMEDY = "publish it again: a run with artifact.overwrite=true, or eva-dist push --force from a sound copy"
 _REQUESTS_AT_ONCE = 16
-_PART_BYTES = 8 << 20
 _MOST_NAMED = 10
 _LARGEST_POINTER = 64 << 10
 
@@ -243,43 +242,6 @@ class Reader:
             digest.update(part)
         return self._refuse_other(entry, digest.hexdigest(), found.size)
 
-    def download(
-        self,
-        snapshot: Snapshot,
-        folder: Path,
-        names: Collection[str] | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        """Bring files of an artifact into a folder, verified; each appears by one rename, the manifest last.
-
-        Files that are there and right are kept.
-
-        Args:
-            snapshot: of this store.
-            folder: made if need be.
-            names: paths of the files; None: all.
-            progress: told the bytes of each part that has come, or was there.
-
-        Raises:
-            ArtifactNotFoundError, IntegrityError: as for `read`; files that were right stay.
-            StoreError: the folder cannot be written.
-        """
-        entries = [snapshot.entry(name) for name in names] if names is not None else list(snapshot.files.values())
-        tell = progress or (lambda _: None)
-        for entry in sorted(entries, key=lambda entry: entry.path == MANIFEST_FILE):
-            target = folder / entry.path
-            with self._explained(f"cannot be downloaded to {folder}"):
-                if target.is_file() and target.stat().st_size == entry.size and sha256_of(target) == entry.sha256:
-                    tell(entry.size)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                new = target.with_name(f".{scratch_name()}.incomplete")
-                try:
-                    self._write(snapshot, entry, new, tell)
-                    os.replace(new, target)
-                finally:
-                    new.unlink(missing_ok=True)
-
     # --- how ---
 
     def _whole_snapshot(self, fingerprint: str) -> Snapshot | None:
@@ -340,19 +302,6 @@ class Reader:
             return self.snapshot(revision.fingerprint).commit
         except StoreError:
             return None
-
-    def _write(self, snapshot: Snapshot, entry: FileEntry, target: Path, tell: Callable[[int], None]) -> None:
-        """Write a file's bytes to a new path, and refuse them if they are not those of the manifest."""
-        digest = hashlib.sha256()
-        with target.open("wb") as file:
-            for start in range(0, entry.size, _PART_BYTES):
-                end = min(start + _PART_BYTES, entry.size)
-                manifest = entry.path == MANIFEST_FILE
-                part = snapshot.content[start:end] if manifest else self.read_range(entry, start, end)
-                digest.update(part)
-                file.write(part)
-                tell(len(part))
-        self._refuse_other(entry, digest.hexdigest(), entry.size)
 
     def _refuse_other(self, entry: FileEntry, sha256: str, size: int, where: str | None = None) -> None:
         if (sha256, size) != (entry.sha256, entry.size):

@@ -17,6 +17,7 @@ from typing import Any
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 
 MANIFEST_FILE = "manifest.json"
+SEAL = "manifest_sha256"
 
 LARGEST_MANIFEST = 64 << 20
 _MOST_FILES = 10_000
@@ -57,6 +58,13 @@ class Snapshot:
     def commit(self) -> str:
         """The first 40 digits of the manifest's sha256: names these very bytes, as a commit of the Hub does."""
         return self.files[MANIFEST_FILE].sha256[:40]
+
+    @property
+    def changed(self) -> str | None:
+        """What is wrong if the manifest is not as it was written; None if it is, or is too old to tell."""
+        if SEAL not in self.manifest or self.manifest[SEAL] == sealed(self.manifest)[SEAL]:
+            return None
+        return f"{MANIFEST_FILE} has changed since it was written: its {SEAL} is not that of its content"
 
     @property
     def size(self) -> int:
@@ -108,6 +116,16 @@ def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
     _refuse_clashes(entries)
     return Snapshot(content, manifest, files)
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the sha256 of all else that it says, keys sorted and without blanks.
+
+    The manifest vouches for every other file; this is what it says of itself. It tells damage, not forgery.
+    """
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def folder_snapshot(folder: Path, fingerprint: str | None = None) -> Snapshot:

@@ -40,6 +40,15 @@ _RACES = 10
 """How often a name may move under our hands before we give up."""
 
 
+def _is_own_fingerprint(snapshot: Snapshot) -> bool:
+    """Tell whether the fingerprint is that of what the manifest says decides the numbers, if it says so."""
+    decisive = snapshot.manifest.get("decisive")
+    try:
+        return decisive is None or fingerprint_of(decisive) == snapshot.fingerprint
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 class Store(Reader):
     """A store that can be written too; see `Reader` for what it is and holds."""
 
@@ -118,8 +127,7 @@ class Store(Reader):
             self._refuse_other(entry, sha256_of(path), path.stat().st_size, str(path))
         fingerprint = snapshot.fingerprint
         check_fingerprint(fingerprint)
-        decisive = snapshot.manifest.get("decisive")
-        if decisive is not None and fingerprint_of(decisive) != fingerprint:
+        if not _is_own_fingerprint(snapshot):
             raise IntegrityError(
                 f"{folder}: fingerprint {fingerprint} is not that of `decisive` in its manifest: runs that ask for it "
                 "would get another artifact; copy the artifact again"

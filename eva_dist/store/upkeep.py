@@ -64,7 +64,7 @@ def verify(store: Store) -> Iterator[Checked]:
             yield Checked(fingerprint, MANIFEST_FILE, 0, str(error))
             continue
         whole.add(fingerprint)
-        yield Checked(fingerprint, MANIFEST_FILE, len(snapshot.content), None)
+        yield Checked(fingerprint, MANIFEST_FILE, len(snapshot.content), snapshot.changed)
         for entry in snapshot.files.values():
             if entry.path == MANIFEST_FILE:
                 continue

@@ -12,9 +12,11 @@ import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.plan import fingerprint
+from eva_dist.store.cache import Cache
 from eva_dist.store.objects import Objects
 from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
+from eva_dist.store.store_source import OpenedStore
 from eva_dist.store.upkeep import verify
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build, write_artifact
 
@@ -204,22 +206,21 @@ def test_ranges_and_streams_give_the_bytes_asked_for(store, tmp_path):
     store.verify_file(entry)
 
 
-def test_a_download_is_whole_verified_and_kept_where_it_is_right(store, tmp_path):
+def test_what_is_fetched_is_whole_verified_and_kept_where_it_is_right(store, tmp_path):
     store.publish(ONE, "team/name", "v1", builder())
     told: list[int] = []
     snapshot = store.snapshot(ONE)
-    store.download(snapshot, tmp_path / "here", progress=told.append)
-    assert sum(told) == snapshot.size
-    found = {str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*") if p.is_file()}
-    assert found == set(snapshot.files)
-    assert all((tmp_path / "here" / e.path).read_bytes() == store.read(e) for e in map(snapshot.entry, FILES))
-    before = (tmp_path / "here" / FILES[0]).stat().st_mtime_ns
-    (tmp_path / "here" / FILES[1]).write_text("gnp")
-    store.download(snapshot, tmp_path / "here")
-    assert (tmp_path / "here" / FILES[0]).stat().st_mtime_ns == before
-    assert (tmp_path / "here" / FILES[1]).read_text() == "png"
-    store.download(snapshot, tmp_path / "one", names=[FILES[1]])
-    assert [p.name for p in (tmp_path / "one").rglob("*") if p.is_file()] == ["ranks.png"]
+    opened = OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache"))
+    here = opened.fetch([FILES[1]])
+    assert sorted(p.name for p in here.rglob("*") if p.is_file()) == ["manifest.json", "ranks.png"]
+    assert opened.fetch(progress=told.append) == here and sum(told) == snapshot.entry(FILES[0]).size
+    assert {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()} == set(snapshot.files)
+    assert all((here / e.path).read_bytes() == store.read(e) for e in map(snapshot.entry, FILES))
+    before = (here / FILES[0]).stat().st_mtime_ns
+    (here / FILES[1]).write_text("gnp")
+    opened.fetch()
+    assert (here / FILES[0]).stat().st_mtime_ns == before
+    assert (here / FILES[1]).read_text() == "png"
 
 
 def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
@@ -227,10 +228,12 @@ def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
     snapshot = store.snapshot(ONE)
     entry = snapshot.entry(FILES[0])
     store._objects.put(blob_key(entry.sha256), b"tensosr")
-    for read in (store.read, store.verify_file, lambda e: store.download(snapshot, tmp_path / "here")):
+    for read in (store.read, store.verify_file):
         with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish it again: "):
             read(entry)
-    assert [p for p in (tmp_path / "here").rglob("*") if p.is_file()] == []
+    with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* nothing of it was kept"):
+        OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache")).fetch()
+    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["manifest.json"]
     # ... and an overwrite heals it
     store.publish(ONE, "team/name", "v1", builder(), overwrite=True)
     assert content_of(store, "team/name") == "tensors"

@@ -1,5 +1,6 @@
 """`verify` reads every byte once; `gc` takes what nothing names, and nothing else."""
 
+import json
 import os
 import time
 from datetime import timedelta
@@ -8,6 +9,7 @@ import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 from eva_dist.store.reader import blob_key, manifest_key, revision_key
+from eva_dist.store.snapshot import sealed
 from eva_dist.store.store import Store
 from eva_dist.store.upkeep import collect, garbage, verify
 from tests.store.artifacts import FILES, ONE, TWO, builder
@@ -75,6 +77,19 @@ def test_each_kind_of_damage_is_found_and_named(two):
     found = problems(two)
     assert "is no manifest" in found[ONE, "manifest.json"]
     assert f"points to {TWO}, which the store does not hold" in found["team/name@v2", None]
+
+
+def test_a_manifest_that_has_changed_tells_so(store):
+    def build(folder):
+        manifest = sealed(builder("one", ONE)(folder) | {"steps": 3, "share": 0.1, "name": "é"})
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        return manifest
+
+    store.publish(ONE, "team/name", "v1", build)
+    assert problems(store) == {}
+    content = store.snapshot(ONE).content
+    store._objects.put(manifest_key(ONE), content.replace(b'"steps": 3', b'"steps": 9'))
+    assert "has changed since it was written" in problems(store)[ONE, "manifest.json"]
 
 
 # --- gc ---

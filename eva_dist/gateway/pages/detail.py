@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,19 +83,14 @@ def read_detail(store: Store, snapshot: Snapshot) -> Detail:
 
 def _table(store: Store, snapshot: Snapshot, file: str, columns: Sequence[str]) -> pa.Table:
     """Return columns of a table that is not absurdly large; pyarrow's errors are ValueErrors, or OSErrors."""
-    import pyarrow.parquet as pq
+    from eva_dist.artifact.columns import read_columns
 
     entry = snapshot.files.get(file)
     if entry is None:
         raise ValueError("not among the artifact's files")
     if entry.size > _MOST_BYTES:
         raise ValueError(f"{entry.size:,} bytes are more than a page reads ({_MOST_BYTES:,})")
-    parquet = pq.ParquetFile(io.BytesIO(store.read(entry)))
-    if parquet.metadata.num_rows > _MOST_ROWS:
-        raise ValueError(f"{parquet.metadata.num_rows:,} rows are more than a page reads ({_MOST_ROWS:,})")
-    if missing := sorted(set(columns) - set(parquet.schema_arrow.names)):
-        raise ValueError(f"it has no column {', '.join(missing)}")
-    return parquet.read(columns=list(columns))
+    return read_columns(store.read(entry), columns)
 
 
 def _spectrum(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[str, Any]:
