@@ -1,8 +1,8 @@
 """Who may see which namespaces: tokens, their file, and the check that every request passes.
 
 The file has one token a line, `name sha256:<64 hex digits> team,other` (or `*` for all namespaces); `#` begins a
-comment. Tokens are random (256 bits), so a plain hash at rest gives nothing away. A changed file is read again; one
-that cannot be read leaves the tokens as they were.
+comment. Tokens are random (256 bits), so a plain hash at rest gives nothing away. A changed file is read again; a line
+that is no token then is left out, and the others count. While there is no file, the tokens stay as they were.
 
 Without a file everybody who reaches the gateway sees everything, so it listens on loopback only, and answers only to
 names of this machine: a page in a browser that has its own name point here would else read the store.
@@ -81,7 +81,17 @@ def read_tokens(text: str, where: str) -> tuple[Token, ...]:
     Raises:
         ConfigError: a line is no token; the message names the line, never what is in it: it may be a secret.
     """
-    tokens = []
+    tokens, broken = _readable(text)
+    if broken:
+        raise ConfigError(
+            f"{where}: line {broken[0]} must be `{_LINE}`; make one with `eva-dist token NAME --namespace ...`"
+        )
+    return tokens
+
+
+def _readable(text: str) -> tuple[tuple[Token, ...], list[int]]:
+    """Return the tokens of a file, and the numbers of the lines that are none."""
+    tokens, broken = [], []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -89,11 +99,10 @@ def read_tokens(text: str, where: str) -> tuple[Token, ...]:
         digest = _DIGEST.match(words[1]) if len(words) == 3 else None
         names = words[2].split(",") if len(words) == 3 else []
         if digest is None or not _NAME.match(words[0]) or not (names == ["*"] or all(map(_NAMESPACE.match, names))):
-            raise ConfigError(
-                f"{where}: line {number} must be `{_LINE}`; make one with `eva-dist token NAME --namespace ...`"
-            )
-        tokens.append(Token(words[0], digest[1], None if names == ["*"] else frozenset(names)))
-    return tuple(tokens)
+            broken.append(number)
+        else:
+            tokens.append(Token(words[0], digest[1], None if names == ["*"] else frozenset(names)))
+    return tuple(tokens), broken
 
 
 class Access:
@@ -135,7 +144,11 @@ class Access:
         return found
 
     def look_again(self) -> None:
-        """Read the file if it has changed; what cannot be read is logged, and the tokens stay."""
+        """Read the file if it has changed. A line that is no token is logged, and the others count.
+
+        A broken line must not keep a token valid that another line, or its absence, revokes. If there is no file, the
+        tokens stay: somebody is about to replace it.
+        """
         now = time.monotonic()
         if self.file is None or now - self._looked < _LOOK_AGAIN_S:
             return
@@ -144,14 +157,17 @@ class Access:
             stamp = _stamp(self.file)
             if stamp == self._stamp:
                 return
-            self._stamp = stamp
-            self.tokens = read_tokens(self.file.read_text(encoding="utf-8"), str(self.file))
-            log.info("%s has changed: %d tokens are valid", self.file, len(self.tokens))
-        except (OSError, ConfigError, UnicodeDecodeError) as error:
-            if self._stamp is not None or isinstance(error, ConfigError | UnicodeDecodeError):
+            text = self.file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            if self._stamp is not None:
                 log.error("the tokens stay as they were: %s", error)
-            if isinstance(error, OSError):
-                self._stamp = None
+            self._stamp = None
+            return
+        self._stamp = stamp
+        self.tokens, broken = _readable(text)
+        for number in broken:
+            log.error("%s: line %d is left out: it must be `%s`", self.file, number, _LINE)
+        log.info("%s has changed: %d tokens are valid", self.file, len(self.tokens))
 
 
 def visible(request: web.Request) -> Sees:

@@ -1,13 +1,16 @@
 """HEAD and GET of an artifact's files: metadata as the Hub gives it, ranges, and bytes that were verified.
 
 Files of a folder store go from the file to the socket in the kernel (sendfile). Those of other stores are fetched a
-window at a time, and the next one when the client has taken the last: what a slow client costs is one window. A client
-that takes less than a window in `_STALL_S` seconds is let go.
+window at a time, and the next one when the client has taken the last: what a slow client costs is one window, and a
+client may have only so many downloads (`slots`). Fetching has a limit over all; a client that stands still is no part
+of it, because nothing is fetched for it. A client that takes less than a window in `_STALL_S` seconds is let go.
 """
 
 import asyncio
+import hashlib
 import logging
 import mimetypes
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import BinaryIO
@@ -16,10 +19,13 @@ from urllib.parse import quote
 from aiohttp import web
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.gateway import stalled
 from eva_dist.gateway.answers import COMMIT_HEADER, Refused, no_entry
 from eva_dist.gateway.index import Entry
-from eva_dist.gateway.ranges import Span, is_known, span_of
-from eva_dist.gateway.verified import Verdicts
+from eva_dist.gateway.ranges import Span, is_another, is_known, span_of
+from eva_dist.gateway.slots import Slots, take
+from eva_dist.gateway.stalled import while_taken
+from eva_dist.gateway.verified import Blob, Verdicts, read_part
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry
 from eva_dist.store.store import Store
 
@@ -30,10 +36,15 @@ SAFE_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Con
 
 _WINDOW_BYTES = 2 << 20
 _SENDFILE_BYTES = 4 << 20
-_STALL_S = 120.0
 _SMALL_BYTES = 1 << 20
 """Files of other stores up to this size are read, verified and sent in one."""
-_STREAMS_AT_ONCE = 200
+_WHOLE_PATIENCE_S = 3.0
+"""How long the first byte of a whole file waits for its verdict; then the last ones do. Clients give up after 10 s."""
+_RANGE_PATIENCE_S = 6.0
+"""How long a part waits for the verdict on its file, before the client is told to come again."""
+_WRITE_BYTES = 256 << 10
+"""What is given to the socket at a time: it copies what it cannot send."""
+_FETCHES_AT_ONCE = 32
 _SHOWN = {".json": "application/json", ".md": "text/plain", ".txt": "text/plain", ".svg": "image/svg+xml"}
 
 
@@ -43,7 +54,8 @@ class Files:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._verdicts = Verdicts(store)
-        self._streams = asyncio.Semaphore(_STREAMS_AT_ONCE)
+        self._slots = Slots()
+        self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
 
     async def answer(self, request: web.Request, entry: Entry, path: str, pinned: bool) -> web.StreamResponse:
         """Answer HEAD or GET of a file.
@@ -55,13 +67,15 @@ class Files:
             pinned: whether the URL means these bytes for ever: it has a commit.
 
         Raises:
-            Refused: 404, 416, or 409: the blob is not what the manifest says.
+            Refused: 404, 412, 416, 503, or 409: the blob is not what the manifest says.
             StoreError: the store cannot be read now.
         """
         file = entry.snapshot.files.get(path)
         if file is None:
             raise no_entry(entry, path)
         headers = _headers(entry, file, pinned)
+        if is_another(request.headers, file.sha256):
+            raise Refused(412, f"{path} is another one now: its ETag is none that If-Match names")
         if is_known(request.headers, file.sha256):
             return web.Response(status=304, headers=headers)
         if request.method == "HEAD":
@@ -87,28 +101,60 @@ class Files:
     async def _send(
         self, request: web.Request, response: web.StreamResponse, entry: Entry, file: FileEntry, span: Span
     ) -> None:
-        """Send the file's bytes; raises before the first of them, or not at all."""
+        """Send the file's bytes, all of them verified but where that takes long: then the last ones are kept back.
+
+        Raises before the first byte, or not at all.
+        """
         if file.path == MANIFEST_FILE:
             return await _send_bytes(request, response, entry.snapshot.content, span)
-        if (opened := await self._verdicts.open_local(file)) is not None:
-            with opened:
-                return await _send_file(request, response, opened, span)
-        if file.size <= _SMALL_BYTES:
+        if file.size <= _SMALL_BYTES and self._store.root is None:
             return await _send_bytes(request, response, await asyncio.to_thread(self._store.read, file), span)
-        await self._verdicts.check_remote(file)
-        async with self._streams:
-            await send_stream(request, response, self._windows(file, span))
+        with await self._verdicts.look(file) as blob:
+            whole = (span.start, span.end) == (0, file.size)
+            right = await self._verdicts.judged(blob, _WHOLE_PATIENCE_S if whole else _RANGE_PATIENCE_S)
+            if right and blob.opened is not None:
+                return await _send_file(request, response, blob.opened, span)
+            if not right and not whole:
+                message = f"{file.path} is being verified, which takes longer than clients wait; ask again"
+                raise Refused(503, message, headers={"Retry-After": "10"})
+            async with self._slots.of(request):
+                windows = self._windows(blob, span)
+                return await send_stream(request, response, windows if right else self._hashed(blob, windows))
 
-    async def _windows(self, file: FileEntry, span: Span) -> AsyncIterator[bytes]:
+    async def _windows(self, blob: Blob, span: Span) -> AsyncIterator[bytes]:
         for start in range(span.start, span.end, _WINDOW_BYTES):
-            end = min(start + _WINDOW_BYTES, span.end)
-            sent = 0
-            async with aclosing(self._store.stream(file, start, end)) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    sent += len(chunk)
-                    yield chunk
-            if sent != end - start:
-                raise IntegrityError(f"the blob {file.sha256} ended after {start + sent} of {file.size} bytes")
+            if start == span.start:
+                await take(self._fetches, "the gateway waits for its store; try again later")
+            else:
+                await self._fetches.acquire()
+            try:
+                window = await self._fetch(blob, start, min(start + _WINDOW_BYTES, span.end))
+            finally:
+                self._fetches.release()
+            yield window
+            del window  # not two of them while the next one comes
+
+    async def _fetch(self, blob: Blob, start: int, end: int) -> bytes:
+        if blob.opened is None:
+            return await read_part(self._store, blob.entry, start, end)
+        window = await asyncio.to_thread(os.pread, blob.opened.fileno(), end - start, start)
+        if len(window) != end - start:
+            raise IntegrityError(f"the blob {blob.entry.sha256} was cut short while it was read")
+        return window
+
+    async def _hashed(self, blob: Blob, windows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the windows of a whole file, the last one only if all of them are what the manifest promises."""
+        digest, position, right = hashlib.sha256(), 0, False
+        async with aclosing(windows):  # type: ignore[type-var]
+            async for window in windows:
+                position += len(window)
+                right = right or self._verdicts.is_right(blob)
+                if not right:
+                    await asyncio.to_thread(digest.update, window)
+                    if position == blob.entry.size:
+                        self._verdicts.judge_sent(blob, digest.hexdigest())
+                yield window
+                del window
 
 
 async def send_stream(request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[bytes]) -> None:
@@ -122,8 +168,9 @@ async def send_stream(request: web.Request, response: web.StreamResponse, chunks
         await response.prepare(request)
         try:
             while chunk is not None:
-                async with asyncio.timeout(_STALL_S):
-                    await response.write(chunk)
+                for start in range(0, len(chunk), _WRITE_BYTES):
+                    async with while_taken(request.transport):
+                        await response.write(memoryview(chunk)[start : start + _WRITE_BYTES])
                 del chunk  # not two of them while the next one comes
                 chunk = await anext(chunks, None)
             await response.write_eof()
@@ -145,7 +192,7 @@ async def _send_bytes(request: web.Request, response: web.StreamResponse, conten
 
 
 async def _send_file(request: web.Request, response: web.StreamResponse, opened: BinaryIO, span: Span) -> None:
-    """Have the kernel send a part of a file, a piece at a time so that a client that stands still is noticed."""
+    """Have the kernel send a part of a file, a piece at a time so that other connections have their turn."""
     await response.prepare(request)
     loop = asyncio.get_running_loop()
     try:
@@ -153,7 +200,7 @@ async def _send_file(request: web.Request, response: web.StreamResponse, opened:
             transport = request.transport
             if transport is None:
                 return
-            async with asyncio.timeout(_STALL_S):
+            async with while_taken(transport):
                 sent = await loop.sendfile(transport, opened, start, min(_SENDFILE_BYTES, span.end - start))
             if sent < min(_SENDFILE_BYTES, span.end - start):
                 log.error("%s ended early: its file was cut short", request.path)
@@ -176,7 +223,7 @@ def _close(request: web.Request) -> None:
 
 
 def _let_go(request: web.Request) -> None:
-    log.warning("%s: the client took nothing for %g s", request.path, _STALL_S)
+    log.warning("%s: the client took nothing for %g s", request.path, stalled.STALL_S)
     if request.transport is not None:
         request.transport.abort()
 

@@ -8,9 +8,10 @@
     /api/whoami-v2
     /{ns}/{name}/resolve/{rev}/{path}               HEAD and GET
 
-A repo that the store has is answered from the store alone: what it lacks (a revision, a file) is missing. Any other
-repo is the upstream's, if there is one; but in a namespace that somebody has here, who may not see it is told that
-there is no such repo, and the upstream is never asked: names of private repos stay here.
+A namespace that the store holds anything of, or held while this gateway ran, or that a token is for, is ours, and is
+answered from the store alone: what it lacks (a repo, a revision, a file) is missing. The upstream is never asked for
+it: anybody may register our namespace there, and clients would get a stranger's files in place of an artifact that was
+removed or mistyped; and names of private repos stay here. Every other namespace is the upstream's, if there is one.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from eva_dist.gateway.answers import (
     no_revision,
 )
 from eva_dist.gateway.files import Files
-from eva_dist.gateway.index import Entry, Index, last_moved
+from eva_dist.gateway.index import Entry, Index, View, last_moved
 from eva_dist.gateway.paths import Path, parts_of
 from eva_dist.gateway.upstream import Upstream, base_url
 from eva_dist.store.reader import MAIN
@@ -43,9 +44,13 @@ _MOST_PATHS = 2000
 _BODY_S = 30.0
 _OTHER_KINDS = ("datasets", "spaces")
 _OUR_PAGES = ("artifact", "compare", "static", "sweep")
+_NO_SPACE = ("api", *_OTHER_KINDS, *_OUR_PAGES)
+"""First parts of URLs that are no namespace."""
 _WE_HAVE_NONE = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
 """Search settings that no artifact of ours meets."""
 _ONLY_READS = "this gateway only serves what a store holds; publish into the store (`eva-dist push`, jobs)"
+
+_VIEW = web.RequestKey("view", View)
 
 Item = dict[str, Any]
 
@@ -73,13 +78,23 @@ class Hub:
             raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
         if parts[0] not in ("api", *_OTHER_KINDS) and len(parts) >= 5 and parts[2] in ("resolve", "raw"):
             return await self._resolve(request, path)
+        if request.method in ("GET", "HEAD") and len(parts) >= 2 and _names_page(parts) and parts[0] not in _NO_SPACE:
+            return await self._page(request, path)
         return await self._elsewhere(request, path)
+
+    async def _page(self, request: web.Request, path: Path) -> web.StreamResponse:
+        """Lead who comes by a Hub's URL to the artifact's page: `/team/name/`, `.../tree/v1/plots`, `.../blob/v1/a`."""
+        entry = await self._entry(request, path.parts, path.parts[3] if len(path.parts) > 3 else MAIN)
+        if entry is None:
+            return await self._elsewhere(request, path)
+        page = Path(("artifact", *path.parts[:2], entry.revision.revision))
+        return web.Response(status=302, headers={"Location": page.encoded, "Cache-Control": "no-cache"})
 
     async def page_elsewhere(self, request: web.Request) -> web.StreamResponse | None:
         """Return a redirect to the upstream's page of a repo that is not ours; None if there is none to go to."""
         path = parts_of(request)
-        is_repo = len(path.parts) == 2 or path.parts[2:3] in (("tree",), ("blob",))
-        if self._upstream is None or not is_repo or path.parts[0] in _OUR_PAGES:
+        is_repo = len(path.parts) >= 2 and _names_page(path.parts) and path.parts[0] not in _OUR_PAGES
+        if self._upstream is None or not self._access.is_open or not is_repo:
             return None
         try:
             ours = await self._entries(request, path.parts)
@@ -89,37 +104,47 @@ class Hub:
 
     # --- which repo, which revision ---
 
+    async def _view(self, request: web.Request) -> View:
+        """Return the view that this request is answered from, all of it."""
+        if _VIEW not in request:
+            request[_VIEW] = await self._index.view()
+        return request[_VIEW]
+
     async def _entries(self, request: web.Request, parts: Sequence[str]) -> tuple[Entry, ...]:
-        """Return the revisions of the repo `parts[0]/parts[1]`; empty: it is none of ours.
+        """Return the revisions of the repo `parts[0]/parts[1]`; empty: its namespace is none of ours.
 
         Raises:
-            Refused: 404, for who may not see the namespace; 409, all its manifests are damaged.
+            Refused: 404: the namespace is ours, and has no such repo, or not for this reader to see; 409, all manifests
+                of the repo are damaged.
         """
-        view = await self._index.view()
+        view = await self._view(request)
         namespace, repo_id = parts[0], "/".join(parts[:2])
-        if not visible(request)(namespace):
-            if namespace in view.namespaces or namespace in self._access.namespaces:
-                raise no_repo(repo_id)
-            return ()
-        entries = view.by_repo.get(repo_id, ())
-        if not entries and any(broken_id == repo_id for broken_id, _ in view.broken):
-            raise _damaged(repo_id, "its revisions")
-        return entries
+        if visible(request)(namespace):
+            if entries := view.by_repo.get(repo_id, ()):
+                return entries
+            if problems := [problem for (broken_id, _), problem in view.broken.items() if broken_id == repo_id]:
+                raise _damaged(repo_id, "its revisions", any(problem.passes for problem in problems))
+        # Names on the Hub are the same in any case.
+        if namespace.casefold() in {name.casefold() for name in view.namespaces | self._access.namespaces}:
+            raise no_repo(repo_id)
+        return ()
 
     async def _entry(self, request: web.Request, parts: Sequence[str], revision: str) -> Entry | None:
-        """Return what a revision of the repo means; None: the repo is none of ours.
+        """Return what a revision of the repo means; None: the namespace is none of ours.
 
         Raises:
             Refused: 404, or 409: its manifest is damaged.
         """
         repo_id = "/".join(parts[:2])
-        if visible(request)(parts[0]) and (found := await self._index.entry(repo_id, revision)):
-            return found
+        if visible(request)(parts[0]):
+            found = self._index.known(repo_id, revision)
+            if found := found or self._index.find(await self._view(request), repo_id, revision):
+                return found
+            if problem := (await self._view(request)).broken.get((repo_id, revision)):
+                raise _damaged(repo_id, revision, problem.passes)
         entries = await self._entries(request, parts)
         if not entries:
             return None
-        if (repo_id, revision) in (await self._index.view()).broken:
-            raise _damaged(repo_id, revision)
         raise no_revision(repo_id, revision, [entry.revision.revision for entry in entries])
 
     async def _elsewhere(self, request: web.Request, path: Path, body: bytes | None = None) -> web.StreamResponse:
@@ -133,6 +158,9 @@ class Hub:
             raise no_repo("/".join(parts[:2]))
         is_file = "resolve" in parts[1:3] or "raw" in parts[1:3]
         if path.parts[0] != "api" and not is_file:
+            # Who is redirected brings its token along, and would show it to the upstream.
+            if not self._access.is_open or request.method not in ("GET", "HEAD") or not _names_page(parts):
+                raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
             return self._upstream.redirect(request, path)
         return await self._upstream.answer(request, path, body)
 
@@ -158,7 +186,7 @@ class Hub:
         entry = await self._entry(request, repo, revision or MAIN)
         if entry is None:
             return await self._elsewhere(request, path, body)
-        entries = await self._entries(request, repo) or (entry,)
+        entries = (await self._view(request)).by_repo.get("/".join(repo), (entry,))
         answers: dict[str, Callable[[], web.Response]] = {
             "": lambda: self._info(request, entry, entries),
             "revision": lambda: self._info(request, entry, entries),
@@ -195,7 +223,7 @@ class Hub:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         """List the store's repos that the request may see; the upstream's are not among them."""
-        view, sees, query = await self._index.view(), visible(request), request.query
+        view, sees, query = await self._view(request), visible(request), request.query
         author, search = query.get("author"), query.get("search", "").lower()
         wanted = {tag for value in query.getall("filter", []) for tag in value.split(",") if tag}
         full = any(query.get(name, "").lower() in ("true", "1") for name in ("full", "cardData")) or "expand" in query
@@ -229,6 +257,11 @@ class Hub:
                 "auth": {"type": "access_token", "accessToken": role},
             }
         )
+
+
+def _names_page(parts: Sequence[str]) -> bool:
+    """Tell whether the rest of a Hub's URL, from the namespace on, is that of a page about a repo."""
+    return len(parts) <= 2 or parts[2] in ("tree", "blob")
 
 
 async def _read(request: web.Request) -> bytes:
@@ -275,5 +308,8 @@ def _number(request: web.Request, name: str, default: int) -> int:
     return int(given)
 
 
-def _damaged(repo_id: str, revision: str) -> Refused:
-    return Refused(409, f"{repo_id}: the manifest of {revision} is damaged in the store; publish it again")
+def _damaged(repo_id: str, revision: str, passes: bool) -> Refused:
+    if passes:
+        message = f"{repo_id}: {revision} cannot be read from the store at the moment; try again later"
+        return Refused(503, message, headers={"Retry-After": "5"})
+    return Refused(409, f"{repo_id}: what the store has of {revision} is damaged; publish it again")

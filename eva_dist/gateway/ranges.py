@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*\Z", re.IGNORECASE)
-_TAG = re.compile(r'(?:W/)?"([^"]*)"')
+_TAGS = re.compile(r'(W/)?"([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,13 @@ class Span:
 def is_known(headers: Mapping[str, str], etag: str) -> bool:
     """Tell whether the client has this representation (`If-None-Match`; compared weakly)."""
     given = headers.get("If-None-Match", "").strip()
-    return given == "*" or etag in _TAG.findall(given)
+    return given == "*" or etag in [tag for _, tag in _TAGS.findall(given)]
+
+
+def is_another(headers: Mapping[str, str], etag: str) -> bool:
+    """Tell whether the client wants another representation only (`If-Match`; compared strongly): 412."""
+    given = headers.get("If-Match", "").strip()
+    return bool(given) and given != "*" and etag not in [tag for weak, tag in _TAGS.findall(given) if not weak]
 
 
 def span_of(headers: Mapping[str, str], etag: str, size: int) -> Span | None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -26,8 +29,10 @@ _MOST_CONNECTIONS = 2000
 _FILES_PER_CONNECTION = 2
 _THREADS = 32
 """They wait for files and objects; one that hangs must leave others."""
-_GRACE_S = 8.0
-"""What downloads under way get when the gateway is asked to end."""
+_THREAD_NAME = "gateway"
+_GRACE_S, _LAST_GRACE_S = 8.0, 1.0
+"""What downloads under way get when the gateway is asked to end, and then the threads; containers get ten seconds."""
+_ASKS_TO_END = (signal.SIGTERM, signal.SIGINT)
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -68,7 +73,8 @@ async def serving(
         max_headers=_MOST_HEADERS,
         lingering_time=2.0,
     )
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "gateway"))
+    threads = ThreadPoolExecutor(_THREADS, _THREAD_NAME)
+    asyncio.get_running_loop().set_default_executor(threads)
     await runner.setup()
     try:
         assert runner.server is not None
@@ -85,18 +91,44 @@ async def serving(
             listening.close()
     finally:
         await runner.cleanup()
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def serve_until_asked(app: web.Application, host: str, port: int, started: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then take no more, and give downloads some seconds."""
+    """Serve until SIGTERM or SIGINT; then take no more, and give downloads some seconds. A second one ends at once.
+
+    Ends the process itself if threads hang.
+    """
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+
+    def end() -> None:
+        asked.set()
+        for number in _ASKS_TO_END:  # the next one ends the process at once
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in _ASKS_TO_END:
+        loop.add_signal_handler(number, end)
     async with serving(app, host, port) as bound:
         started(bound)
         await asked.wait()
         log.info("asked to end; downloads under way get %g s", _GRACE_S)
+    _leave_if_threads_hang()
+
+
+def _leave_if_threads_hang() -> None:
+    """End the process if a thread does not end: one that waits for a dead disk would have Python wait for ever."""
+    hanging = [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD_NAME)]
+    deadline = time.monotonic() + _LAST_GRACE_S
+    for thread in hanging:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in hanging):
+        log.warning("threads that wait for the store do not end; leaving them")
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _of_http() -> logging.Logger:

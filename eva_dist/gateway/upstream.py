@@ -8,7 +8,8 @@ redirect of a file's HEAD to huggingface.co only; for another upstream they need
 the answer come only those that a download needs: no cookies, and nothing of Xet, which would have the client turn to
 servers that it may not reach. Redirects, the Hub's to its CDN above all, are followed here; what they say of the file
 (`X-Repo-Commit`, `X-Linked-*`) is kept, and the upstream's own token goes to the upstream alone. Whoever may use the
-gateway reads what that token opens: give it one that opens no more than that.
+gateway reads what that token opens: give it one that opens no more than that. Nothing else is sent as credentials:
+proxies are the environment's, `~/.netrc` is not looked at.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp import web
@@ -27,6 +29,7 @@ from eva_dist.errors import ConfigError
 from eva_dist.gateway.answers import Refused
 from eva_dist.gateway.files import SAFE_HEADERS, disposition, send_stream
 from eva_dist.gateway.paths import Path
+from eva_dist.gateway.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Upstream:
             )
         self.mode = mode
         self._token = token
+        self._slots = Slots()
         self._session: aiohttp.ClientSession | None = None
 
     async def opened(self, app: web.Application) -> AsyncIterator[None]:
@@ -79,8 +83,8 @@ class Upstream:
             timeout=_TIMEOUT,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=256),
-            trust_env=True,
+            connector=aiohttp.TCPConnector(limit=0),  # a limit over all would have slow clients shut out the others
+            trust_env=False,  # it would add what ~/.netrc has for the host, to every user's requests
             read_bufsize=_CHUNK_BYTES,
         )
         yield
@@ -96,12 +100,16 @@ class Upstream:
         """Answer with what the upstream has.
 
         Raises:
-            Refused: 502: it cannot be reached, or its answer makes no sense.
+            Refused: 502: it cannot be reached, or its answer makes no sense; 503: too much at once for one client.
         """
         if self.mode == "redirect":
             return self.redirect(request, path)
         if _hops(request) >= _MOST_HOPS:
             raise Refused(508, "--upstream leads back to this gateway; set it to another endpoint")
+        async with self._slots.of(request):
+            return await self._proxied(request, path, body)
+
+    async def _proxied(self, request: web.Request, path: Path, body: bytes | None) -> web.StreamResponse:
         try:
             fetched = await self._fetch(request, self._target(request, path), body)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -121,7 +129,12 @@ class Upstream:
             ours = target.origin() == self.url.origin()
             own = {"Authorization": f"Bearer {self._token}"} if ours and self._token else {}
             response = await self._session.request(
-                method, target, headers={**headers, **own}, data=body, allow_redirects=False
+                method,
+                target,
+                headers={**headers, **own},
+                data=body,
+                allow_redirects=False,
+                proxy=_proxy_to(target),
             )
             if ours:
                 said.update({name: response.headers[name] for name in _OF_THE_FILE if name in response.headers})
@@ -192,6 +205,14 @@ class Upstream:
         return Refused(
             502, f"this is not in the store, and the upstream {self.url} did not answer as it should; try again later"
         )
+
+
+def _proxy_to(target: URL) -> str | None:
+    """Return the proxy that the environment names (`http_proxy`, `https_proxy`, but for `no_proxy`); None: none."""
+    if target.host is None or proxy_bypass(target.host):
+        return None
+    proxy = getproxies().get(target.scheme, "")
+    return proxy if proxy.startswith(("http://", "https://")) else None
 
 
 def _hops(request: web.Request) -> int:

@@ -36,8 +36,9 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def quiet_clients(monkeypatch) -> None:
-    """No client of these tests waits between tries, or shows a bar."""
+    """No client of these tests waits between tries, or shows a bar; and all see what was just published."""
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr("eva_dist.gateway.index._PATIENCE_S", 20.0)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 import eva_dist.gateway.verified as verified
 from eva_dist.errors import StoreError
-from eva_dist.gateway.ranges import is_known, span_of
+from eva_dist.gateway.ranges import is_another, is_known, span_of
 from eva_dist.store.store import Store
-from tests.gateway.conftest import FIRST, REPO
+from tests.gateway.conftest import FIRST, REPO, SECOND
 from tests.gateway.serving import FILES, ask, gateway, put, sha256
 
 BIG = FILES["big.bin"]
@@ -52,6 +52,39 @@ def test_a_range_on_a_condition():
 def test_known_tags():
     assert is_known({"If-None-Match": '"a", W/"tag"'}, "tag") and is_known({"If-None-Match": "*"}, "tag")
     assert not is_known({"If-None-Match": '"tags"'}, "tag") and not is_known({}, "tag")
+
+
+def test_tags_that_must_match():
+    for same in ("", "*", '"tag"', '"a", "tag"'):
+        assert not is_another({"If-Match": same}, "tag"), same
+    for other in ('"a"', 'W/"tag"', "tag", '"a", W/"tag"'):
+        assert is_another({"If-Match": other}, "tag"), other
+
+
+def test_a_file_that_is_another_now_is_not_sent(served):
+    for method in ("GET", "HEAD"):
+        assert ask(served.endpoint, URL, method, If_Match='"other"').status == 412
+        assert ask(served.endpoint, URL, method, If_Match=ETAG).status == 200
+        assert ask(served.endpoint, URL, method, If_Match=ETAG, If_None_Match=ETAG).status == 304
+    assert ask(served.endpoint, URL, If_Match=ETAG, Range="bytes=1-2").body == BIG[1:3]
+
+
+@pytest.mark.parametrize(
+    ("path", "revision"),
+    [
+        (f"/{REPO}/", SECOND),
+        (f"/{REPO}/tree/{FIRST}/plots/deep", FIRST),
+        (f"/{REPO}/blob/{FIRST}/README.md", FIRST),
+        (f"/{REPO}/blob/main/README.md", SECOND),
+    ],
+)
+def test_a_hubs_url_leads_to_the_page(served, path, revision):
+    for method in ("GET", "HEAD"):
+        got = ask(served.endpoint, path, method)
+        assert (got.status, got.headers["Location"]) == (302, f"/artifact/{REPO}/{revision}")
+    assert ask(served.endpoint, got.headers["Location"]).status == 200
+    for gone in (f"/{REPO}/blob/none/README.md", "/team/none/", f"/{REPO}/none/{FIRST}"):
+        assert ask(served.endpoint, gone).status == 404
 
 
 def test_parts_of_a_file(served):
@@ -193,17 +226,17 @@ def test_a_broken_manifest_is_named_and_the_others_are_served(store, caplog):
 
 def test_a_store_that_cannot_be_reached_says_so_and_comes_back(store, monkeypatch):
     put(store, REPO, FIRST, FILES)
-    reach = store.revisions
+    reach = store.revisions_and_broken
 
     def unreachable(repo_id=None):
         raise StoreError("store.url=s3://secret-bucket cannot be listed: no route")
 
-    monkeypatch.setattr(store, "revisions", unreachable)
+    monkeypatch.setattr(store, "revisions_and_broken", unreachable)
     with gateway(store) as endpoint:
         got = ask(endpoint, URL)
         assert got.status == 503 and got.headers["Retry-After"] and b"secret-bucket" not in got.body
         assert ask(endpoint, "/healthz").status == 200
-        monkeypatch.setattr(store, "revisions", reach)
+        monkeypatch.setattr(store, "revisions_and_broken", reach)
         assert ask(endpoint, URL).body == BIG
-        monkeypatch.setattr(store, "revisions", unreachable)
+        monkeypatch.setattr(store, "revisions_and_broken", unreachable)
         assert ask(endpoint, URL).body == BIG  # what was known goes on

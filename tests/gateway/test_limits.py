@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from eva_dist.gateway import files, hub, server
+from eva_dist.gateway import files, hub, server, stalled
 from eva_dist.gateway.app import make_app
 from tests.gateway.conftest import FIRST, REPO
 from tests.gateway.serving import FILES, ask, gateway, put, running
@@ -147,7 +147,7 @@ def test_headers_that_never_end_are_not_waited_for(store, sent):
 
 
 def test_a_client_that_reads_nothing_is_let_go(endpoint, monkeypatch, caplog):
-    monkeypatch.setattr(files, "_STALL_S", 0.3)
+    monkeypatch.setattr(stalled, "STALL_S", 0.3)
     monkeypatch.setattr(files, "_SENDFILE_BYTES", 64 << 10)
     with connect(endpoint, receive_bytes=4096) as client:
         client.sendall(f"GET {URL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -200,7 +200,7 @@ def test_more_connections_than_there_is_room_for_are_told_to_come_again(store, m
 
 
 def test_what_fails_inside_is_logged_and_not_shown(store, monkeypatch, caplog):
-    monkeypatch.setattr(store, "revisions", lambda: {}["a-secret-key"])
+    monkeypatch.setattr(store, "revisions_and_broken", lambda: {}["a-secret-key"])
     with gateway(store) as endpoint:
         got = ask(endpoint, "/api/models")
         assert got.status == 500 and b"a-secret-key" not in got.body and got.json()["error"]

@@ -136,6 +136,41 @@ def test_head_and_ranges_keep_their_meaning(store, other):
         assert "xetHash" not in tree.json()[0] and tree.headers["Link"].startswith(f"<{endpoint}/api/models/org/base/")
 
 
+@pytest.mark.parametrize("token", [None, "up"])
+def test_the_operators_netrc_is_not_sent(store, other, tmp_path, monkeypatch, token):
+    hub, url = other
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login operator password secret\ndefault login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with gateway(store, upstream=Upstream(url, token=token)) as endpoint:
+        assert ask(endpoint, "/org/base/resolve/main/model.safetensors").body == WEIGHTS
+        assert ask(endpoint, "/api/models/org/base").status == 200
+    own = f"Bearer {token}" if token else None
+    assert [(path, given) for _, path, given in hub.asked] == [
+        ("/org/base/resolve/main/model.safetensors", own),
+        ("/blob", None),  # where a redirect led
+        ("/api/models/org/base", own),
+    ]
+
+
+def test_the_environments_proxy_is_used(store, monkeypatch):
+    asked = []
+
+    async def proxy(request: web.Request) -> web.Response:
+        asked.append((request.raw_path, request.headers.get("Proxy-Authorization")))
+        return web.Response(body=b"by the proxy")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", proxy)
+    for name in ("HTTP_PROXY", "NO_PROXY", "no_proxy", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    with running(app) as port, gateway(store, upstream=Upstream("http://localhost:1")) as endpoint:
+        monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{port}")
+        assert ask(endpoint, "/org/base/resolve/main/a").body == b"by the proxy"
+        monkeypatch.setenv("no_proxy", "localhost")
+        assert ask(endpoint, "/org/base/resolve/main/a").status == 502  # nobody listens there
+    assert asked == [("http://localhost:1/org/base/resolve/main/a", "Basic bWU6cGFzcw==")]
+
+
 def test_a_redirect_sends_clients_there(store, other):
     _, url = other
     put(store, REPO, FIRST, {"a.txt": b"a"})
@@ -158,6 +193,29 @@ def test_pages_of_repos_that_are_not_ours_are_the_upstreams(store, other):
         for page in ("/org/base", "/org/base/tree/main", "/datasets/org/data"):
             got = ask(endpoint, page)
             assert (got.status, got.headers.get("Location")) == (307, url + page)
+
+
+PAGES = ("/org/base", "/org/base/", "/org/base/tree/main", "/org/base/blob/main/a", "/datasets/org/data")
+
+
+def test_nobody_with_a_token_is_redirected(store, other, tmp_path):
+    """Clients bring their token along."""
+    hub, url = other
+    secret, kept = new_token("ann", ["*"])
+    (tmp_path / "tokens").write_text(kept.line())
+    with gateway(store, upstream=Upstream(url), access=Access(tmp_path / "tokens")) as endpoint:
+        for page in (*PAGES, "/org/base/x/y", "/org/base/info/refs?service=git-upload-pack"):
+            got = ask(endpoint, page, Authorization=f"Bearer {secret}")
+            assert got.status == 404 and "Location" not in got.headers, page
+    assert hub.asked == []
+
+
+def test_only_pages_are_redirected(store, other):
+    _, url = other
+    with gateway(store, upstream=Upstream(url)) as endpoint:
+        assert [ask(endpoint, page).status for page in (*PAGES, "/org/base/x/y")] == [307] * 5 + [404]
+        assert ask(endpoint, "/org/base/x/paths-info/y", "POST", b"paths=a").status == 404
+        assert ask(endpoint, "/org/base/info/refs?service=git-upload-pack").status == 404
 
 
 def test_an_upstream_that_is_down_is_a_502(store):
@@ -210,8 +268,29 @@ def test_private_names_are_never_asked_upstream(store, other, tmp_path):
         assert hub.asked == []
         assert ask(endpoint, "/api/models/org/base", **bearer).json()["sha"] == COMMIT
         assert ask(endpoint, "/api/models/team/new", **bearer).code == "RepoNotFound"  # of a namespace that it sees
-    assert [path for _, path, _ in hub.asked] == ["/api/models/org/base", "/api/models/team/new"]
+    assert [path for _, path, _ in hub.asked] == ["/api/models/org/base"]
     assert all(given is None for _, _, given in hub.asked)
+
+
+@pytest.mark.parametrize("mode", ["proxy", "redirect"])
+def test_what_our_namespace_lacks_is_never_a_strangers(store, other, mode):
+    """Who registers our namespace at the upstream must not serve what was removed here, or is mistyped."""
+    hub, url = other
+    put(store, "org/adapter", "v1", {"a.txt": b"a"})  # and the upstream has org/base
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    with gateway(store, upstream=Upstream(url, mode)) as endpoint:
+        assert ask(endpoint, "/org/adapter/resolve/v1/a.txt").body == b"a"
+        commit = ask(endpoint, "/api/models/org/adapter").json()["sha"]
+        store.remove("org/adapter", "v1")  # the last one: the namespace is empty now
+        for repo in ("org/adapter", "org/base", "ORG/base"):
+            paths = [f"/api/models/{repo}", f"/api/models/{repo}/tree/main", f"/{repo}/resolve/main/model.safetensors"]
+            for path in (*paths, f"/{repo}", f"/{repo}/tree/main", f"/{repo}/x", f"/api/datasets/{repo}"):
+                got = ask(endpoint, path)
+                assert got.status == 404 and "Location" not in got.headers, path
+            assert ask(endpoint, f"/api/models/{repo}/paths-info/main", "POST", b"paths=a", **form).status == 404
+        assert ask(endpoint, f"/org/adapter/resolve/{commit}/a.txt").body == b"a"  # who has begun goes on
+        assert ask(endpoint, f"/api/models/org/adapter/revision/{commit}").json()["sha"] == commit
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize(
