@@ -59,7 +59,7 @@ def show(
 
     opened = open_source(source, store)
     snapshot, found = opened.snapshot, find(source, store, opened)
-    ratios = read_ratios(opened.read(SPECTRUM_FILE)) if SPECTRUM_FILE in snapshot.files else None
+    ratios = read_ratios(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
     layers = layers_of(snapshot.manifest, ratios)
     kinds = kinds_of(layers, ratios)
     if as_json:

@@ -1,0 +1,122 @@
+"""Tables that were made to fill memory: refused before they are read."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eva_dist.artifact.bounded_table import coded, read_columns
+from eva_dist.describe import read_ratios
+from eva_dist.errors import IntegrityError
+from eva_dist.gateway.pages.detail import read_detail
+from eva_dist.store.snapshot import FileEntry, Snapshot, read_snapshot
+from tests.gateway.page_artifacts import manifest_of
+
+
+def parquet(options=None, **columns) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, store_schema=False, **(options or {}))
+    return sink.getvalue().to_pybytes()
+
+
+def repeated(text: str, rows: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array([text]))
+
+
+def spectrum(name: str, rows: int) -> bytes:
+    """So many components of one layer, in few bytes."""
+    numbers = {key: np.zeros(rows) for key in ("explained_variance_ratio", "step_converged", "kept")}
+    return parquet(layer=repeated(name, rows), component=np.arange(rows, dtype=np.int32), **numbers)
+
+
+def read_page(content: bytes, file: str = "spectrum.parquet", **changes):
+    """What a page reads of an artifact with this table."""
+    manifest = manifest_of(**changes) | {"files": {file: {"sha256": "ab" * 32, "size": len(content)}}}
+    snapshot: Snapshot = read_snapshot(json.dumps(manifest).encode())
+
+    class Other:
+        def read(self, entry: FileEntry) -> bytes:
+            return content
+
+    return read_detail(Other(), snapshot)
+
+
+def test_a_text_that_many_rows_share_is_in_memory_once():
+    """115 kB of such a file were 2.5 GB of text."""
+    content = parquet(layer=repeated("x" * 1200, 1_000_000), component=np.zeros(1_000_000, dtype=np.int8))
+    assert len(content) < 200_000
+    table = read_columns(content, "layer", ["component"])
+    assert table.num_rows == 1_000_000 and table.nbytes < 10_000_000
+    assert [len(text) for text in coded(table["layer"])[0]] == [1200]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (parquet(layer=["a", "b", "c"], n=[1, 2, 3]), "3 rows are more than its layers and steps can have"),
+        (parquet(layer=["a"], n=["12"]), "its column n is BYTE_ARRAY"),
+        (parquet(layer=[1], n=[1]), "its column layer is INT64"),
+        (parquet(layer=["a"], n=[[1]]), "it has no column n"),
+        (parquet({"compression": "zstd"}, layer=["a"], n=[1]), "it is packed with ZSTD"),
+        (b"x" * (64 * 2**20 + 1), "67,108,865 bytes are more than may be read"),
+    ],
+    ids=["rows", "text-for-number", "number-for-text", "list", "codec", "bytes"],
+)
+def test_what_is_no_table_of_these_columns_is_refused(content, said):
+    with pytest.raises(ValueError, match=said):
+        read_columns(content, "layer", ["n"], most_rows=2)
+
+
+def test_unpacked_columns_that_are_too_large_are_refused():
+    content = parquet({"use_dictionary": False}, layer=["y" * 1000] * 70_000, n=np.zeros(70_000))
+    assert len(content) < 5_000_000
+    with pytest.raises(ValueError, match="unpacked bytes are more than may be read"):
+        read_columns(content, "layer", ["n"])
+
+
+def test_a_row_without_a_name_is_refused():
+    table = read_columns(parquet(layer=["a", None], n=[1, 2]), "layer", ["n"])
+    with pytest.raises(ValueError, match="some rows lack their name"):
+        coded(table["layer"])
+
+
+def test_a_page_draws_no_more_than_the_manifest_can_mean():
+    name = "model.layers.0.self_attn.q_proj"  # of rank 16 at most, one of 9 layers
+    for content, said in (
+        (spectrum(name, 9 * 16 + 1), "145 rows are more than"),
+        (spectrum(name, 17), "components or ratios that cannot be"),
+        (spectrum("another", 3), "'another', which is no layer of the manifest"),
+    ):
+        assert said in str(read_page(content).problems)
+    assert len(read_page(spectrum(name, 16)).spectra[0].medians) == 16
+
+
+def test_no_matrix_is_made_for_layers_and_components_without_end():
+    """Rows of many layers in their first component, and one in its last."""
+    layers = {f"h.{at}.q": {"rank": 1, "max_rank": 4096, "in_features": 9, "out_features": 9} for at in range(2000)}
+    components = np.array([0] * 1999 + [4095])
+    numbers = {key: np.zeros(2000) for key in ("explained_variance_ratio", "step_converged", "kept")}
+    detail = read_page(parquet(layer=list(layers), component=components, **numbers), layers=layers)
+    assert "2,000 layers of 4,096 components are more than a page draws" in str(detail.problems)
+
+
+def test_a_convergence_has_a_row_a_step_and_group():
+    changes = {"steps": 10, "file": "convergence.parquet"}  # 6 groups in 3 blocks
+    most = parquet(input_group=repeated("model.layers.0.mlp.down_proj", 60), step=np.arange(60) % 10)
+    more = parquet(input_group=repeated("model.layers.0.mlp.down_proj", 61), step=np.zeros(61))
+    assert read_page(most, **changes).convergence
+    assert "61 rows are more than" in str(read_page(more, **changes).problems)
+
+
+def test_show_reads_no_more_ratios_than_the_layers_can_have():
+    manifest = manifest_of()
+    name = next(iter(manifest["layers"]))
+    assert read_ratios(spectrum(name, 3), manifest) == {name: [0.0, 0.0, 0.0]}
+    for content, said in (
+        (spectrum(name, 9 * 16 + 1), "145 rows are more than"),
+        (spectrum("z", 1), "'z', which is no layer"),
+    ):
+        with pytest.raises(IntegrityError, match=said):
+            read_ratios(content, manifest)
