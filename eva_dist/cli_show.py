@@ -136,7 +136,7 @@ def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
     facts, manifest = facts_of(snapshot), snapshot.manifest
     eva, data = at(manifest, "config", "eva"), at(manifest, "config", "data")
     settings = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
-    given, first = {key: at(data, key) for key in ("name", "split", "num_samples")}, first_name(manifest)
+    given, first = {key: at(data, key) for key in ("split", "num_samples")}, first_name(manifest)
     return {
         "artifact": found.name,
         "first published as": None if first == found.name else first,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED
+from eva_dist.artifact.reading import shown
 from eva_dist.gateway.pages.artifact_tables import files_table, layers_table, provenance_table, revisions_table
 from eva_dist.gateway.pages.detail import CONVERGENCE_FILE, SPECTRUM_FILE, Detail
-from eva_dist.gateway.pages.facts import DONE, NOT_CONVERGED
 from eva_dist.gateway.pages.figures import convergence_figure, ranks_figure, spectra_figure
 from eva_dist.gateway.pages.filters import setting
-from eva_dist.gateway.pages.reading import shown
 from eva_dist.gateway.pages.shell import (
     artifact_url,
     counted,

@@ -1,11 +1,10 @@
 """`/`: what the store has, to search, filter and sort."""
 
 from collections import Counter
-from collections.abc import Sequence
 
+from eva_dist.artifact.reading import short_name, shown
 from eva_dist.gateway.pages.filters import FACETS, NEWEST, NOTHING, ORDERS, Found, facet_label, setting
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import short_name, shown
 from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, pick_box, status
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE, amount
@@ -204,8 +203,3 @@ def _pages(found: Found) -> str:
 
 def _page_link(text: str, url: str | None) -> str:
     return element("li", element("a", text, href=url)) if url else ""
-
-
-def sorted_by_name(listed: Sequence[Listed]) -> list[Listed]:
-    """Return them as the catalogue sorts names."""
-    return sorted(listed, key=lambda one: (one.revision.repo_id.lower(), one.revision.revision))

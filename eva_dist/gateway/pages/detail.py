@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eva_dist.artifact.bounded_table import MOST_BYTES, MOST_ROWS, coded, read_columns
+from eva_dist.artifact.manifest_facts import LayerRow, read_layers
 from eva_dist.artifact.places import Place, places
+from eva_dist.artifact.reading import as_count, shown
 from eva_dist.errors import StoreError
-from eva_dist.gateway.pages.facts import LayerRow, read_layers
-from eva_dist.gateway.pages.reading import as_count, shown
 
 if TYPE_CHECKING:
     import numpy as np

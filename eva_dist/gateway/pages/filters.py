@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from eva_dist.gateway.pages.facts import Facts
+from eva_dist.artifact.manifest_facts import Facts
+from eva_dist.artifact.reading import plain, shown
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import plain, shown
 
 PER_PAGE = 50
 _MOST_CHARACTERS = 300

@@ -5,10 +5,10 @@ from datetime import datetime
 from urllib.parse import quote, urlencode
 
 import eva_dist
+from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED, Facts
+from eva_dist.artifact.reading import shown
 from eva_dist.gateway.pages.assets import icon, script, style_sheet
-from eva_dist.gateway.pages.facts import DONE, NOT_CONVERGED, Facts
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import shown
 from eva_dist.report.heat import HATCH
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE
