@@ -143,6 +143,45 @@ def test_two_ticks_compare(page):
     expect(page.get_by_role("heading", level=2).first).to_contain_text("A: team/tiny")
 
 
+def test_ticks_stay_while_one_searches_pages_and_sorts(page):
+    page.goto("/")
+    page.get_by_role("searchbox").fill("seed3")
+    page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True).check()
+    page.get_by_role("searchbox").fill("lab")
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_text("To compare: many/runs@seed3")).to_be_visible()
+    page.get_by_role("link", name="Drop “lab”").click()  # a page anew, then another order and its second page
+    page.get_by_role("columnheader", name="tokens").get_by_role("link").click()
+    page.get_by_role("link", name="Next").click()
+    expect(rows(page)).to_have_count(10)
+    box = page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True)
+    expect(box).to_be_checked()
+    page.get_by_role("checkbox", name="Compare many/runs@seed5", exact=True).check()
+    page.reload()
+    expect(rows(page)).to_have_count(10)
+    expect(box).to_be_checked()
+    page.get_by_role("link", name="Previous").click()
+    expect(page.get_by_text("To compare:")).to_have_count(2)
+    expect(page.get_by_role("checkbox", name="Compare lab/other@one")).to_be_disabled()  # two are enough
+    page.get_by_role("link", name="Do not compare many/runs@seed5").click()
+    page.get_by_role("checkbox", name="Compare lab/other@one").check()
+    page.get_by_role("button", name="Compare the two that are ticked").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("lab/other@one and many/runs@seed3")
+
+
+def test_ticks_stay_without_javascript(browser, site):
+    with opened(browser, site[0], java_script_enabled=False) as page:
+        page.goto("/?q=seed3&sort=tokens")
+        page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True).check()
+        page.get_by_role("button", name="Keep the ticks, and search on").click()
+        assert "q=seed3" in page.url and "sort=tokens" in page.url
+        page.get_by_role("searchbox").fill("lab")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("checkbox", name="Compare lab/other@one").check()
+        page.get_by_role("button", name="Compare the two that are ticked").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("lab/other@one and many/runs@seed3")
+
+
 def test_by_keyboard_alone(page):
     page.goto("/?q=tiny&rho=2")
     page.keyboard.press("Tab")

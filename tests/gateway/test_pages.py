@@ -93,6 +93,22 @@ def test_the_order_is_in_the_url(served, sort, first):
     assert len(page.all("th", **{"aria-sort": way})) == 1
 
 
+def test_ticks_stay_in_the_url(served):
+    """What is ticked is a box of its row, or a chip where no row of this search shows it; both forms send it."""
+    page = served.page("/?q=other&pick=team/tiny@rho2.0-tau0.99&pick=lab/other@one")
+    assert [box["value"] for box in page.all("input", type="checkbox", checked=None)] == ["lab/other@one"]
+    names = [(i["value"], i.get("form")) for i in page.all("input", type="hidden", name="pick")]
+    tiny = "team/tiny@rho2.0-tau0.99"
+    assert names == [(tiny, None), ("lab/other@one", None), (tiny, "compare")]
+    assert "To compare: team/tiny@rho2.0-tau0.99" in page.text
+    kept = "pick=team%2Ftiny%40rho2.0-tau0.99&pick=lab%2Fother%40one"
+    links = [a["href"] for a in page.all("a") if a.get("href", "").startswith("/?")]
+    assert len(links) > 10 and [link for link in links if kept not in link] == ["/?q=other&pick=lab%2Fother%40one"]
+    none = served.page("/?q=zzz&pick=lab/other@one&pick=no/body@x&pick=%3Cb%3E")
+    assert "To compare: lab/other@one" in none.text and "no/body" not in none.source  # what is not here is not ticked
+    assert len(served.page("/?pick=a@b").all("input", type="hidden", name="pick")) == 0
+
+
 def test_an_artifact_says_what_it_is_and_how_to_load_it(served, manifests):
     page = served.page(A)
     assert "An EVA start of LoRA for org/smol, from docs.jsonl: r = 8, rho = 2, tau = 0.99." in page.text

@@ -61,7 +61,7 @@ class Pages:
 
     async def catalogue(self, request: web.Request) -> str:
         """Return what matches the URL."""
-        listed, query = await self._listed(request), Query.of(request.query)
+        listed, query = await self._listed(request), Query.of(request.query, request.query.getall("pick", []))
         return catalogue_page(await asyncio.to_thread(find, listed, query))
 
     async def artifact(self, request: web.Request) -> str:
