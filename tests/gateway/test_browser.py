@@ -245,7 +245,22 @@ def test_a_phone_need_not_scroll_sideways(browser, site, path):
             summary.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         if path == "/":
-            assert page.get_by_role("row").count() > 50  # cards are still a table to a screen reader
+            assert page.get_by_role("row").count() == 50  # cards are still a table to a screen reader
+
+
+@pytest.mark.parametrize("width", [320, 360, 390, 430])
+def test_cards_on_a_phone(browser, site, width):
+    """No stop of the Tab key that is not seen, no label that breaks."""
+    with opened(browser, site[0], viewport={"width": width, "height": 800}) as page:
+        page.goto("/?q=tiny&sort=name")
+        page.get_by_role("link", name="Clear all").focus()
+        stops = []
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            stops.append(page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent"))
+        tiny = "team/tiny@rho1.5-tau0.99"
+        assert stops == ["Artifacts", f"Compare {tiny}", tiny]
+        assert page.evaluate(BROKEN_LABELS) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/?q=zzz", ARTIFACT, STRANGE, COMPARISON, "/compare", "/sweep"])
@@ -265,6 +280,19 @@ def test_a_screen_reader_finds_its_way(page, path):
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
 
+
+BROKEN_LABELS = """() => {
+  const wrong = [], pen = document.createElement('canvas').getContext('2d');
+  for (const cell of document.querySelectorAll('.cards td[data-label]')) {
+    const style = getComputedStyle(cell, '::before');
+    if (style.display === 'none') continue;
+    pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+    const needed = Math.max(...cell.dataset.label.split(' ').map(word => pen.measureText(word).width));
+    if (needed > cell.clientWidth) wrong.push(`${cell.dataset.label}: ${needed} > ${cell.clientWidth}`);
+  }
+  return wrong;
+}"""
+"""Labels of which a word is wider than its cell."""
 
 UNNAMED = """() => {
   const name = element => (element.getAttribute('aria-label') || element.textContent.trim() || element.alt ||
