@@ -20,6 +20,7 @@ from eva_dist.terminal import print_json, say
 
 if TYPE_CHECKING:
     from eva_dist.artifact.export import Uniform
+    from eva_dist.store.opened import Opened
 
 _RANKS = "mixed, pad, pad:N or fixed:N"
 
@@ -84,7 +85,12 @@ class _Given:
     where: str
     config: dict[str, Any]
     content: bytes
-    manifest: Mapping[str, Any] | None
+    opened: "Opened | None"
+
+    @property
+    def manifest(self) -> Mapping[str, Any] | None:
+        """The artifact's."""
+        return None if self.opened is None else self.opened.snapshot.manifest
 
 
 def _export(source: str, store: str, folder: Path, wanted: Wanted) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def _export(source: str, store: str, folder: Path, wanted: Wanted) -> dict[str, 
 
     _refuse_full(folder)
     given = _read(source, store)
-    made = None if wanted.kind == "mixed" else _uniform(given, source, store, wanted)
+    made = None if wanted.kind == "mixed" else _uniform(given, source, wanted)
     tensors_file = given.content if made is None else _save(made)
     config = given.config if made is None else made.config
     facts = _facts(source, folder, given, wanted, made)
@@ -123,7 +129,7 @@ def _read(source: str, store: str) -> _Given:
         except OSError as wrong:
             raise StoreError(f"{plain} cannot be read: {wrong.strerror}; save the adapter as safetensors") from error
     config = _config(opened.read(ADAPTER_CONFIG_FILE), opened.where)
-    return _Given(opened.where, config, opened.read(ADAPTER_FILE), opened.snapshot.manifest)
+    return _Given(opened.where, config, opened.read(ADAPTER_FILE), opened)
 
 
 def _config(content: bytes, where: object) -> dict[str, Any]:
@@ -139,23 +145,22 @@ def _config(content: bytes, where: object) -> dict[str, Any]:
     return config
 
 
-def _uniform(given: _Given, source: str, store: str, wanted: Wanted) -> "Uniform":
+def _uniform(given: _Given, source: str, wanted: Wanted) -> "Uniform":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     from eva_dist.artifact.export import fixed, padded, read_adapter
     from eva_dist.artifact.restore import restore_artifact
     from eva_dist.describe import layers_of
-    from eva_dist.store.sources import fetch
 
     if wanted.kind == "fixed":
-        if given.manifest is None:
+        if given.opened is None:
             raise ConfigError(
                 f"--rank fixed:{wanted.rank} needs an artifact, which holds components; {source} is an adapter alone: "
                 "use --rank pad"
             )
         assert wanted.rank is not None
-        return fixed(restore_artifact(fetch(source, store_url=store)), given.config, wanted.rank)
+        return fixed(restore_artifact(given.opened.fetch(), given.opened.snapshot), given.config, wanted.rank)
     try:
         tensors = load(given.content)
     except (SafetensorError, ValueError, KeyError) as error:

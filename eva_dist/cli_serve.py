@@ -86,7 +86,7 @@ def token(
     secret, kept = new_token(name, namespace)
     if token_file is not None:
         append_token(token_file, kept)
-    print(f"token (shown this once; give it as HF_TOKEN): {secret}")
+    print(f"token (shown this once; HF_TOKEN to Hub clients, EVA_DIST_TOKEN to eva-dist): {secret}")
     if token_file is None:
         print(f"line for the token file: {kept.line()}")
     else:

@@ -75,7 +75,9 @@ def push(
         ),
     ],
     store: StoreUrl = STORE,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Let a name of another artifact be this one's.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace what is there: another artifact of that name, or files.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="On the Hub: make a new repo private.")] = False,
     base_model: Annotated[
         str | None,
@@ -200,7 +202,7 @@ def _to_store(folder: Path, url: str, repo_id: str, revision: str | None, force:
             f"{repo_id}@{revision} in {url} is another artifact, {moved[:12]}; choose another revision, or give "
             "--force to let the name be this one's"
         )
-    published = opened.publish_folder(folder, repo_id, revision)
+    published = opened.publish_folder(folder, repo_id, revision, overwrite=force)
     say(f"{repo_id}@{revision} is {published.fingerprint[:12]} now" + (f", it was {moved[:12]}" if moved else ""))
     facts = {"url": published.url, "store": url, "repo_id": repo_id, "revision": revision}
     return {**facts, "fingerprint": published.fingerprint, "moved_from": moved}

@@ -128,18 +128,19 @@ def _check_artifact(source: str, store_url: str) -> "tuple[str, list[Checked]]":
         check = functools.partial(_check_opened, opened)
     with counting(f"reading {where}", snapshot.size, None) as arrived:
         for entry in snapshot.files.values():
-            checked.append(Checked(source, entry.path, entry.size, _problem(check, entry)))
+            checked.append(Checked(source, entry.path, entry.size, _problem(check, entry, snapshot.changed)))
             arrived(entry.size)
     return where, checked
 
 
-def _problem(check: "Callable[[FileEntry], object]", entry: "FileEntry") -> str | None:
-    """Return what is wrong with a file; nothing can be with the manifest, which has been read and names the others."""
+def _problem(check: "Callable[[FileEntry], object]", entry: "FileEntry", changed: str | None) -> str | None:
+    """Return what is wrong with a file; `changed` is what the manifest, which has been read, says of itself."""
     from eva_dist.store.snapshot import MANIFEST_FILE
 
     try:
-        if entry.path != MANIFEST_FILE:
-            check(entry)
+        if entry.path == MANIFEST_FILE:
+            return changed
+        check(entry)
     except EvaDistError as error:
         return str(error)
     return None

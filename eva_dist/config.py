@@ -297,6 +297,11 @@ class ClusterConfig:
 BUCKETS = ("s3://", "s3a://", "gs://", "az://", "azure://", "adl://", "abfs://", "abfss://")
 
 
+def is_store_url(text: str) -> bool:
+    """Tell whether a URL is one that a store can have, but for a folder's."""
+    return text.startswith(("memory://", *BUCKETS))
+
+
 @dataclass(frozen=True)
 class StoreConfig:
     """Where artifacts are published: a folder, or a URL of one or of a bucket."""
@@ -307,7 +312,7 @@ class StoreConfig:
         """Yield what is wrong with these settings."""
         if not self.url:
             yield "store.url='' must be a folder or a URL; e.g. store.url=file:///srv/eva"
-        elif "://" in self.url and not self.url.startswith(("file:///", "memory://", *BUCKETS)):
+        elif "://" in self.url and not (self.url.startswith("file:///") or is_store_url(self.url)):
             yield f"store.url={self.url} must be a folder, file:///, s3://, gs://, az:// or abfs://; use one of them"
 
 

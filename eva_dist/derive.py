@@ -37,6 +37,7 @@ from eva_dist.plan import InputGroup, Layer, Plan, among, fingerprint, make_laye
 from eva_dist.prepare import AFTER_THE_PASS
 from eva_dist.publishing import outcome
 from eva_dist.store.names import check_names, default_revision
+from eva_dist.store.sources import parse_source
 from eva_dist.store.store import Store
 
 _BY_LAYERS = ("rho", "r", "rank_pattern", "target_modules")
@@ -64,6 +65,11 @@ def find_source(source: str, store: Store) -> Path:
     return source_folder(source, store.url)
 
 
+def name_of(source: str, store: Store) -> str:
+    """Return the `namespace/name` in a word for an artifact; empty if the word is a folder's or a fingerprint's."""
+    return parse_source(source, store.url).repo_id
+
+
 def derive_and_publish(
     source: str, changes: Mapping[str, Any], store_url: str, repo_id: str | None = None, revision: str | None = None
 ) -> Outcome:
@@ -73,7 +79,7 @@ def derive_and_publish(
         source: see `find_source`.
         changes: settings of EVA by name, those that differ from the source's.
         store_url: where to publish.
-        repo_id: None: the source's.
+        repo_id: None: the one that the source was named by, else the one it was first published under.
         revision: None: made of what sweeps vary, as for a run.
 
     Raises:
@@ -85,7 +91,7 @@ def derive_and_publish(
     stored = restore_artifact(find_source(source, store))
     derived = derive(stored, changes)
     key = derived.provenance.fingerprint
-    repo_id = repo_id or stored.provenance.repo_id
+    repo_id = repo_id or name_of(source, store) or stored.provenance.repo_id
     revision = revision or default_revision(
         derived.eva, derived.provenance.decisive, lambda name: store.fingerprint_of(repo_id, name)
     )

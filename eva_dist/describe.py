@@ -129,17 +129,17 @@ def read_ratios(spectrum: bytes, manifest: Mapping[str, Any]) -> dict[str, list[
     Raises:
         IntegrityError: it is none, or larger than layers of this manifest can have.
     """
-    from eva_dist.artifact.bounded_table import coded, read_columns
+    from eva_dist.artifact.columns import coded, numbers, read_columns
 
     try:
         most = _most_components(layers_of(manifest))
-        table = read_columns(spectrum, "layer", ["explained_variance_ratio"], sum(most.values()))
+        table = read_columns(spectrum, ["layer", "explained_variance_ratio"], sum(most.values()))
         names, layer_R = coded(table["layer"])
         if unknown := next((name for name in names if name not in most), None):
             raise ValueError(f"it names {unknown[:100]!r}, which is no layer of the manifest")
         found: dict[str, list[float]] = {name: [] for name in names}
-        for at_, ratio in zip(layer_R.tolist(), table["explained_variance_ratio"].to_pylist(), strict=True):
-            found[names[at_]].append(float(ratio))
+        for at_, ratio in zip(layer_R.tolist(), numbers(table["explained_variance_ratio"]).tolist(), strict=True):
+            found[names[at_]].append(ratio)
     except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's are some of them
         raise IntegrityError(f"spectrum.parquet cannot be read ({error}); get the artifact again") from error
     return found

@@ -18,6 +18,7 @@ from eva_dist.artifact.front_matter import is_hub_id
 from eva_dist.artifact.hub_copy import write_hub_copy
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
 from eva_dist.store.hub_source import NETWORK_ERRORS, Repository, first_line
+from eva_dist.store.hub_token import how_to_give, token_for
 from eva_dist.store.snapshot import Snapshot, read_snapshot
 from eva_dist.store.sources import fetch
 
@@ -49,7 +50,7 @@ def push_to_hub(
         revision: the branch, made if it is not there; None: `main`.
         base_model: name of the base model on the Hub, where the run had a copy of it in a folder.
         private: of a repository that is made; None: the organisation's default.
-        token: None: `HF_TOKEN`, else the stored login.
+        token: None: that of the place (`store/hub_token.py`): for the Hub `HF_TOKEN`, else the stored login.
         endpoint: None: the environment's Hub.
         commit_message: None: names the artifact.
         create: make repository and branch if they are not there.
@@ -65,16 +66,17 @@ def push_to_hub(
     branch = revision or MAIN
     at = "" if branch == MAIN else f"@{quote(branch, safe='/')}"
     asked = f"hf://{repo_id}{at}" if endpoint is None else f"{endpoint.rstrip('/')}/{repo_id}{at}"
-    _check(asked, repo_id, base_model, token)
+    own = token or token_for(place)
+    _check(asked, repo_id, base_model, place, own)
     folder = fetch(source, store_url=store_url)
-    api = HfApi(endpoint=place, token=token, library_name="eva_dist")
+    api = HfApi(endpoint=place, token=own, library_name="eva_dist")
     with tempfile.TemporaryDirectory(prefix="eva_dist-push-") as changed:
         snapshot = write_hub_copy(folder, Path(changed), asked, repo_id, branch, base_model)
         with _explained(asked, place), _quiet():
             if create:
                 _make_place(api, repo_id, branch, private)
             head = api.model_info(repo_id, revision=branch)
-            gone = _gone(Repository(place, repo_id, asked, token), head, snapshot)
+            gone = _gone(Repository(place, repo_id, asked, own), head, snapshot)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(path, _newest(path, Path(changed), folder)) for path in snapshot.files
             ]
@@ -89,13 +91,14 @@ def push_to_hub(
     return f"{place}/{repo_id}" + ("" if branch == MAIN else f"/tree/{quote(branch, safe='')}")
 
 
-def _check(asked: str, repo_id: str, base_model: str | None, token: str | None) -> None:
+def _check(asked: str, repo_id: str, base_model: str | None, place: str, token: str | bool | None) -> None:
     if "/" not in repo_id or not is_hub_id(repo_id):
         raise ConfigError(f"repo_id={repo_id} must be org/name on the Hub; e.g. my-team/llama-eva")
     if base_model is not None and not is_hub_id(base_model):
         raise ConfigError(f"base_model={base_model} must be a name on the Hub; e.g. org/model")
-    if not (token or get_token()):
-        raise StoreError(f"{asked}: no token to push with; set HF_TOKEN, or log in with `hf auth login`")
+    if not (get_token() if token is None else token):
+        login = ", or log in with `hf auth login`" if token is None else ""
+        raise StoreError(f"{asked}: no token to push with; {how_to_give(place)}{login}")
 
 
 def _make_place(api: HfApi, repo_id: str, branch: str, private: bool | None) -> None:
@@ -162,7 +165,8 @@ def _refused(asked: str, place: str, error: hub_errors.HfHubHTTPError) -> StoreE
     status = error.response.status_code
     said = error.server_message or first_line(error)
     if status == 401 and not isinstance(error, hub_errors.RepositoryNotFoundError):
-        return StoreError(f"{asked}: {place} does not know the token ({said}); set HF_TOKEN to one that may write")
+        remedy = f"for one that may write, {how_to_give(place)}"
+        return StoreError(f"{asked}: {place} does not know the token ({said}); {remedy}")
     if status == 403:
         return StoreError(f"{asked}: the token may not write there ({said}); use a token with the right to write")
     if isinstance(error, hub_errors.RepositoryNotFoundError):

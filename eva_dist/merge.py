@@ -29,11 +29,10 @@ from torch import Tensor
 from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.covariance import CovarianceFile, open_covariance, write_covariance
 from eva_dist.artifact.facts import COVARIANCE_FILE, METHOD, Provenance
-from eva_dist.artifact.load import REMEDY, read_manifest
 from eva_dist.artifact.restore import Stored, restore_artifact
-from eva_dist.config import Budget, EvaConfig, OnMaxSteps
+from eva_dist.config import EvaConfig, OnMaxSteps
 from eva_dist.controller import GroupState, PointState, add_seconds, first_state, reallocated
-from eva_dist.derive import find_source, named_as, plan_of
+from eva_dist.derive import find_source, name_of, named_as, plan_of
 from eva_dist.engine import finish
 from eva_dist.errors import DerivationError, IntegrityError, StoreError
 from eva_dist.mergeable import MergeSource, leaves, problems
@@ -41,9 +40,11 @@ from eva_dist.numerics.components import Components
 from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, merge, scaled, to_packed
 from eva_dist.outcome import Outcome
 from eva_dist.plan import InputGroup, Plan, fingerprint
-from eva_dist.prepare import versions
+from eva_dist.prepare import decisive_settings, versions
 from eva_dist.publishing import outcome
 from eva_dist.store.names import check_names
+from eva_dist.store.opened import REMEDY
+from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def merge_and_publish(
         for said, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
     ]
     planned = plan_merge(read, changes)
-    repo_id = repo_id or _common_repo_id(planned.sources)
+    repo_id = repo_id or _common_repo_id(planned.sources, store)
     revision = revision or f"merged-{planned.fingerprint[:8]}"
     check_names(repo_id, revision)
     if store.find(planned.fingerprint) is not None:
@@ -127,9 +128,9 @@ def merge_and_publish(
 
 
 def _read(said: str, folder: Path, weight: float) -> MergeSource:
-    stored = restore_artifact(folder)
-    described = read_manifest(folder)["files"].get(COVARIANCE_FILE, {})
-    return MergeSource(said, stored, float(weight), described.get("sha256"))
+    snapshot = folder_snapshot(folder)
+    sums = snapshot.files.get(COVARIANCE_FILE)
+    return MergeSource(said, restore_artifact(folder, snapshot), float(weight), None if sums is None else sums.sha256)
 
 
 def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> MergePlan:
@@ -159,16 +160,7 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
     decisive = {
         "method": METHOD,
         "merged_from": [{"fingerprint": source.fingerprint, "weight": source.weight} for source in in_order],
-        "eva": {
-            "rho": float(eva.rho),
-            "tau": float(eva.tau),
-            "whiten": eva.whiten,
-            "r": eva.r,
-            "lora_alpha": float(eva.lora_alpha),
-            "adjust_scaling_factors": eva.adjust_scaling_factors,
-            "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
-            **({} if eva.budget is Budget.ranks else {"budget": eva.budget.value}),
-        },
+        "eva": decisive_settings(eva),
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in plan.layers],
     }
     return MergePlan(in_order, eva, plan, decisive)
@@ -325,8 +317,8 @@ def _covariance_of(source: MergeSource) -> Path:
     return path
 
 
-def _common_repo_id(sources: Sequence[MergeSource]) -> str:
-    names = sorted({source.stored.provenance.repo_id for source in sources})
+def _common_repo_id(sources: Sequence[MergeSource], store: Store) -> str:
+    names = sorted({name_of(source.said, store) or source.stored.provenance.repo_id for source in sources})
     if len(names) > 1:
         raise DerivationError(f"the sources are of different names ({', '.join(names)}); say which with --repo-id")
     return names[0]

@@ -106,17 +106,23 @@ def _twice(sources: Sequence[MergeSource]) -> Iterator[str]:
     """Yield runs that are in two sources: the same artifact, one derived from it, or within one that was merged."""
     holder: dict[str, str] = {}
     for source in sources:
-        own = source.stored.provenance.merged_from
-        runs = [leaf["covariance_sha256"] for leaf in leaves(own)] if own else []
-        for run in dict.fromkeys([*runs, str(source.sha256)]):
+        merged = source.stored.provenance.merged_from
+        inside = [(leaf["fingerprint"], leaf["covariance_sha256"]) for leaf in leaves(merged or ())]
+        runs = [name for each in [*inside, (source.fingerprint, source.sha256)] for name in _names(*each)]
+        for run in runs:
             if run in holder:
                 yield (
-                    f"{source.said} holds the same sums as {holder[run]} (sha256 {run[:16]}...): give each artifact "
-                    "once; to count its rows more often, give it a --weight"
+                    f"{source.said} holds the same sums as {holder[run]} ({run[:28]}...): give each artifact once; to "
+                    "count its rows more often, give it a --weight"
                 )
                 break
         else:
-            holder |= dict.fromkeys([*runs, str(source.sha256)], source.said)
+            holder |= dict.fromkeys(runs, source.said)
+
+
+def _names(fingerprint: str, sha256: str | None) -> tuple[str, str]:
+    """Return by what a run is known: computed twice it has other bytes, derived from it is another artifact."""
+    return f"fingerprint {fingerprint}", f"sha256 {sha256}"
 
 
 def _differ(

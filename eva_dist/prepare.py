@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from eva_dist import __version__
 from eva_dist.artifact.build import Provenance
 from eva_dist.artifact.facts import COVARIANCE_FILE
-from eva_dist.config import Budget, Config, DataConfig, OnMaxSteps, Task
+from eva_dist.config import Budget, Config, DataConfig, EvaConfig, OnMaxSteps, Task
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.errors import LayerError
 from eva_dist.modeling.load import (
@@ -229,6 +229,21 @@ def versions() -> dict[str, str]:
     return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
+def decisive_settings(eva: EvaConfig) -> dict[str, Any]:
+    """Return the settings of EVA that decide an artifact's numbers, but for how long a pass may take."""
+    return {
+        "rho": float(eva.rho),
+        "tau": float(eva.tau),
+        "whiten": eva.whiten,
+        "r": eva.r,
+        "lora_alpha": float(eva.lora_alpha),
+        "adjust_scaling_factors": eva.adjust_scaling_factors,
+        "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
+        # without a word for PEFT's kind, fingerprints are what they were when there was no other
+        **({} if eva.budget is Budget.ranks else {"budget": eva.budget.value}),
+    }
+
+
 def _decisive(
     config: Config,
     architecture: Architecture,
@@ -251,18 +266,7 @@ def _decisive(
             "step_size": data.step_size,
             "order": ["shuffled", data.seed] if data.shuffle else "as it comes",
         },
-        "eva": {
-            "rho": float(eva.rho),
-            "tau": float(eva.tau),
-            "whiten": eva.whiten,
-            "r": eva.r,
-            "lora_alpha": float(eva.lora_alpha),
-            "adjust_scaling_factors": eva.adjust_scaling_factors,
-            "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
-            "max_steps": eva.max_steps,
-            # without a word for PEFT's kind, fingerprints are what they were when there was no other
-            **({} if eva.budget is Budget.ranks else {"budget": eva.budget.value}),
-        },
+        "eva": decisive_settings(eva) | {"max_steps": eva.max_steps},
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],
         "solver": {"name": config.solver.name.value, **asdict(make_tracker(config.solver, 1))},  # type: ignore[call-overload]
         "trunk": bool(architecture.prefix([layer.name for layer in targets.layers])),

@@ -107,7 +107,8 @@ def running() -> Iterator[FakeHub]:
     thread.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("HF_TOKEN", raising=False)
+            for name in ("HF_TOKEN", "EVA_DIST_TOKEN"):
+                patch.delenv(name, raising=False)
             patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
             yield hub
     finally:

@@ -142,3 +142,12 @@ def test_no_source_and_a_damaged_one_are_exit_code_1(source, run, tmp_path):
     code, out, err = run(cut, "eva.rho=1.5")
     assert (code, out) == (1, "") and "is incomplete" in err
     assert not Path(tmp_path / "store").exists()
+
+
+def test_a_source_that_was_named_gives_its_name(source, run, tmp_path):
+    """What was copied to another namespace stays there: tokens are given by namespace."""
+    store = Store(str(tmp_path / "store"))
+    store.publish_folder(source.folder, "mine/copy", "v1")
+    code, out, _ = run("mine/copy@v1", "eva.whiten=true")
+    assert code == 0 and json.loads(out)["repo_id"] == "mine/copy"
+    assert {one.repo_id for one in store.revisions()} == {"mine/copy"}

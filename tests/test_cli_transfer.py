@@ -203,7 +203,7 @@ def test_over_a_hub_and_back(store, made, run, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with running() as hub:
         hub.tokens["writer"] = {"org"}
-        monkeypatch.setenv("HF_TOKEN", "writer")
+        monkeypatch.setenv("EVA_DIST_TOKEN", "writer")
         ran = run("push", "team/tiny@v1", f"{hub.url}/org/tiny@exp", "--private")
         assert (ran.code, ran.out) == (0, f"{hub.url}/org/tiny/tree/exp\n"), ran.err
         shown = run("show", f"{hub.url}/org/tiny@exp", "--json").json

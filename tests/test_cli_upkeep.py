@@ -55,7 +55,7 @@ class TestVerify:
         assert ran.code == 1
         wrong = [line for line in ran.out.splitlines() if "components.safetensors" in line]
         assert len(wrong) == 1 and wrong[0].startswith("team/tiny@v1 components.safetensors: ")
-        assert "has sha256" in wrong[0] and "publish the artifact again" in wrong[0]
+        assert "has sha256" in wrong[0] and "publish it again" in wrong[0]
         problems = run("verify", "--json").json["problems"]
         assert {"team/tiny@v1"} == {one["name"] for one in problems}
         assert "components.safetensors" in {one["path"] for one in problems}

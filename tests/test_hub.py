@@ -43,7 +43,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with running() as found:
         found.tokens["writer"] = {"org"}
-        monkeypatch.setenv("HF_TOKEN", "writer")
+        monkeypatch.setenv("EVA_DIST_TOKEN", "writer")
         yield found
 
 
@@ -103,6 +103,7 @@ def test_on_the_hub_itself_peft_finds_the_adapter_by_name(hub, artifact, tiny_mo
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "writer")
     assert push_to_hub(artifact, REPO, revision="v1") == f"{hub.url}/{REPO}/tree/v1"
     text = hub.repos[REPO].files("v1")["README.md"].decode()
     assert f"PeftModel.from_pretrained(base, '{REPO}', revision='v1', is_trainable=True)" in text
@@ -148,7 +149,7 @@ def test_a_branch_never_shows_another_artifact(hub, push, branch):
 
 
 def test_private_is_asked_for_and_a_token_that_is_given_is_used_throughout(hub, push, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "of somebody else")
+    monkeypatch.setenv("EVA_DIST_TOKEN", "of somebody else")
     push(private=True, token="writer")
     assert hub.repos[REPO].private
     push(private=True, token="writer")
@@ -166,9 +167,10 @@ def test_who_may_not_write_is_told_so(hub, push, monkeypatch):
         hub.fail = lambda method, path: 401 if method == "POST" else None
         push()
     hub.fail = lambda method, path: None
-    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("EVA_DIST_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "of the Hub")
     hub.asked.clear()
-    with pytest.raises(StoreError, match="no token to push with; set HF_TOKEN"):
+    with pytest.raises(StoreError, match="no token to push with; set EVA_DIST_TOKEN"):
         push()
     assert hub.repos == {} and hub.asked == []
 

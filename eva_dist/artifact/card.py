@@ -40,15 +40,15 @@ def write_card(
 
 def _head(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance) -> str:
     state = result.state
-    adapted = sum(facts.rank > 0 for facts in layers)
+    adapted, model = sum(facts.rank > 0 for facts in layers), _plain(provenance.model.get("id"))
     ended = (
         f"**Done**: all {len(layers)} layers converged to tau = {eva.tau:g}"
         if state.layers_converged == len(layers)
         else f"**Not converged**: {state.layers_converged} of {len(layers)} layers converged to tau = {eva.tau:g}"
     )
-    return f"""# {provenance.repo_id} ({provenance.revision})
+    return f"""# {_plain(provenance.repo_id)} ({_plain(provenance.revision)})
 
-An EVA initialisation ([arXiv 2410.07170](https://arxiv.org/abs/2410.07170)) of LoRA for `{provenance.model.get("id")}`,
+An EVA initialisation ([arXiv 2410.07170](https://arxiv.org/abs/2410.07170)) of LoRA for `{model}`,
 computed by `eva_dist`: LoRA's A holds the leading components of each layer's inputs on the data below, B is zero, and
 {_budget(state, eva)}.
 {adapted} of {len(layers)} target layers carry an adapter. It is a start for training, not a trained adapter: until it
@@ -60,14 +60,14 @@ is trained, the model's outputs are those of the base model.
 def _derived(provenance: Provenance) -> str:
     if provenance.derived_from is None:
         return ""
-    source = f"`{provenance.derived_from['fingerprint']}`"
+    source = f"`{_plain(provenance.derived_from['fingerprint'])}`"
     if provenance.is_own_run:
         return (
             f"Derived by `eva-dist derive` from the artifact {source}: only settings that do not touch the pass were "
             "changed, so the tensors are those of a run with these settings, to the bit."
         )
     settings = provenance.derived_from["eva"]
-    passed = ", ".join(f"{key} = {settings[key]}" for key in ("r", "rho", "tau", "budget") if key in settings)
+    passed = ", ".join(f"{key} = {_plain(settings[key])}" for key in ("r", "rho", "tau", "budget") if key in settings)
     return f"""> [!NOTE]
 > **Derived, not computed**: by `eva-dist derive` from the artifact {source}. The vectors are those that its pass found
 > ({passed}); ranks were handed out anew over them. A run with the settings below would follow
@@ -94,7 +94,7 @@ def _warning(layers: Sequence[LayerFacts], state: PointState) -> str:
     for facts in unconverged[:_MOST_LISTED]:
         below, lowest = facts.shortfall(state.tau)
         cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
-        rows.append((f"`{facts.name}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
+        rows.append((f"`{_plain(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
     more = len(unconverged) - _MOST_LISTED
     table = _table(("layer", "rank", f"components below {state.tau:g}", "lowest cosine"), rows)
     return f"""> [!WARNING]
@@ -168,7 +168,7 @@ other settings, with no model and no data.{kept if result.covariance else ""}"""
 
 def _settings(provenance: Provenance) -> str:
     rows = [
-        (f"`{group}.{key}`", _value(value))
+        (_value(f"{group}.{key}"), _value(value))
         for group in ("model", "data", "eva", "solver")
         for key, value in provenance.config.get(group, {}).items()
     ]
@@ -185,7 +185,7 @@ def _provenance(result: PointResult, provenance: Provenance) -> str:
         "seconds of the pass": round(result.state.pass_seconds, 1),
     }
     for group in ("model", "tokenizer", "data", "versions"):
-        facts |= {f"{group}: {key}": value for key, value in getattr(provenance, group).items()}
+        facts |= {f"{group}: {_plain(key)}": value for key, value in getattr(provenance, group).items()}
     rows = [(key, _value(value)) for key, value in facts.items()]
     note = "`manifest.json` holds all of this, each layer's end, and the sha256 of every file."
     return f"## Provenance\n\n{_table(('fact', 'value'), rows)}\n\n{note}"
@@ -193,9 +193,12 @@ def _provenance(result: PointResult, provenance: Provenance) -> str:
 
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    # A pipe or a line break would end the table's cell, a back tick the code.
-    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
-    return f"`{text}`" if text else "(empty)"
+    return f"`{_plain(text)}`" if text.split() else "(empty)"
+
+
+def _plain(text: object) -> str:
+    """Return a text in one line: a pipe or a line break would end a table's cell, a back tick the code."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

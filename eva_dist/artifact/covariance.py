@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eva_dist.artifact.load import REMEDY
 from eva_dist.errors import IntegrityError
 from eva_dist.numerics.covariance import CovarianceState, from_packed
 from eva_dist.plan import InputGroup
+from eva_dist.store.opened import REMEDY
 
 
 def write_covariance(

@@ -15,7 +15,7 @@ from eva_dist.artifact.card import write_card
 from eva_dist.artifact.facts import ADAPTER_CONFIG_FILE, CARD_FILE, Provenance, layer_facts
 from eva_dist.artifact.front_matter import hub_model
 from eva_dist.artifact.restore import restore_artifact
-from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, read_snapshot
+from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, read_snapshot, sealed
 
 _NAMES = ("url", "repo_id", "revision", "model", "config", "merged_from")
 """What of the provenance changes; all of it lies in the manifest under its own name."""
@@ -40,8 +40,8 @@ def write_hub_copy(
         DerivationError: another version of `eva_dist` wrote it.
         IntegrityError: it contradicts itself.
     """
-    stored = restore_artifact(folder)
     before = folder_snapshot(folder)
+    stored = restore_artifact(folder, before)
     provenance = _moved(stored.provenance, url, repo_id, revision, base_model)
     write_card(to, layer_facts(stored.result), stored.result, stored.eva, provenance)
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def write_hub_copy(
     (to / ADAPTER_CONFIG_FILE).write_text(_json(config), encoding="utf-8")
     changed = {name: _described((to / name).read_bytes()) for name in (CARD_FILE, ADAPTER_CONFIG_FILE)}
     manifest = before.manifest | {name: getattr(provenance, name) for name in _NAMES if name in before.manifest}
-    content = (_json(manifest | {"files": before.manifest["files"] | changed}) + "\n").encode()
+    content = (_json(sealed(manifest | {"files": before.manifest["files"] | changed})) + "\n").encode()
     (to / MANIFEST_FILE).write_bytes(content)
     return read_snapshot(content, before.fingerprint)
 

@@ -1,7 +1,6 @@
 """Load an artifact, wherever it lies: what PEFT's `initialize_lora_eva_weights` takes."""
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -16,16 +15,13 @@ from torch import Tensor
 
 from eva_dist.artifact.header import LENGTH_BYTES, Span, check_layers, header_length, merged, read_header
 from eva_dist.artifact.layers import choose_layers
-from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.store.opened import NoRangesError, Opened
+from eva_dist.errors import IntegrityError
+from eva_dist.store.opened import REMEDY, NoRangesError, Opened
 from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE
 from eva_dist.store.sources import Kind, fetch, open_source, parse_source
 
 _TENSOR_FILE = "eva_state_dict.safetensors"
 _REQUESTS_AT_ONCE = 8
-
-REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
 
 def load_eva_state_dict(
@@ -106,6 +102,12 @@ def _hashes(manifest: Mapping[str, Any]) -> dict[str, str] | None:
         isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in hashes.values()
     ):
         raise IntegrityError("`tensors` in its manifest must be names with 64 lower-case hex digits each")
+    if other := sorted(hashes.keys() ^ manifest["layers"].keys()):
+        raise IntegrityError(f"{other[0]} is in only one of `tensors` and `layers` in its manifest")
+    for name, layer in manifest["layers"].items():
+        sizes = (layer.get("rank"), layer.get("in_features")) if isinstance(layer, dict) else ()
+        if not sizes or any(type(size) is not int or size < 0 for size in sizes):
+            raise IntegrityError(f"{name} in its manifest must have a rank and in_features, whole numbers from 0")
     return hashes
 
 
@@ -161,62 +163,3 @@ def _tensor(content: bytes, shape: Sequence[int]) -> Tensor:
         return torch.empty(*shape)
     values = np.frombuffer(content, dtype="<f4").astype(np.float32)
     return torch.from_numpy(values).reshape(*shape)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the artifact in `folder`.
-
-    Raises:
-        ArtifactNotFoundError: there is no artifact in `folder`.
-        IntegrityError: its manifest is none.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactNotFoundError(
-            f"no artifact at {folder}: it has no {MANIFEST_FILE}; check the path, repo_id and revision "
-            "(the `url` that the run printed)"
-        ) from error
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not JSON ({error}); {REMEDY}") from error
-    if not isinstance(manifest, dict):
-        raise IntegrityError(f"{path} is no manifest; {REMEDY}")
-    return manifest
-
-
-def read_verified(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of a file of an artifact, those that were hashed: nobody can swap the file in between.
-
-    Raises:
-        IntegrityError: the file is missing, differs from the manifest, or is not listed there.
-    """
-    path = folder / name
-    try:
-        expected = str(manifest["files"][name]["sha256"])
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{path} is missing though the manifest lists it; {REMEDY}") from error
-    except (KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{folder / MANIFEST_FILE} is not a manifest that lists {name} ({error!r}); {REMEDY}"
-        ) from error
-    _refuse_other(path, hashlib.sha256(content).hexdigest(), expected)
-    return content
-
-
-def verify(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
-    """Refuse a file of an artifact that differs from the manifest; however large, little of it is in memory at a time.
-
-    Raises:
-        IntegrityError: it differs.
-        OSError, KeyError: it is missing, or the manifest does not list it.
-    """
-    with (folder / name).open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    _refuse_other(folder / name, actual, manifest["files"][name]["sha256"])
-
-
-def _refuse_other(path: Path, actual: str, expected: str) -> None:
-    if actual != expected:
-        raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {expected}; {REMEDY}")

@@ -1,5 +1,8 @@
 """The card's Python code: run as it stands where the artifact's folder can be reached."""
 
+from collections.abc import Mapping
+from keyword import iskeyword
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -46,7 +49,7 @@ from transformers import {_auto_class(provenance)}
 base = {_base_model(provenance)}
 eva_state_dict = eva_dist.load_eva_state_dict({provenance.url!r})
 config = LoraConfig(
-    r={eva.r},
+    r={eva.r!r},
     lora_alpha={eva.lora_alpha!r},
     target_modules=[name.removeprefix("base_model.model.") for name in eva_state_dict],
 {pattern}{transposed}    task_type={task!r},
@@ -69,16 +72,25 @@ def _auto_class(provenance: Provenance) -> str:
 
 
 def _base_model(provenance: Provenance) -> str:
-    """Return the call that loads the base model as the run did."""
+    """Return the call that loads the base model as the run did, but for code of the model's own.
+
+    Whoever runs the card decides whether to trust that: a manifest may come from anywhere, and so may what was
+    derived or copied from it.
+    """
     settings = provenance.config.get("model", {})
-    options = {
-        "revision": provenance.model.get("revision"),
-        "gguf_file": settings.get("gguf_file"),
-        "trust_remote_code": settings.get("trust_remote_code") or None,
-        **settings.get("config_overrides", {}),
-    }
-    given = [repr(str(provenance.model.get("id", "")))]
-    given += [f"{key}={value!r}" for key, value in options.items() if value is not None]
+    overrides = dict(settings.get("config_overrides") or {})
+    trusted = bool(overrides.pop("trust_remote_code", None) or settings.get("trust_remote_code"))
+    options = {"revision": provenance.model.get("revision"), "gguf_file": settings.get("gguf_file"), **overrides}
+    given = [repr(str(provenance.model.get("id", ""))), *_arguments(options)]
     far = provenance.url.startswith(("hf://", "http://", "https://"))
-    note = "  # your copy of it" if far and hub_model(provenance) is None else ""
-    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)}){note}"
+    notes = ["your copy of it"] if far and hub_model(provenance) is None else []
+    notes += ["the run had trust_remote_code=True: read the model's code, then add it"] if trusted else []
+    return f"{_auto_class(provenance)}.from_pretrained({', '.join(given)})" + "".join(f"  # {note}" for note in notes)
+
+
+def _arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return keyword arguments as Python: what cannot be a keyword stays a text, so that no key becomes code."""
+    given = {str(key): value for key, value in options.items() if value is not None}
+    odd = {key: value for key, value in given.items() if not key.isidentifier() or iskeyword(key)}
+    plain = [f"{key}={value!r}" for key, value in given.items() if key not in odd]
+    return [*plain, f"**{odd!r}"] if odd else plain

@@ -9,9 +9,9 @@ from typing import Any
 
 from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, STATE_DICT_FILE, LayerFacts, Provenance
 from eva_dist.artifact.header import tensor_hashes
-from eva_dist.artifact.load import MANIFEST_FILE
 from eva_dist.config import EvaConfig
 from eva_dist.controller import PointResult
+from eva_dist.store.snapshot import MANIFEST_FILE, sealed
 
 
 def status(layers: Sequence[LayerFacts]) -> str:
@@ -57,9 +57,9 @@ def write_manifest(
         "tensors": tensor_hashes(folder / STATE_DICT_FILE),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
     }
-    text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False) + "\n"
+    read_back = sealed(json.loads(json.dumps(manifest, allow_nan=False)))
+    text = json.dumps(read_back, sort_keys=True, indent=2) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
-    read_back: dict[str, Any] = json.loads(text)
     return read_back
 
 

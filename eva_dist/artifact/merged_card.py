@@ -12,7 +12,7 @@ def merged_section(provenance: Provenance) -> str:
     if not provenance.merged_from:
         return ""
     rows = [
-        f"| `{source['fingerprint']}` | {source['weight']:g} | {source['steps']:,} | {source['tokens']:,} | "
+        f"| `{_plain(source['fingerprint'])}` | {source['weight']:g} | {source['steps']:,} | {source['tokens']:,} | "
         f"`{_plain(source['data']['path'])}` |"
         for source in provenance.merged_from
     ]
@@ -39,7 +39,7 @@ def merged_warning(layers: Sequence[LayerFacts]) -> str:
     if not names:
         return ""
     more = len(names) - _MOST_LISTED
-    listed = ", ".join(f"`{name}`" for name in names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(f"`{_plain(name)}`" for name in names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
     return f"""> [!WARNING]
 > **Not shown to have converged**: {len(names)} of {len(layers)} layers had not converged in every source, or saw no
 > token there. All of the sources' rows count in them; whether more data would turn their components is not known.

@@ -4,18 +4,17 @@ Every file that is read is verified against the manifest, and every other one mu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from eva_dist.artifact.columns import read_columns
 from eva_dist.artifact.facts import (
     COMPONENTS_FILE,
     CONVERGENCE_FILE,
@@ -25,13 +24,30 @@ from eva_dist.artifact.facts import (
     SPECTRUM_FILE,
     Provenance,
 )
-from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, read_verified, verify
+from eva_dist.artifact.read_facts import counted, measured, read_eva, read_provenance
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.numerics.components import Components
-from eva_dist.plan import InputGroup, Layer, Plan, fingerprint, make_plan
-from eva_dist.store.snapshot import folder_snapshot, lacking
+from eva_dist.plan import InputGroup, Layer, Plan, make_plan
+from eva_dist.store.opened import REMEDY, OpenedFolder
+from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, lacking
+
+_SPECTRUM = ("layer", "singular_value", "explained_variance_ratio", "cosine")
+_CONVERGENCE = ("step", "input_group", "rows_seen", "rank", "components_converged", "seconds")
+_CONTRADICTIONS = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    SafetensorError,
+    pa.ArrowException,
+)
+"""What the code below raises where a manifest is not what it takes it for."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +63,35 @@ class Stored:
     provenance: Provenance
 
 
-def restore_artifact(folder: Path) -> Stored:
+def restore_artifact(folder: Path, snapshot: Snapshot | None = None) -> Stored:
     """Read the artifact in `folder` back.
+
+    Args:
+        folder: holds all of its files.
+        snapshot: of that folder, if it is known; its manifest is not read again.
 
     Raises:
         ArtifactNotFoundError: there is none.
         IntegrityError: a file is missing or differs from the manifest, or the manifest contradicts itself.
         DerivationError: another version of `eva_dist` wrote it, in a format that holds less or more.
     """
-    manifest = read_manifest(folder)
+    opened = OpenedFolder(folder, snapshot or folder_snapshot(folder))
+    manifest = opened.snapshot.manifest
     _refuse_other_formats(folder, manifest)
-    if gone := lacking(folder, folder_snapshot(folder)):
+    if gone := lacking(folder, opened.snapshot):
         raise IntegrityError(f"{folder} is incomplete: {', '.join(gone)} missing or cut; {REMEDY}")
-    contents = {name: read_verified(folder, manifest, name) for name in (COMPONENTS_FILE, SPECTRUM_FILE)}
-    history = pq.read_table(pa.BufferReader(read_verified(folder, manifest, CONVERGENCE_FILE))).to_pylist()
+    contents = {name: opened.read(name) for name in (COMPONENTS_FILE, SPECTRUM_FILE, CONVERGENCE_FILE)}
     try:
-        since = {"merged_from": None}  # older artifacts do not know it
-        provenance = Provenance(**{f.name: (since | manifest)[f.name] for f in fields(Provenance)})
-        if fingerprint(provenance.decisive) != provenance.fingerprint:
-            raise ValueError("the fingerprint is not that of `decisive`")
-        provenance.config["eva"]["rank_pattern"] = dict(manifest["rank_pattern"])  # in PEFT, the first that fits counts
-        eva = _eva_config(provenance.config["eva"])
+        provenance = read_provenance(manifest)
+        eva = read_eva(provenance.config["eva"])
         plan = _plan(manifest, eva.budget)
         components, cosines = _components(plan, contents)
-        state = _state(manifest, plan, eva, history, components, cosines)
-        covariance = folder / COVARIANCE_FILE if COVARIANCE_FILE in manifest["files"] else None
-    except (KeyError, TypeError, ValueError, AssertionError, SafetensorError) as error:
+        state = _state(manifest, plan, eva, contents[CONVERGENCE_FILE], components, cosines)
+    except _CONTRADICTIONS as error:
         raise IntegrityError(f"{folder / MANIFEST_FILE} does not fit its files ({error!r}); {REMEDY}") from error
-    if covariance is not None:
-        verify(folder, manifest, COVARIANCE_FILE)
+    covariance = None
+    if COVARIANCE_FILE in opened.snapshot.files:
+        covariance = opened.fetch([COVARIANCE_FILE]) / COVARIANCE_FILE
     return Stored(PointResult(state, components, provenance.world_size, covariance), eva, provenance)
 
 
@@ -95,23 +111,14 @@ def _refuse_other_formats(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _eva_config(settings: Mapping[str, Any]) -> EvaConfig:
-    hints = get_type_hints(EvaConfig)
-    return EvaConfig(
-        **{
-            key: hints[key](value) if isinstance(hints[key], type) and issubclass(hints[key], Enum) else value
-            for key, value in settings.items()
-        }
-    )
-
-
 def _plan(manifest: Mapping[str, Any], budget: Budget) -> Plan:
     """Return the plan; layers in model order, which `decisive` keeps and a sorted manifest does not."""
     described = manifest["layers"]
-    sizes = ("in_features", "out_features", "r", "max_rank", "transposed")
-    layers = [
-        Layer(name, **{key: described[name][key] for key in sizes}) for name, *_ in manifest["decisive"]["layers"]
-    ]
+    sizes = ("in_features", "out_features", "r", "max_rank")
+    layers = []
+    for name, *_ in manifest["decisive"]["layers"]:
+        numbers = {key: counted(f"{key} of {name}", described[name][key], 1) for key in sizes}
+        layers.append(Layer(str(name), **numbers, transposed=bool(described[name]["transposed"])))
     plan = make_plan(layers, [group["members"] for group in manifest["input_groups"].values()], budget=budget)
     for group in plan.groups:
         if group.n_components != manifest["input_groups"][group.tap]["n_components"]:
@@ -123,7 +130,8 @@ def _components(plan: Plan, contents: Mapping[str, bytes]) -> tuple[dict[int, Co
     """Return components and last cosines by group; every member of a group has the same rows in the spectrum."""
     vectors = load(contents[COMPONENTS_FILE])
     rows: dict[str, list[dict[str, Any]]] = {layer.name: [] for layer in plan.layers}
-    for row in pq.read_table(pa.BufferReader(contents[SPECTRUM_FILE])).to_pylist():
+    most_rows = sum(len(group.members) * group.n_components for group in plan.groups)
+    for row in read_columns(contents[SPECTRUM_FILE], _SPECTRUM, most_rows).to_pylist():
         rows[row["layer"]].append(row)
     components, cosines = {}, {}
     for group in plan.groups:
@@ -144,33 +152,38 @@ def _state(
     manifest: Mapping[str, Any],
     plan: Plan,
     eva: EvaConfig,
-    history: list[dict[str, Any]],
+    history: bytes,
     components: Mapping[int, Components],
     cosines: Mapping[int, Tensor | None],
 ) -> PointState:
     index = {group.tap: group.index for group in plan.groups}
 
+    steps = counted("steps", manifest["steps"])
+    rows = read_columns(history, _CONVERGENCE, (steps + 1) * len(plan.groups)).to_pylist()
+
     def known(group: InputGroup) -> GroupState:
         counts = manifest["input_groups"][group.tap]
+        rows, updates, skipped = (counted(key, counts[key]) for key in ("rows", "updates", "skipped_steps"))
+        converged_to = counts.get("converged_to")
         return GroupState(
-            ratios_K=components[group.index].explained_variance_ratio_K if counts["updates"] else None,
+            ratios_K=components[group.index].explained_variance_ratio_K if updates else None,
             cosines_K=cosines[group.index],
-            rows=counts["rows"],
-            updates=counts["updates"],
-            skipped=counts["skipped_steps"],
-            step=counts["step"],
-            converged_to=counts.get("converged_to"),
+            rows=rows,
+            updates=updates,
+            skipped=skipped,
+            step=counted("step", counts["step"], -1),
+            converged_to=None if converged_to is None else measured("converged_to", converged_to),
         )
 
     return replace(
         first_state(plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
         groups=tuple(known(group) for group in plan.groups),
-        ranks={layer.name: manifest["layers"][layer.name]["rank"] for layer in plan.layers},
-        steps=manifest["steps"],
-        tokens=manifest["tokens"],
-        epoch=manifest["epoch"],
-        exhausted=manifest["exhausted"],
-        seconds=manifest["seconds_by_phase"],
-        history=tuple(ConvergenceRow(group=index[row.pop("input_group")], **row) for row in history),
-        pass_seconds=manifest["seconds"],
+        ranks={layer.name: counted("rank", manifest["layers"][layer.name]["rank"]) for layer in plan.layers},
+        steps=steps,
+        tokens=counted("tokens", manifest["tokens"]),
+        epoch=counted("epoch", manifest["epoch"]),
+        exhausted=bool(manifest["exhausted"]),
+        seconds={key: measured("seconds_by_phase", spent) for key, spent in manifest["seconds_by_phase"].items()},
+        history=tuple(ConvergenceRow(group=index[row.pop("input_group")], **row) for row in rows),
+        pass_seconds=measured("seconds", manifest["seconds"]),
     )

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from eva_dist.artifact.columns import read_columns
 from eva_dist.artifact.facts import ADAPTER_FILE, SPECTRUM_FILE, STATE_DICT_FILE
-from eva_dist.artifact.load import MANIFEST_FILE, REMEDY, read_manifest, source_folder, verify
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.report.points import LayerEnd, StoredArtifact
 from eva_dist.store.names import SNAPSHOTS
-from eva_dist.store.sources import Kind, fetch, parse_source
+from eva_dist.store.opened import REMEDY, Opened, OpenedFolder
+from eva_dist.store.snapshot import MANIFEST_FILE, folder_snapshot
+from eva_dist.store.sources import Kind, open_source, parse_source
+
+_CONTRADICTIONS = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException)
+"""What the code below raises where a file is not what it takes it for."""
 
 
 def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
@@ -30,32 +34,15 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
         IntegrityError: a file is missing, or its content is not what the manifest or another file says.
         ConfigError: `url` names no artifact.
     """
-    source = parse_source(url)
-    if source.kind is Kind.hub:
-        raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
-    if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
-        try:
-            revision = folder = fetch(replace(source, repo_id="", revision=fingerprint))
-        except ArtifactNotFoundError as error:
-            raise _gone(url) from error
-    else:
-        revision = source_folder(url)
-        folder = _folder(revision, fingerprint)
-    lies_here = revision if folder.resolve() == revision.resolve() else folder
+    opened, lies_here = _open(url, fingerprint)
+    where, manifest = opened.where, opened.snapshot.manifest
     try:
-        manifest = read_manifest(folder)
-        if manifest["fingerprint"] != fingerprint:
-            raise ArtifactNotFoundError(
-                f"{url} holds the artifact {manifest['fingerprint']} by now, and {fingerprint} is gone from its store; "
-                "compute the point again"
-            )
-        for name in (STATE_DICT_FILE, ADAPTER_FILE, SPECTRUM_FILE):
-            verify(folder, manifest, name)
-        return StoredArtifact(folder, lies_here.absolute().as_uri(), manifest, _layers(folder, manifest["layers"]))
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{error.filename or folder} is missing from an artifact; {REMEDY}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
-        raise IntegrityError(f"{folder} is no whole artifact ({error!r}); {REMEDY}") from error
+        spectra = _spectra(opened.read(SPECTRUM_FILE, progress=False), manifest)
+        folder = opened.fetch([STATE_DICT_FILE, ADAPTER_FILE], progress=False)
+        layers = _layers(folder, manifest["layers"], spectra)
+    except _CONTRADICTIONS as error:
+        raise IntegrityError(f"{where} is no whole artifact ({error!r}); {REMEDY}") from error
+    return StoredArtifact(folder, (lies_here or folder).absolute().as_uri(), manifest, layers)
 
 
 @contextmanager
@@ -63,6 +50,27 @@ def open_rows(folder: Path) -> Iterator[Callable[[str], "np.ndarray[Any, Any]"]]
     """While open, give a layer's rows `[rank, in_features]` by its name, as the artifact in `folder` holds them."""
     with safe_open(folder / STATE_DICT_FILE, "np") as tensors:
         yield tensors.get_tensor
+
+
+def _open(url: str, fingerprint: str) -> tuple[Opened, Path | None]:
+    """Return the artifact, and where a person finds it: the revision while it leads there, None: its own files."""
+    source = parse_source(url)
+    if source.kind is Kind.hub:
+        raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
+    if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
+        try:
+            return open_source(replace(source, repo_id="", revision=fingerprint)), None
+        except ArtifactNotFoundError as error:
+            raise _gone(url) from error
+    revision = Path(source.url)
+    folder = _folder(revision, fingerprint)
+    opened = OpenedFolder(folder, folder_snapshot(folder))
+    if opened.snapshot.fingerprint != fingerprint:
+        raise ArtifactNotFoundError(
+            f"{url} holds the artifact {opened.snapshot.fingerprint} by now, and {fingerprint} is gone from its store; "
+            "compute the point again"
+        )
+    return opened, revision if folder.resolve() == revision.resolve() else None
 
 
 def _folder(revision: Path, fingerprint: str) -> Path:
@@ -89,9 +97,8 @@ class _Spectrum:
     last_step: int | None
 
 
-def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
+def _layers(folder: Path, described: Mapping[str, Any], spectra: Mapping[str, _Spectrum]) -> tuple[LayerEnd, ...]:
     """Return the layers in the order of the spectrum, then those that have no component at all."""
-    spectra = _spectra(folder)
     with safe_open(folder / STATE_DICT_FILE, "np") as rows, safe_open(folder / ADAPTER_FILE, "np") as adapter:
         sizes = _parameters(adapter)
         ranks = {name: rows.get_slice(name).get_shape()[0] for name in rows.keys()}  # noqa: SIM118
@@ -115,9 +122,11 @@ def _layers(folder: Path, described: Mapping[str, Any]) -> tuple[LayerEnd, ...]:
     return tuple(layers)
 
 
-def _spectra(folder: Path) -> dict[str, _Spectrum]:
+def _spectra(content: bytes, manifest: Mapping[str, Any]) -> dict[str, _Spectrum]:
     columns = ["layer", "explained_variance_ratio", "step_converged", "kept"]
-    table = pq.read_table(folder / SPECTRUM_FILE, columns=columns).to_pydict()
+    groups = manifest["input_groups"]
+    most_rows = sum(groups[layer["input_group"]]["n_components"] for layer in manifest["layers"].values())
+    table = read_columns(content, columns, most_rows).to_pydict()
     found: dict[str, _Spectrum] = {}
     for name, ratio, step, kept in zip(*(table[column] for column in columns), strict=True):
         before = found.get(name, _Spectrum(0, 0.0, step))

@@ -12,6 +12,7 @@ was cut, or tampered with, is filled anew. Several processes may fill it at once
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from eva_dist.errors import IntegrityError, StoreError
 from eva_dist.store.files import remove_older
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot, sha256_of
 
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _STALE_SECONDS = 24 * 3600
 """How long what a killed process has left is left alone."""
 
@@ -34,8 +36,15 @@ class Known:
     snapshot: Snapshot
 
     def never_moves(self, revision: str | None) -> bool:
-        """Whether a revision names this very artifact, for good: it is its commit or its fingerprint."""
-        return revision is not None and revision in (self.commit, self.snapshot.commit, self.snapshot.fingerprint)
+        """Whether a revision names this very artifact, for good.
+
+        It is the commit that we compute of the manifest, or a whole fingerprint: of what a server or a manifest
+        calls its commit or its fingerprint, `main` for one, nothing lasts.
+        """
+        if revision is None:
+            return False
+        of_its_length = self.snapshot.fingerprint if _FINGERPRINT.fullmatch(revision) else self.snapshot.commit
+        return revision == of_its_length
 
 
 class Cache:

@@ -10,9 +10,15 @@ from pathlib import Path
 def replace_link(link: Path, target: str, new: Path) -> None:
     """Make `link` a symlink to `target` by way of `new`, atomically; a failure leaves nothing of it."""
     try:
-        link.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(target, new)
-        os.replace(new, link)
+        for last in (False, False, True):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(new, link)
+                break
+            except FileNotFoundError:  # whoever removed the last other link took the folder away
+                if last:
+                    raise
     except BaseException:
         new.unlink(missing_ok=True)
         for folder in (link.parent, link.parent.parent):

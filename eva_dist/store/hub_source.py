@@ -1,16 +1,15 @@
 """An artifact on a Hub: the Hub itself, or a gateway of ours, through `huggingface_hub`.
 
 Only what two requests need is asked of the server: which commit a revision is, and bytes of files at that commit. The
-token is the one that `huggingface_hub` finds (`HF_TOKEN`, else the stored login); it goes to the host that was asked
-and is dropped where that host redirects to another one.
+token is that of the host (`hub_token.py`); it is dropped where that host redirects to another one.
 """
 
 import logging
+import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from pathlib import Path
 from urllib.parse import quote
 
 import huggingface_hub.errors as hub_errors
@@ -18,16 +17,18 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_stream_backoff
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.store.cache import Cache, told
-from eva_dist.store.opened import NoRangesError, Opened
-from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, read_snapshot
+from eva_dist.store.cache import Cache
+from eva_dist.store.hub_token import how_to_give, token_for
+from eva_dist.store.opened import NoRangesError, OpenedElsewhere
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
 
 log = logging.getLogger(__name__)
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
 """What the client below `huggingface_hub` raises; which library that is depends on its version."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40,128}")
 _LARGEST_MANIFEST = 64 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
@@ -37,12 +38,12 @@ _MOST_NAMED = 10
 class Repository:
     """One model repository of one Hub."""
 
-    def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | None = None) -> None:
-        """Send nothing yet. `asked` is what messages call it; an empty `endpoint`, no `token`: the environment's."""
+    def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | bool | None = None) -> None:
+        """Send nothing yet. `asked` is what messages call it; no `endpoint`: the environment's; no `token`: its own."""
         self.endpoint = endpoint or constants.ENDPOINT
         self.repo_id = repo_id
         self.asked = asked
-        self._token = token
+        self._token = token_for(self.endpoint) if token is None else token
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
@@ -52,9 +53,12 @@ class Repository:
                 found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         except _BrokenError as error:
             raise StoreError(str(error)) from error
-        if not found.sha:
-            raise StoreError(f"source={self.asked}: {self.endpoint} names no commit; it is no Hub, check the URL")
-        return found.sha
+        if not _COMMIT.fullmatch(found.sha or ""):
+            raise StoreError(
+                f"source={self.asked}: {self.endpoint} names the commit {found.sha!r:.80}, must be 40 hex digits; "
+                "it is no Hub, check the URL"
+            )
+        return str(found.sha)
 
     def manifest(self, commit: str) -> bytes:
         """Return the bytes of `manifest.json`."""
@@ -121,7 +125,7 @@ class Repository:
             yield
         except hub_errors.GatedRepoError as error:
             raise StoreError(
-                f"source={self.asked}: {self.repo_id} is gated; accept its terms, then set HF_TOKEN"
+                f"source={self.asked}: {self.repo_id} is gated; accept its terms, then {how_to_give(self.endpoint)}"
             ) from error
         except hub_errors.RepositoryNotFoundError as error:
             raise self._no_repository() from error
@@ -150,8 +154,8 @@ class Repository:
         said = error.server_message or first_line(error)
         if status in (401, 403):
             return StoreError(
-                f"source={self.asked}: {self.endpoint} refuses ({status}: {said}); set HF_TOKEN to a token that "
-                f"may read {self.repo_id}"
+                f"source={self.asked}: {self.endpoint} refuses ({status}: {said}); to give a token that may "
+                f"read {self.repo_id}, {how_to_give(self.endpoint)}"
             )
         return StoreError(f"source={self.asked}: {self.endpoint} answered {status}: {said}; try again later")
 
@@ -166,7 +170,7 @@ class Repository:
         near = get_close_matches(self.repo_id, names, 3, 0.5) or names[:_MOST_NAMED]
         return ArtifactNotFoundError(
             f"source={self.asked}: {self.endpoint} has no {self.repo_id}, or you may not see it; check the name, or "
-            "set HF_TOKEN" + (f". It has {', '.join(near)}" if near else "")
+            f"{how_to_give(self.endpoint)}" + (f". It has {', '.join(near)}" if near else "")
         )
 
     def _no_revision(self, revision: str | None) -> ArtifactNotFoundError:
@@ -193,24 +197,16 @@ class Repository:
         return None
 
 
-class OpenedHub(Opened):
+class OpenedHub(OpenedElsewhere):
     """An artifact on a Hub at one commit."""
 
     def __init__(self, repository: Repository, commit: str, snapshot: Snapshot, cache: Cache) -> None:
         super().__init__(snapshot, repository.asked, cache)
-        self._cache = cache
         self.repository = repository
         self.commit = commit
 
-    def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
-        """Bring what is missing into the cache; the manifest is there already."""
-        self._cache.keep_manifest(self.snapshot)
-        missing = [entry for entry in self.entries(names) if not self._cache.holds(self.snapshot, entry)]
-        with counting(self.where, sum(entry.size for entry in missing), progress) as tell:
-            for entry in missing:
-                chunks = told(self.repository.stream(self.commit, entry.path, 0, entry.size), tell)
-                self._cache.receive(self.snapshot, entry, chunks, self.where)
-        return self._cache.folder(self.snapshot)
+    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
+        return self.repository.stream(self.commit, entry.path, 0, entry.size)
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         content = bytearray()
@@ -224,7 +220,8 @@ class OpenedHub(Opened):
 def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cache: Cache) -> OpenedHub:
     """Return the artifact that a revision of a repository is now.
 
-    A commit, or a fingerprint, that the cache knows is answered without a request. With `HF_HUB_OFFLINE=1` so is every
+    A fingerprint that the cache knows, or a commit of a gateway, is answered without a request: the manifest proves
+    it. With `HF_HUB_OFFLINE=1` so is every
     revision that was asked for before.
 
     Raises:
@@ -236,7 +233,7 @@ def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cach
     place = (repository.endpoint, repo_id)
     known = cache.recall((*place, revision or "main"))
     if known is not None and (known.never_moves(revision) or constants.is_offline_mode()):
-        if not known.never_moves(revision):
+        if not known.never_moves(revision) and revision != known.commit:
             log.warning("%s: offline (HF_HUB_OFFLINE), so answered from the cache; it may have moved since", asked)
         return OpenedHub(repository, known.commit, known.snapshot, cache)
     try:
@@ -248,8 +245,10 @@ def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cach
             snapshot = known.snapshot
     except IntegrityError as error:
         raise IntegrityError(f"source={asked}: {error}") from error
-    if revision is not None and len(revision) == 64 and revision != snapshot.fingerprint:
-        raise IntegrityError(f"source={asked} is the artifact {snapshot.fingerprint!r}, not {revision}")
+    if _HASH.fullmatch(revision or "") and revision not in (snapshot.fingerprint, commit):  # shorter ones may be names
+        raise IntegrityError(
+            f"source={asked} is the artifact {snapshot.fingerprint!r} at commit {commit}, not {revision}"
+        )
     for name in {revision or "main", commit}:
         cache.remember((*place, name), commit, snapshot)
     return OpenedHub(repository, commit, snapshot, cache)

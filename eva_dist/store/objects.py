@@ -19,14 +19,22 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from eva_dist.config import BUCKETS
-from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 
 CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20
+_MOST_PARTS = 9_000
+"""S3 takes 10,000 parts of a file."""
 RETRIES = 5
 
 _SCHEMES = "a folder, file:///..., memory://..., s3://..., gs://..., az://... or abfs://..."
@@ -43,6 +51,11 @@ class Found:
     size: int
     modified: datetime
     version: str
+
+    @property
+    def second(self) -> int:
+        """When it was modified, as coarsely as every answer of a bucket tells it."""
+        return int(self.modified.timestamp())
 
 
 class Objects:
@@ -75,12 +88,26 @@ class Objects:
             return _found(obstore.head(self._store(), key))
         return None
 
-    def get(self, key: str) -> bytes | None:
-        """Return an object's bytes, None if it is not there."""
+    def get(self, key: str, at_most: int | None = None) -> bytes | None:
+        """Return an object's bytes, None if it is not there; errors as for `get_found`."""
+        found = self.get_found(key, at_most)
+        return None if found is None else found[1]
+
+    def get_found(self, key: str, at_most: int | None = None) -> tuple[Found, bytes] | None:
+        """Return an object's bytes and what is known of them, from one request; None if it is not there.
+
+        Raises:
+            IntegrityError: it is larger than `at_most` bytes; they are not read.
+        """
         if self._missing(key):
             return None
         with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            return bytes(obstore.get(self._store(), key).bytes())
+            answer = obstore.get(self._store(), key)
+            if at_most is not None and answer.meta["size"] > at_most:
+                raise IntegrityError(
+                    f"store.url={self.url}: {key} has {answer.meta['size']} bytes, more than {at_most}; it is not ours"
+                )
+            return _found(answer.meta), bytes(answer.bytes())
         return None
 
     def get_range(self, key: str, start: int, end: int) -> bytes | None:
@@ -99,12 +126,15 @@ class Objects:
         Each chunk is a request of its own: a reader that takes hours meets no time limit, and none holds more than
         two chunks.
         """
-        self._missing(key)
+        self._contained(key)
         size = CHUNK_BYTES if self.root else 4 * CHUNK_BYTES
 
         async def part(at: int) -> bytes:
             with self._explained("cannot be read"):
-                return bytes(await obstore.get_range_async(self._store(), key, start=at, end=min(at + size, end)))
+                try:
+                    return bytes(await obstore.get_range_async(self._store(), key, start=at, end=min(at + size, end)))
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise ArtifactNotFoundError(f"store.url={self.url}: {key} is gone; publish it again") from error
 
         ahead = asyncio.ensure_future(part(start)) if start < end else None
         try:
@@ -130,10 +160,24 @@ class Objects:
         return True
 
     def put_file(self, key: str, path: Path) -> None:
-        """Write an object from a file, in parts if it is large."""
+        """Write an object from a file, in parts if it is large; in a folder nobody writes into it afterwards."""
         self._contained(key)
+        part = max(_PART_BYTES, -(-path.stat().st_size // _MOST_PARTS))
         with self._explained("cannot be written"):
-            obstore.put(self._store(), key, path, chunk_size=_PART_BYTES, max_concurrency=4)
+            obstore.put(self._store(), key, path, chunk_size=part, max_concurrency=4)
+            if self.root is not None:
+                (self.root / key).chmod(0o444)
+
+    def touch(self, key: str) -> None:
+        """Make an object as young as if it had just been written; one that is gone, or just changed, is left alone."""
+        if self.root is not None:
+            with self._explained("cannot be written"), suppress(FileNotFoundError):
+                os.utime(self.path(key))
+        elif (known := self.get_found(key)) is not None:
+            found, content = known
+            mode: Any = {"e_tag": found.version}
+            with self._explained("cannot be written"), suppress(PreconditionError, FileNotFoundError):
+                obstore.put(self._store(), key, content, mode=mode)
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is gone is fine."""
@@ -214,11 +258,6 @@ def root_folder(url: str) -> Path | None:
     if parts.netloc not in ("", "localhost"):
         raise StoreError(f"store.url={url} must name a folder of this machine: file:///...; drop {parts.netloc!r}")
     return Path(url2pathname(parts.path))
-
-
-def is_store_url(text: str) -> bool:
-    """Tell whether a URL is one that a store can have, but for a folder's."""
-    return text.startswith(("memory://", *BUCKETS))
 
 
 def _open(url: str) -> ObjectStore:

@@ -2,12 +2,12 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
-from eva_dist.store.cache import Cache
-from eva_dist.store.progress_bar import Progress
+from eva_dist.store.cache import Cache, told
+from eva_dist.store.progress_bar import Progress, counting
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, sha256_of
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
@@ -110,6 +110,28 @@ class OpenedFolder(Opened):
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         return _part(self.folder / name, start, end)
+
+
+class OpenedElsewhere(Opened):
+    """An artifact whose files are brought into the cache."""
+
+    cache: Cache
+
+    def __init__(self, snapshot: Snapshot, where: str, cache: Cache) -> None:
+        super().__init__(snapshot, where, cache)
+
+    @abstractmethod
+    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
+        """Yield the bytes of a file."""
+
+    def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
+        """Bring what is missing into the cache; the manifest always."""
+        self.cache.keep_manifest(self.snapshot)
+        missing = [entry for entry in self.entries(names) if not self.cache.holds(self.snapshot, entry)]
+        with counting(self.where, sum(entry.size for entry in missing), progress) as tell:
+            for entry in missing:
+                self.cache.receive(self.snapshot, entry, told(self._chunks(entry), tell), self.where)
+        return self.cache.folder(self.snapshot)
 
 
 class NoRangesError(StoreError):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +14,25 @@ from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
-from eva_dist.store.objects import Found, Objects, scratch_name
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, read_snapshot, sha256_of
+from eva_dist.store.objects import Found, Objects
+from eva_dist.store.snapshot import (
+    LARGEST_MANIFEST,
+    MANIFEST_FILE,
+    FileEntry,
+    Revision,
+    Snapshot,
+    read_snapshot,
+    sha256_of,
+)
 from eva_dist.store.view import View
 
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
 MAIN = "main"
 
-_REMEDY = "publish the artifact again with artifact.overwrite=true"
+_REMEDY = "publish it again: a run with artifact.overwrite=true, or eva-dist push --force from a sound copy"
 _REQUESTS_AT_ONCE = 16
-_PART_BYTES = 8 << 20
 _MOST_NAMED = 10
+_LARGEST_POINTER = 64 << 10
 
 
 def blob_key(sha256: str) -> str:
@@ -69,7 +77,7 @@ class Reader:
         self._objects = Objects(url)
         self.root = self._objects.root
         self._view = View(self.root, lambda sha256: self._objects.path(blob_key(sha256))) if self.root else None
-        self._pointers: dict[str, tuple[str, str]] = {}
+        self._pointers: dict[str, tuple[Found, Revision]] = {}
 
     # --- names ---
 
@@ -110,7 +118,7 @@ class Reader:
             IntegrityError: a manifest that is none, or another artifact's.
         """
         check_fingerprint(fingerprint)
-        content = self._objects.get(manifest_key(fingerprint))
+        content = self._objects.get(manifest_key(fingerprint), LARGEST_MANIFEST)
         if content is None:
             raise ArtifactNotFoundError(
                 f"store.url={self.url} holds no complete artifact with fingerprint {fingerprint}; publish it first"
@@ -127,20 +135,24 @@ class Reader:
 
     def revisions(self, repo_id: str | None = None) -> list[Revision]:
         """Return all revisions, or one repo's, sorted by repo_id and name; those that say nothing are left out."""
+        return self.revisions_and_broken(repo_id)[0]
+
+    def revisions_and_broken(self, repo_id: str | None = None) -> tuple[list[Revision], list[str]]:
+        """Return what `revisions` does, and the keys of those that are there but do not say what they point to."""
         if repo_id is not None:
             check_names(repo_id, MAIN)
         listed = list(self._objects.list(f"{REVISIONS}/{repo_id}" if repo_id else REVISIONS))
-        listed = [item for item in listed if re.fullmatch(rf"{REVISIONS}/[^/]+/[^/]+/[^/]+\.json", item.key)]
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            found = [one for one in pool.map(self._read_pointer, listed) if one is not None]
-        return sorted(found, key=lambda one: (one.repo_id, one.revision))
+            found = list(pool.map(self._known_pointer, listed))
+        known = [one for one in found if isinstance(one, Revision)]
+        broken = [one for one in found if isinstance(one, str)]
+        return sorted(known, key=lambda one: (one.repo_id, one.revision)), broken
 
     def fingerprint_of(self, repo_id: str, revision: str) -> str | None:
         """Return the fingerprint that a revision points to now, None if there is no such revision."""
         check_names(repo_id, revision)
-        found = self._objects.head(revision_key(repo_id, revision))
-        known = None if found is None else self._read_pointer(found)
-        return None if known is None else known.fingerprint
+        known = self._pointer_or_broken(revision_key(repo_id, revision))
+        return known.fingerprint if isinstance(known, Revision) else None
 
     def resolve(self, repo_id: str, revision: str | None = None) -> Revision:
         """Return the revision that a reader means.
@@ -230,43 +242,6 @@ class Reader:
             digest.update(part)
         return self._refuse_other(entry, digest.hexdigest(), found.size)
 
-    def download(
-        self,
-        snapshot: Snapshot,
-        folder: Path,
-        names: Collection[str] | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        """Bring files of an artifact into a folder, verified; each appears by one rename, the manifest last.
-
-        Files that are there and right are kept.
-
-        Args:
-            snapshot: of this store.
-            folder: made if need be.
-            names: paths of the files; None: all.
-            progress: told the bytes of each part that has come, or was there.
-
-        Raises:
-            ArtifactNotFoundError, IntegrityError: as for `read`; files that were right stay.
-            StoreError: the folder cannot be written.
-        """
-        entries = [snapshot.entry(name) for name in names] if names is not None else list(snapshot.files.values())
-        tell = progress or (lambda _: None)
-        for entry in sorted(entries, key=lambda entry: entry.path == MANIFEST_FILE):
-            target = folder / entry.path
-            with self._explained(f"cannot be downloaded to {folder}"):
-                if target.is_file() and target.stat().st_size == entry.size and sha256_of(target) == entry.sha256:
-                    tell(entry.size)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                new = target.with_name(f".{scratch_name()}.incomplete")
-                try:
-                    self._write(snapshot, entry, new, tell)
-                    os.replace(new, target)
-                finally:
-                    new.unlink(missing_ok=True)
-
     # --- how ---
 
     def _whole_snapshot(self, fingerprint: str) -> Snapshot | None:
@@ -294,39 +269,39 @@ class Reader:
         url = self.revision_url(*name) if name else self.snapshot_url(fingerprint)
         return Published(url, folder, fingerprint, snapshot.manifest)
 
-    def _read_pointer(self, found: Found) -> Revision | None:
-        """Return the revision whose pointer lies there; None if that is none, or has just gone."""
-        namespace, name, file = found.key.removeprefix(REVISIONS + "/").split("/")
-        known = self._pointers.get(found.key)
-        if known is None or known[0] != found.version:
-            content = self._objects.get(found.key)
-            try:
-                fingerprint = str(json.loads(content or b"")["fingerprint"])
-                check_fingerprint(fingerprint)
-                check_names(f"{namespace}/{name}", file.removesuffix(".json"))
-            except (ValueError, KeyError, TypeError, StoreError):
-                return None
-            known = self._pointers[found.key] = (found.version, fingerprint)
-        return Revision(f"{namespace}/{name}", file.removesuffix(".json"), known[1], found.modified)
+    def _known_pointer(self, listed: Found) -> Revision | str | None:
+        """Return what `_pointer_or_broken` does, without a request if the pointer is as it was read."""
+        known = self._pointers.get(listed.key)
+        if known is not None and (known[0].version, known[0].second) == (listed.version, listed.second):
+            return known[1]
+        return self._pointer_or_broken(listed.key)
+
+    def _pointer_or_broken(self, key: str) -> Revision | str | None:
+        """Return the revision whose pointer lies there; its key if that is none, None if it has just gone."""
+        try:
+            known = self._objects.get_found(key, _LARGEST_POINTER)
+        except IntegrityError:
+            return key
+        if known is None:
+            return None
+        found, content = known
+        named = re.fullmatch(rf"{REVISIONS}/([^/]+/[^/]+)/([^/]+)\.json", key)
+        try:
+            assert named is not None
+            check_names(named[1], named[2])
+            fingerprint = str(json.loads(content)["fingerprint"])
+            check_fingerprint(fingerprint)
+        except (AssertionError, ValueError, KeyError, TypeError, RecursionError, StoreError):
+            return key
+        revision = Revision(named[1], named[2], fingerprint, found.modified)
+        self._pointers[key] = found, revision
+        return revision
 
     def _commit_of(self, revision: Revision) -> str | None:
         try:
             return self.snapshot(revision.fingerprint).commit
         except StoreError:
             return None
-
-    def _write(self, snapshot: Snapshot, entry: FileEntry, target: Path, tell: Callable[[int], None]) -> None:
-        """Write a file's bytes to a new path, and refuse them if they are not those of the manifest."""
-        digest = hashlib.sha256()
-        with target.open("wb") as file:
-            for start in range(0, entry.size, _PART_BYTES):
-                end = min(start + _PART_BYTES, entry.size)
-                manifest = entry.path == MANIFEST_FILE
-                part = snapshot.content[start:end] if manifest else self.read_range(entry, start, end)
-                digest.update(part)
-                file.write(part)
-                tell(len(part))
-        self._refuse_other(entry, digest.hexdigest(), entry.size)
 
     def _refuse_other(self, entry: FileEntry, sha256: str, size: int, where: str | None = None) -> None:
         if (sha256, size) != (entry.sha256, entry.size):

@@ -17,8 +17,9 @@ from typing import Any
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 
 MANIFEST_FILE = "manifest.json"
+SEAL = "manifest_sha256"
 
-_LARGEST_MANIFEST = 256 << 20
+LARGEST_MANIFEST = 64 << 20
 _MOST_FILES = 10_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,255}")
@@ -59,6 +60,13 @@ class Snapshot:
         return self.files[MANIFEST_FILE].sha256[:40]
 
     @property
+    def changed(self) -> str | None:
+        """What is wrong if the manifest is not as it was written; None if it is, or is too old to tell."""
+        if SEAL not in self.manifest or self.manifest[SEAL] == sealed(self.manifest)[SEAL]:
+            return None
+        return f"{MANIFEST_FILE} has changed since it was written: its {SEAL} is not that of its content"
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files.values())
@@ -92,8 +100,8 @@ def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
         IntegrityError: it is no manifest, lists files outside its folder, hashes or sizes that are none, or belongs to
             another artifact.
     """
-    if len(content) > _LARGEST_MANIFEST:
-        raise IntegrityError(f"{MANIFEST_FILE} has {len(content)} bytes, more than {_LARGEST_MANIFEST}; it is none")
+    if len(content) > LARGEST_MANIFEST:
+        raise IntegrityError(f"{MANIFEST_FILE} has {len(content)} bytes, more than {LARGEST_MANIFEST}; it is none")
     try:
         manifest = json.loads(content)
         listed = manifest["files"].items()
@@ -108,6 +116,16 @@ def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
     _refuse_clashes(entries)
     return Snapshot(content, manifest, files)
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the sha256 of all else that it says, keys sorted and without blanks.
+
+    The manifest vouches for every other file; this is what it says of itself. It tells damage, not forgery.
+    """
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def folder_snapshot(folder: Path, fingerprint: str | None = None) -> Snapshot:

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from eva_dist.config import BUCKETS, StoreConfig
+from eva_dist.config import StoreConfig, is_store_url
 from eva_dist.errors import ConfigError, StoreError
 from eva_dist.store.cache import Cache
 from eva_dist.store.names import OBJECTS, SNAPSHOTS, check_names
@@ -86,7 +86,7 @@ def parse_source(text: str | os.PathLike[str], store_url: str | None = None) -> 
         return Source(text, Kind.hub, "", repo_id, revision)
     if scheme in ("http", "https"):
         return _web(text)
-    if text.startswith(("memory://", *BUCKETS)):
+    if is_store_url(text):
         return _in_store(text)
     raise _wrong(text, f"{scheme}:// is not known")
 
@@ -174,7 +174,7 @@ def _stored(text: str, url: str, namespace: str, name: str, revision: str | None
 def _web(text: str) -> Source:
     url = urlsplit(text)
     if url.username or url.password:
-        raise _wrong(_without_password(text), "a URL must hold no password; set HF_TOKEN instead")
+        raise _wrong(_without_password(text), "a URL must hold no password; set EVA_DIST_TOKEN instead")
     if url.query or url.fragment or not url.hostname:
         raise _wrong(text, "a gateway is named by host, prefix, org/name and revision alone")
     path, at, revision = url.path.partition("@")

@@ -15,17 +15,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.plan import fingerprint as fingerprint_of
 from eva_dist.store.files import remove_older, sync, sync_tree
 from eva_dist.store.names import INCOMING, OBJECTS, check_fingerprint, check_names
 from eva_dist.store.objects import Found, scratch_name
 from eva_dist.store.reader import Published, Reader, blob_key, manifest_key, revision_key
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, folder_snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, folder_snapshot, sha256_of
 
 __all__ = ["GRACE", "Published", "Revision", "Store"]
 
@@ -35,11 +36,24 @@ GRACE = timedelta(hours=24)
 """How long what nothing names is left alone: someone may be about to name it. A publish takes less than half of it."""
 
 
+_RACES = 10
+"""How often a name may move under our hands before we give up."""
+
+
+def _is_own_fingerprint(snapshot: Snapshot) -> bool:
+    """Tell whether the fingerprint is that of what the manifest says decides the numbers, if it says so."""
+    decisive = snapshot.manifest.get("decisive")
+    try:
+        return decisive is None or fingerprint_of(decisive) == snapshot.fingerprint
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 class Store(Reader):
     """A store that can be written too; see `Reader` for what it is and holds."""
 
     def check_writable(self) -> None:
-        """Do in small what `publish` does, before any work; leaves nothing but the root.
+        """Do in small what `publish` does, before any work; leaves no artifact and no name.
 
         Raises:
             StoreError: it cannot be written, refuses create-only writes, or a folder that takes no symlinks.
@@ -52,7 +66,10 @@ class Store(Reader):
                     "two publishers could mix; use a server that does"
                 )
         finally:
-            self._objects.delete(key)
+            try:
+                self._objects.delete(key)
+            except StoreError as error:  # publishing deletes nothing: a role that may only add is enough
+                log.warning("a probe of a few bytes stays: %s", error)
         if self._view is not None:
             with self._explained("cannot be written"):
                 probe = self._view.incoming()
@@ -85,10 +102,12 @@ class Store(Reader):
         check_names(repo_id, revision)
         check_fingerprint(fingerprint)
         self._refuse_foreign(repo_id, revision, fingerprint)
-        if overwrite or self._whole_snapshot(fingerprint) is None:
-            with self._explained("cannot take the artifact"), self._workspace() as folder:
-                build(folder)
-                self._commit(fingerprint, folder, overwrite)
+        if not overwrite and self._whole_snapshot(fingerprint) is not None:
+            with suppress(ArtifactNotFoundError):  # `gc` has just taken it
+                return self.point(fingerprint, repo_id, revision)
+        with self._explained("cannot take the artifact"), self._workspace() as folder:
+            build(folder)
+            self._commit(fingerprint, folder, overwrite)
         return self.point(fingerprint, repo_id, revision)
 
     def publish_folder(self, folder: Path, repo_id: str, revision: str, overwrite: bool = False) -> Published:
@@ -96,7 +115,8 @@ class Store(Reader):
 
         Raises:
             ArtifactNotFoundError: there is none in it.
-            IntegrityError: a file is missing or is not what its manifest says, or the manifest has no fingerprint.
+            IntegrityError: a file is missing or is not what its manifest says; the fingerprint is not that of what the
+                manifest says decides it; or the store has other tensors under it.
             StoreError: see `publish`.
         """
         check_names(repo_id, revision)
@@ -107,10 +127,18 @@ class Store(Reader):
             self._refuse_other(entry, sha256_of(path), path.stat().st_size, str(path))
         fingerprint = snapshot.fingerprint
         check_fingerprint(fingerprint)
+        if not _is_own_fingerprint(snapshot):
+            raise IntegrityError(
+                f"{folder}: fingerprint {fingerprint} is not that of `decisive` in its manifest: runs that ask for it "
+                "would get another artifact; copy the artifact again"
+            )
         self._refuse_foreign(repo_id, revision, fingerprint)
-        if overwrite or self._whole_snapshot(fingerprint) is None:
+        standing = None if overwrite else self._whole_snapshot(fingerprint)
+        if standing is None:
             with self._explained("cannot take the artifact"):
                 self._commit(fingerprint, folder, overwrite)
+        else:
+            self._refuse_other_tensors(snapshot, standing)
         return self.point(fingerprint, repo_id, revision)
 
     def point(self, fingerprint: str, repo_id: str, revision: str) -> Published:
@@ -121,38 +149,78 @@ class Store(Reader):
             StoreError: a name leaves the store, or the store refused.
         """
         check_names(repo_id, revision)
-        snapshot = self._whole_snapshot(fingerprint)
-        if snapshot is None:
-            raise ArtifactNotFoundError(
-                f"store.url={self.url} holds no complete artifact with fingerprint {fingerprint}; publish it first"
-            )
+        snapshot = self._whole_or_raise(fingerprint)
         self._refuse_foreign(repo_id, revision, fingerprint)
         before = self.fingerprint_of(repo_id, revision)
         with self._explained(f"cannot point {repo_id}/{revision} to {fingerprint}"):
+            if before != fingerprint:
+                self._renew(fingerprint)
             if self._view is not None:
                 self._view.show(snapshot, fingerprint)
             if before != fingerprint:
                 content = json.dumps({"fingerprint": fingerprint}) + "\n"
                 self._objects.put(key := revision_key(repo_id, revision), content.encode())
                 self._sync(key)
-            if self._view is not None:
-                self._view.point(fingerprint, repo_id, revision)
+            self._show_name(repo_id, revision)
         if before not in (None, fingerprint):
+            self._objects.touch(manifest_key(str(before)))
             log.info("%s/%s moved from %s to %s in %s", repo_id, revision, before, fingerprint, self.url)
-        return self._published(snapshot, fingerprint, (repo_id, revision))
+        return self._published(self._whole_or_raise(fingerprint), fingerprint, (repo_id, revision))
 
     def remove(self, repo_id: str, revision: str) -> None:
-        """Take a name away; the artifact stays until `gc` finds that nothing names it.
+        """Take a name away; the artifact stays until `gc` finds that nothing has named it for a while.
 
         Raises:
             ArtifactNotFoundError: there is no such revision; the message names what there is.
         """
-        if self.fingerprint_of(repo_id, revision) is None:
+        key = revision_key(repo_id, revision)
+        before = self.fingerprint_of(repo_id, revision)
+        if before is None and self._objects.head(key) is None:
             names = [one.revision for one in self.revisions(repo_id)]
             raise ArtifactNotFoundError(f"store.url={self.url} has no {self._unknown(repo_id, revision, names)}")
-        self._objects.delete(revision_key(repo_id, revision))
-        if self._view is not None:
-            self._view.unpoint(repo_id, revision)
+        if before is not None:
+            self._objects.touch(manifest_key(before))
+        self._objects.delete(key)
+        self._show_name(repo_id, revision)
+
+    def _show_name(self, repo_id: str, revision: str) -> None:
+        """Have a folder store's link lead where the name points, whoever else moves it meanwhile."""
+        if self._view is None:
+            return
+        for _ in range(_RACES):
+            points_to = self.fingerprint_of(repo_id, revision)
+            if points_to is None:
+                self._view.unpoint(repo_id, revision)
+            else:
+                self._view.point(points_to, repo_id, revision)
+            if self.fingerprint_of(repo_id, revision) == points_to:
+                return
+        raise StoreError(f"store.url={self.url}: others keep moving {repo_id}@{revision}; try again when they are done")
+
+    def _renew(self, fingerprint: str) -> None:
+        """Make a manifest young that `gc` might take before a name points to it."""
+        found = self._objects.head(manifest_key(fingerprint))
+        if found is not None and datetime.now(UTC) - found.modified > GRACE / 2:
+            self._objects.touch(found.key)
+
+    def _refuse_other_tensors(self, given: Snapshot, standing: Snapshot) -> None:
+        """Raise if what the store has under a fingerprint is not what is given: nobody must get one for the other."""
+        for path, entry in given.files.items():
+            there = standing.files.get(path)
+            if path.endswith(".safetensors") and (there is None or there.sha256 != entry.sha256):
+                raise IntegrityError(
+                    f"store.url={self.url} has another {path} under fingerprint {given.fingerprint}: sha256 "
+                    f"{there.sha256 if there else 'none'}, here {entry.sha256}; if this one is right, replace it "
+                    "(overwrite, eva-dist push --force)"
+                )
+
+    def _whole_or_raise(self, fingerprint: str) -> Snapshot:
+        snapshot = self._whole_snapshot(fingerprint)
+        if snapshot is None:
+            raise ArtifactNotFoundError(
+                f"store.url={self.url} holds no complete artifact with fingerprint {fingerprint}; publish it first"
+            )
+        return snapshot
 
     def view_problem(self, one: Revision) -> str | None:
         """Return what is wrong with the folders that a person sees of a revision; None for other stores."""
@@ -193,15 +261,20 @@ class Store(Reader):
             self._sync(blob_key(entry.sha256))
         key = manifest_key(fingerprint)
         created = self._objects.put(key, snapshot.content, create=True)
+        replaced: list[FileEntry] = []
         if not created:
-            if not overwrite and self._whole_snapshot(fingerprint) is not None:
+            standing = self._whole_snapshot(fingerprint)
+            if not overwrite and standing is not None:
                 return
+            replaced = list(standing.files.values()) if standing is not None else []
             self._objects.put(key, snapshot.content)
         self._sync(key)
         for entry in self._missing_files(snapshot):  # `gc` took a blob between our look and our manifest
             self._put_blob(entry, folder / entry.path, True)
         if self._view is not None and overwrite:
             self._view.show(snapshot, fingerprint, renew=True)
+            for entry in replaced:  # who reads them has as long as if a name had left them now
+                self._objects.touch(blob_key(entry.sha256))
 
     def _put_blob(self, entry: FileEntry, path: Path, always: bool) -> None:
         """Put a file's bytes, unless they are there; one so old that `gc` might take it is put again."""

@@ -1,34 +1,28 @@
 """An artifact in a store: read where a folder store has it, else brought into the cache."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
 
 from eva_dist.store.cache import Cache
-from eva_dist.store.opened import Opened, OpenedFolder
-from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot
+from eva_dist.store.opened import Opened, OpenedElsewhere, OpenedFolder
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot
 from eva_dist.store.store import Store
 
+_PART_BYTES = 8 << 20
 _LASTING = re.compile(r"[0-9a-f]{40,128}")
 
 
-class OpenedStore(Opened):
+class OpenedStore(OpenedElsewhere):
     """An artifact in a store without folders, or whose folder is not there."""
 
     def __init__(self, store: Store, snapshot: Snapshot, where: str, cache: Cache) -> None:
         super().__init__(snapshot, where, cache)
         self.store = store
 
-    def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
-        """Bring what is missing into the cache; the manifest always."""
-        assert self.cache is not None
-        folder = self.cache.folder(self.snapshot)
-        entries = [*self.entries(names), self.snapshot.files[MANIFEST_FILE]]
-        wanted = {entry.path: entry.size for entry in entries}
-        with self.cache.explained(), counting(self.where, sum(wanted.values()), progress) as tell:
-            self.store.download(self.snapshot, folder, list(wanted), tell)
-        return folder
+    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
+        for start in range(0, entry.size, _PART_BYTES):
+            yield self.store.read_range(entry, start, min(start + _PART_BYTES, entry.size))
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         return self.store.read_range(self.entry(name), start, end)

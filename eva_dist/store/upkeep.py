@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from eva_dist.errors import StoreError
+from eva_dist.errors import IntegrityError, StoreError
 from eva_dist.store.objects import Found
 from eva_dist.store.reader import BLOBS, blob_key, manifest_key
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot
@@ -64,7 +64,7 @@ def verify(store: Store) -> Iterator[Checked]:
             yield Checked(fingerprint, MANIFEST_FILE, 0, str(error))
             continue
         whole.add(fingerprint)
-        yield Checked(fingerprint, MANIFEST_FILE, len(snapshot.content), None)
+        yield Checked(fingerprint, MANIFEST_FILE, len(snapshot.content), snapshot.changed)
         for entry in snapshot.files.values():
             if entry.path == MANIFEST_FILE:
                 continue
@@ -75,7 +75,11 @@ def verify(store: Store) -> Iterator[Checked]:
                 except StoreError as error:
                     sound[entry.sha256] = str(error)
             yield Checked(fingerprint, entry.path, entry.size, sound[entry.sha256])
-    for one in store.revisions():
+    revisions, broken = store.revisions_and_broken()
+    for key in broken:
+        problem = "does not say what it points to; publish the artifact again under this name, or remove the name"
+        yield Checked(key, None, 0, problem)
+    for one in revisions:
         gone = one.fingerprint not in whole
         problem = f"points to {one.fingerprint}, which the store does not hold; remove it, or publish it again"
         yield Checked(f"{one.repo_id}@{one.revision}", None, 0, problem if gone else store.view_problem(one))
@@ -87,12 +91,18 @@ def garbage(store: Store, older_than: timedelta = GRACE) -> Garbage:
     Blobs are listed before manifests: one that is named in between is seen to be named.
 
     Raises:
-        StoreError: the store cannot be read, or a manifest cannot: what it names is not known then.
+        StoreError: the store cannot be read.
+        IntegrityError: a manifest or a revision cannot: what it names is not known then.
     """
     now = datetime.now(UTC)
     blobs = list(store.objects_below(BLOBS))
     manifests = store.fingerprints()
-    revisions = store.revisions()
+    revisions, broken = store.revisions_and_broken()
+    if broken:
+        raise IntegrityError(
+            f"store.url={store.url}: {', '.join(broken)} does not say what it points to, so what nothing names is not "
+            "known; publish the artifact again under this name, or remove it (eva-dist rm)"
+        )
     pointed = {one.fingerprint for one in revisions}
     unnamed = {name for name, found in manifests.items() if name not in pointed and now - found.modified >= older_than}
     kept: list[Snapshot] = [store.snapshot(name) for name in manifests if name not in unnamed]
@@ -111,15 +121,18 @@ def collect(store: Store, found: Garbage) -> int:
     Manifests go first: whoever looks then finds an artifact whole or not at all.
     """
     still = garbage(store, found.older_than)
+    manifests = store.fingerprints()
     for fingerprint in sorted(set(found.manifests) & set(still.manifests)):
-        store.delete_object(manifest_key(fingerprint))
-    again = {blob.key: blob for blob in garbage(store, found.older_than).blobs}
+        if fingerprint in manifests and store.is_same(manifests[fingerprint]):
+            store.delete_object(manifest_key(fingerprint))
+    last = garbage(store, found.older_than)
+    again = {blob.key for blob in last.blobs}
     removed = 0
     for blob in found.blobs:
         if blob.key in again and store.is_same(blob):
             store.delete_object(blob.key)
             removed += blob.size
-    for path in found.paths:
+    for path in set(found.paths) & set(last.paths):
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

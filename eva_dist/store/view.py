@@ -11,6 +11,7 @@ removed and come again with the next publish.
 import errno
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -65,8 +66,11 @@ class View:
         """
         link = self.snapshot(fingerprint)
         if renew or not self._shows(link, snapshot):
+            before = os.path.realpath(link)
             tree = self._make_tree(snapshot)
             replace_link(link, os.path.relpath(tree, link.parent), self.incoming())
+            with suppress(OSError):
+                os.utime(before)  # its readers have as long as if it had just been made
         return link
 
     def point(self, fingerprint: str, repo_id: str, revision: str) -> Path:
@@ -91,20 +95,22 @@ class View:
                 folder.rmdir()
 
     def stale(self, fingerprints: set[str], revisions: set[tuple[str, str]], older_than_s: float) -> list[Path]:
-        """Return what nothing of the store stands behind: links, trees, and what killed publishers have left."""
-        links = [path for path in self._root.glob(f"{SNAPSHOTS}/*") if path.is_symlink()]
-        stale = [path for path in links if path.name not in fingerprints]
-        kept = {os.path.realpath(path) for path in links if path.name in fingerprints}
-        trees = [path for path in self._trees.glob("*") if os.path.realpath(path) not in kept]
-        staged = [path for path in (self._root / OBJECTS).rglob("*#[0-9]*") if path.is_file()]
-        left = [*(self._root / INCOMING).glob("*"), *trees, *staged]
-        stale += [path for path in left if _age_s(path) >= older_than_s]
-        for path in self._root.glob("[!.]*/*/*"):
-            repo_id = f"{path.parent.parent.name}/{path.parent.name}"
-            own = path.parent.parent.name in (OBJECTS, SNAPSHOTS)
-            if path.is_symlink() and not own and (repo_id, path.name) not in revisions:
-                stale.append(path)
-        return stale
+        """Return what nothing of the store stands behind, and is so old.
+
+        These are our own links, folders that no snapshot leads to, and what publishers that were killed have left;
+        links that lead elsewhere are somebody else's.
+        """
+        snapshots = [p for p in self._root.glob(f"{SNAPSHOTS}/*") if _leads(p, rf"\.\./{OBJECTS}/trees/[^/]+")]
+        shown = {os.path.realpath(path) for path in snapshots if path.name in fingerprints}
+        names = [p for p in self._root.glob("[!.]*/*/*") if _leads(p, rf"\.\./\.\./{SNAPSHOTS}/[0-9a-f]{{8,128}}")]
+        left = [
+            *(path for path in snapshots if path.name not in fingerprints),
+            *(path for path in names if (f"{path.parts[-3]}/{path.parts[-2]}", path.name) not in revisions),
+            *(path for path in self._trees.glob("*") if os.path.realpath(path) not in shown),
+            *(path for path in (self._root / OBJECTS).rglob("*#[0-9]*") if path.is_file()),
+            *(self._root / INCOMING).glob("*"),
+        ]
+        return [path for path in left if _age_s(path) >= older_than_s]
 
     @property
     def _trees(self) -> Path:
@@ -150,6 +156,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)
+
+
+def _leads(link: Path, pattern: str) -> bool:
+    """Tell whether a path is a link whose target is spelled so."""
+    return link.is_symlink() and re.fullmatch(pattern, os.readlink(link)) is not None
 
 
 def _age_s(path: Path) -> float:

@@ -1,5 +1,6 @@
 """The card: its code runs as it stands, its words and numbers are those of the run."""
 
+import ast
 import re
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 
 import eva_dist
+from eva_dist.artifact.card import write_card
+from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.front_matter import front_matter
 from eva_dist.artifact.load import load_eva_state_dict
 from eva_dist.artifact.loading_code import adapter_code
@@ -101,6 +104,45 @@ def test_code_says_where_the_adapter_is_in_the_words_that_peft_takes(built, url,
     code = adapter_code(replace(built.provenance, url=url))
     assert f"PeftModel.from_pretrained(base, {place}, is_trainable=True)" in code
     assert ("import eva_dist" in code) == ("eva_dist." in place)
+
+
+@pytest.fixture
+def poisoned(built):
+    """What a manifest from elsewhere may say of the run."""
+    evil = {
+        "attn=__import__('os').system('echo PWNED') or 'x', b": 1,
+        "a\n```\n# Injected\n```python\nq": "```\n# Injected\n```",
+        "class": 2,
+        "num_hidden_layers": 3,
+        "trust_remote_code": True,
+    }
+    model = built.provenance.config["model"] | {"config_overrides": evil, "trust_remote_code": True}
+    config = built.provenance.config | {"model": model}
+    about = built.provenance.model | {"id": "org/base`\n```python\nevil()\n```", "k\n```\n# Injected": 1}
+    return replace(built.provenance, config=config, model=about)
+
+
+def test_no_key_of_the_settings_becomes_code(poisoned):
+    """A manifest may come from anywhere; the card that `derive` and `push` make of it is run by people."""
+    call = next(one.value for one in ast.parse(adapter_code(poisoned)).body if isinstance(one, ast.Assign))
+    assert ast.unparse(call.func) == "AutoModelForCausalLM.from_pretrained"
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}  # literals and nothing else
+    assert given.pop(None).keys() == poisoned.config["model"]["config_overrides"].keys() - {*given, "trust_remote_code"}
+    assert given == {"num_hidden_layers": 3}
+
+
+def test_the_card_turns_on_no_code_of_the_model_but_says_that_the_run_did(built, poisoned):
+    code = adapter_code(poisoned)
+    assert "trust_remote_code" in code
+    assert "trust_remote_code" not in "\n".join(line.partition("#")[0] for line in code.splitlines())
+    assert "trust_remote_code" not in adapter_code(built.provenance)
+
+
+def test_nothing_that_a_manifest_says_leaves_its_line(built, poisoned, tmp_path):
+    write_card(tmp_path, layer_facts(built.result), built.result, built.eva, poisoned)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("```")] == ["```python", "```"] * 2
+    assert not [line for line in lines if line.startswith("# Injected")]
 
 
 def test_says_what_breaks_in_silence(built):

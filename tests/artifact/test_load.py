@@ -292,6 +292,24 @@ def test_hashes_that_are_none(copied, hub, hashes):
         load_eva_state_dict(f"{hub.url}/org/name", layers=["q_proj"])
 
 
+@pytest.mark.parametrize("poison", ["extra tensor", "missing tensor", "rank -1", "rank 4.0", "no layer"])
+def test_tensors_that_are_not_the_layers_are_refused(copied, hub, poison):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    layers, hashes = manifest["layers"], manifest["tensors"]
+    if poison == "extra tensor":
+        hashes["evil.q_proj"] = "0" * 64
+    elif poison == "missing tensor":
+        del hashes[Q[0]]
+    elif poison == "no layer":
+        layers[Q[0]] = None
+    else:
+        layers[Q[0]]["rank"] = -1 if poison == "rank -1" else 4.0
+    rewrite(copied, layers=layers, tensors=hashes)
+    hub.put(copied)
+    with pytest.raises(IntegrityError, match="in its manifest"):
+        load_eva_state_dict(f"{hub.url}/org/name", layers=["q_proj"])
+
+
 def write_header(folder: Path, header: bytes) -> None:
     """Replace the header, with a length that fits."""
     content = (folder / FILE).read_bytes()

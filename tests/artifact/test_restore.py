@@ -1,8 +1,11 @@
 """An artifact read back builds the same artifact again; one that is not whole is refused."""
 
+import hashlib
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +14,7 @@ from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.controller import Stop
 from eva_dist.errors import ArtifactNotFoundError, DerivationError, IntegrityError
+from eva_dist.store.snapshot import folder_snapshot
 
 
 @pytest.mark.parametrize("which", ["built", "unconverged"])
@@ -18,7 +22,8 @@ def test_what_is_read_back_builds_the_same_bytes(which, request, tmp_path):
     built = request.getfixturevalue(which)
     stored = restore_artifact(built.folder)
     manifest = build_artifact(tmp_path, stored.result, stored.eva, stored.provenance)
-    assert manifest | {"files": {}} == built.manifest | {"files": {}}
+    cards = {"files": {}, "manifest_sha256": ""}  # the order of settings in the card is not kept
+    assert manifest | cards == built.manifest | cards
     for name in built.manifest["files"].keys() - {"README.md"}:
         assert (tmp_path / name).read_bytes() == (built.folder / name).read_bytes(), name
     # a manifest does not keep the order of settings
@@ -115,6 +120,88 @@ def test_other_formats_are_refused_with_a_remedy(copied, changes, complaint):
     rewrite(copied, **changes)
     with pytest.raises(DerivationError, match=complaint):
         restore_artifact(copied)
+
+
+def replaced(folder, name, content):
+    """Put other bytes in a file's place, and make the manifest agree."""
+    (folder / name).write_bytes(content)
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    rewrite(folder, files=listed | {name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}})
+
+
+MERGED = {"fingerprint": "ab", "covariance_sha256": "cd", "repo_id": "a/b", "revision": "c", "steps": 1, "tokens": 2}
+MERGED |= {"weight": 1.0, "data": {"path": "x"}, "merged_from": None}
+
+
+def test_what_merge_writes_of_its_sources_is_taken(copied):
+    rewrite(copied, merged_from=[MERGED, MERGED | {"merged_from": [MERGED]}])
+    assert len(restore_artifact(copied).provenance.merged_from) == 2
+
+
+POISON = {
+    **{f"no {key}": {key: None} for key in ("layers", "decisive", "config", "steps", "seconds_by_phase")},
+    **{f"{key} is a list": {key: []} for key in ("input_groups", "layers", "config", "model", "versions", "decisive")},
+    **{f"{key} is a text": {key: "abc"} for key in ("merged_from", "derived_from", "seconds", "steps", "rank_pattern")},
+    "merged from a number": {"merged_from": 5},
+    "merged from nothing": {"merged_from": [{}]},
+    "merged from texts": {"merged_from": ["abc"]},
+    "merged from what is none": {"merged_from": [MERGED | {"merged_from": "abc"}]},
+    "merged at no weight": {"merged_from": [MERGED | {"weight": "1"}]},
+    "merged of no data": {"merged_from": [MERGED | {"data": {}}]},
+    "too many steps": {"steps": -1},
+}
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_a_manifest_that_is_not_what_it_seems_is_refused(copied, poison):
+    rewrite(copied, **POISON[poison])
+    with pytest.raises(IntegrityError, match="does not fit its files"):
+        restore_artifact(copied)
+
+
+@pytest.mark.parametrize(
+    ("group", "poison"),
+    [
+        ("eva", {"r": "4,\n    **evil()"}),
+        ("eva", {"r": 0}),
+        ("eva", {"whiten": "False"}),
+        ("eva", {"lora_alpha": float("nan")}),
+        ("eva", {"other": 1}),
+        ("model", {"config_overrides": ["evil"]}),
+        ("model", {"config_overrides": {"evil": float("inf")}}),
+    ],
+)
+def test_settings_that_are_none_are_refused(copied, built, group, poison):
+    config = built.manifest["config"]
+    rewrite(copied, config=config | {group: config[group] | poison})
+    with pytest.raises(IntegrityError, match="does not fit its files"):
+        restore_artifact(copied)
+
+
+@pytest.mark.parametrize("name", ["spectrum.parquet", "convergence.parquet", "components.safetensors"])
+@pytest.mark.parametrize("content", [b"PAR1xxxxPAR1", b"", b"none"])
+def test_a_file_that_is_none_is_refused(copied, name, content):
+    replaced(copied, name, content)
+    with pytest.raises(IntegrityError, match="does not fit its files"):
+        restore_artifact(copied)
+
+
+@pytest.mark.parametrize("name", ["spectrum.parquet", "convergence.parquet"])
+def test_more_rows_than_the_manifest_can_mean_are_not_unpacked(copied, name):
+    table = pq.read_table(copied / name)
+    bomb = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([table] * 20), bomb)
+    replaced(copied, name, bomb.getvalue().to_pybytes())
+    with pytest.raises(IntegrityError, match="rows, must be at most"):
+        restore_artifact(copied)
+
+
+def test_the_manifest_is_read_once(copied):
+    """Between two readings it could change: what was checked and what is used would be two things."""
+    snapshot, path = folder_snapshot(copied), copied / "manifest.json"
+    path.write_text(path.read_text().replace("team/tiny", "team/evil"))
+    assert restore_artifact(copied, snapshot).provenance.repo_id == "team/tiny"
+    assert restore_artifact(copied).provenance.repo_id == "team/evil"
 
 
 def test_nothing_there(tmp_path):

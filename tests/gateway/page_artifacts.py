@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,19 @@ def publish(store: Store, repo_id: str = "team/tiny", revision: str = "rho2.0-ta
             tables: bool = True, **changes: Any) -> dict[str, Any]:  # fmt: skip
     """Publish an artifact and return its manifest; see `manifest_of` for the changes."""
     manifest = manifest_of(**changes)
-    with tempfile.TemporaryDirectory() as at:
-        folder = Path(at)
+    manifest.setdefault("fingerprint", hashlib.sha256(json.dumps(manifest).encode() + extra).hexdigest())
+
+    def build(folder: Path) -> dict[str, Any]:
         (folder / "adapter_config.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_bytes(extra)
         (folder / "eva_state_dict.safetensors").write_bytes(extra[::-1])
         if tables:
             write_tables(folder, manifest)
         manifest["files"] = {path.name: _described(path) for path in sorted(folder.iterdir())}
-        manifest.setdefault("fingerprint", hashlib.sha256(json.dumps(manifest).encode()).hexdigest())
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        store.publish_folder(folder, repo_id, revision)
+        return manifest
+
+    store.publish(str(manifest["fingerprint"]), repo_id, revision, build)
     return manifest
 
 

@@ -150,7 +150,7 @@ def test_a_token_file_that_is_not_there_is_refused_at_the_start(tmp_path):
 
 def test_the_token_command(tmp_path):
     run = CliRunner().invoke(app, ["token", "ann", "--namespace", "team", "--namespace", "other"])
-    secret = run.stdout.split("HF_TOKEN): ")[1].split()[0]
+    secret = run.stdout.split("to eva-dist): ")[1].split()[0]
     line = run.stdout.split("token file: ")[1].strip()
     assert run.exit_code == 0 and secret not in line
     (tmp_path / "t").write_text(line)

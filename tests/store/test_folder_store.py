@@ -12,6 +12,7 @@ import pytest
 from eva_dist.errors import IntegrityError, StoreError
 from eva_dist.store.reader import blob_key
 from eva_dist.store.store import Store
+from eva_dist.store.view import View
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build
 
 
@@ -70,7 +71,7 @@ def test_files_have_the_usual_permissions(store):
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert stat.S_IMODE((folder / FILES[0]).stat().st_mode) == 0o644
+    assert stat.S_IMODE((folder / FILES[0]).stat().st_mode) == 0o444  # an edit would reach all artifacts
 
 
 def test_the_folders_come_again_with_the_next_publish(store, root):
@@ -111,6 +112,41 @@ def test_paths_and_urls_are_the_same_store(tmp_path, monkeypatch):
     assert Store(folder.as_uri()).find(ONE) is not None
 
 
+def test_two_that_move_a_name_at_once_leave_folder_and_name_in_agreement(store, root, monkeypatch):
+    """The other publisher is done between our pointer and our link."""
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    store.publish(TWO, "team/other", "v1", builder("two"))
+    point = View.point
+
+    def other_first(view, fingerprint, repo_id, revision):
+        monkeypatch.setattr(View, "point", point)
+        Store(store.url).point(TWO, "team/name", "v1")
+        return point(view, fingerprint, repo_id, revision)
+
+    monkeypatch.setattr(View, "point", other_first)
+    store.point(ONE, "team/name", "v1")
+    assert store.fingerprint_of("team/name", "v1") == TWO
+    assert (root / "team/name/v1" / FILES[0]).read_text() == "two"
+
+
+def test_a_folder_that_another_removes_meanwhile_is_made_again(store, root, monkeypatch):
+    symlink = os.symlink
+
+    def remove_first(target, link):
+        symlink(target, link)
+        shutil.rmtree(root / "team", ignore_errors=True)
+
+    monkeypatch.setattr(os, "symlink", remove_first)
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    assert (root / "team/name/v1" / FILES[0]).read_text() == "one"
+
+
+def test_an_edit_by_hand_is_refused_to_others_than_root(store):
+    """The files are shared with all artifacts that have the same ones."""
+    folder = store.publish(ONE, "team/name", "v1", builder()).folder
+    assert not any((folder / name).stat().st_mode & 0o222 for name in FILES)
+
+
 # --- what is not ours ---
 
 
@@ -146,12 +182,11 @@ def test_symlinks_inside_the_objects_are_not_followed(store, root, tmp_path, lev
         }[level]
         shutil.move(target, secret)
         target.symlink_to(secret)
-    read = {
-        "manifest": lambda: store.snapshot(ONE),
-        "revision": lambda: store.fingerprint_of("team/name", "v1"),
-    }.get(level, lambda: store.read(entry))
+    if level == "revision":
+        assert Store(store.url).revisions_and_broken() == ([], ["objects/revisions/team/name/v1.json"])
+        return
     with pytest.raises(IntegrityError, match="reached over a symlink"):
-        read()
+        store.snapshot(ONE) if level == "manifest" else store.read(entry)
     if level in ("blob", "folder"):
         with pytest.raises(IntegrityError, match="reached over a symlink"):
             store.local_path(entry)

@@ -71,7 +71,7 @@ def test_what_is_no_source_is_answered_with_the_grammar(text, why):
 
 
 def test_a_password_in_a_url_is_refused_and_not_repeated():
-    with pytest.raises(ConfigError, match="must hold no password; set HF_TOKEN") as caught:
+    with pytest.raises(ConfigError, match="must hold no password; set EVA_DIST_TOKEN") as caught:
         parse_source("https://me:secret@host/org/name")
     assert "secret" not in str(caught.value)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.hub_token import how_to_give, token_for
 from eva_dist.store.sources import fetch, open_source
-from tests.fake_hub import FakeHub, running
+from tests.fake_hub import FakeHub, Repo, running
 from tests.small_artifact import FINGERPRINT, contents_of, fetched, write_artifact
 
 
@@ -65,18 +66,43 @@ def test_only_what_is_asked_for_travels(hub, artifact):
     assert hub.bytes_of("weights.bin") == 0
 
 
-def test_a_hit_asks_for_the_commit_alone_and_a_commit_or_fingerprint_for_nothing(hub, artifact):
+def test_a_hit_asks_for_the_commit_alone_and_a_fingerprint_for_nothing(hub, artifact):
     commit = hub.put(artifact)
     hub.repos["org/name"].branches[FINGERPRINT] = commit  # as a gateway answers
     fetch(f"{hub.url}/org/name")
     fetch(f"{hub.url}/org/name@{FINGERPRINT}")
     hub.asked.clear()
-    fetch(f"{hub.url}/org/name")
-    assert [one.path for one in hub.asked] == ["/api/models/org/name"]
-    hub.asked.clear()
-    for revision in (commit, FINGERPRINT):
-        assert contents_of(fetch(f"{hub.url}/org/name@{revision}")) == contents_of(artifact)
+    for revision in ("main", commit):  # of git, which our manifest cannot prove
+        fetch(f"{hub.url}/org/name@{revision}")
+        assert [one.path for one in hub.asked] == [f"/api/models/org/name/revision/{revision}"]
+        hub.asked.clear()
+    assert contents_of(fetch(f"{hub.url}/org/name@{FINGERPRINT}")) == contents_of(artifact)
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("name", ["main", "v1", "deadbeef"])
+@pytest.mark.parametrize("liar", ["manifest", "server"])
+def test_nobody_pins_a_name_to_an_artifact(hub, artifact, tmp_path, name, liar):
+    """A fingerprint or a commit that is called like a branch must not make it one that never moves."""
+    poisoned = write_artifact(tmp_path / "poisoned", name if liar == "manifest" else FINGERPRINT, a_bin=b"poison")
+    commit = hub.put(poisoned, branch=name)
+    if liar == "server":
+        repo = hub.repos["org/name"]
+        repo.commits[name] = repo.commits[commit]
+        repo.branches[name] = name
+        with pytest.raises(StoreError, match=f"names the commit '{name}', must be 40 hex digits"):
+            fetch(f"{hub.url}/org/name@{name}")
+    else:
+        fetch(f"{hub.url}/org/name@{name}")
+    hub.put(artifact, branch=name)
+    assert contents_of(fetch(f"{hub.url}/org/name@{name}")) == contents_of(artifact)
+
+
+@pytest.mark.parametrize("digits", [40, 41, 64, 128])
+def test_what_is_asked_for_by_its_hash_is_that_or_nothing(hub, artifact, digits):
+    hub.repos.setdefault("org/name", Repo()).branches["c" * digits] = hub.put(artifact)
+    with pytest.raises(IntegrityError, match=f"is the artifact 'abab.*, not {'c' * digits}"):
+        open_source(f"{hub.url}/org/name@{'c' * digits}")
 
 
 def test_a_branch_that_moved_is_followed(hub, artifact, tmp_path):
@@ -154,15 +180,68 @@ def test_the_token_goes_to_the_host_that_was_asked_and_no_further(hub, artifact,
     hub.put(artifact)
     hub.cdn = True
     hub.repos["org/name"].private, hub.tokens["secret"] = True, {"org"}
-    with pytest.raises(ArtifactNotFoundError, match="has no org/name, or you may not see it.*HF_TOKEN"):
+    with pytest.raises(ArtifactNotFoundError, match="has no org/name, or you may not see it.*set EVA_DIST_TOKEN"):
         fetch(f"{hub.url}/org/name")
-    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("EVA_DIST_TOKEN", "secret")
     hub.asked.clear()
     assert (fetch(f"{hub.url}/org/name") / "a.parquet").read_bytes() == b"linked" * 100
     assert {(one.host.partition(":")[0], one.token) for one in hub.asked} == {
         ("127.0.0.1", "secret"),
         ("localhost", None),
     }
+
+
+def test_the_token_of_the_hub_goes_to_no_host_that_a_word_names(hub, artifact, monkeypatch):
+    hub.put(artifact)
+    monkeypatch.setenv("HF_TOKEN", "of the Hub")
+    fetch(f"{hub.url}/org/name")
+    with pytest.raises(ArtifactNotFoundError):
+        open_source(f"{hub.url}/org/nam")  # it asks for names that are near
+    assert len(hub.asked) > 5 and {one.token for one in hub.asked} == {None}
+    hub.asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # what HF_ENDPOINT sets
+    open_source(f"{hub.url}/org/name")
+    assert {one.token for one in hub.asked} == {"of the Hub"}
+
+
+def test_no_token_goes_in_clear_over_the_network(hub, artifact, monkeypatch):
+    hub.put(artifact)
+    monkeypatch.setenv("EVA_DIST_TOKEN", "secret")
+    monkeypatch.setattr("eva_dist.store.hub_token.ipaddress.ip_address", raise_value_error)  # as if it were elsewhere
+    fetch(f"{hub.url}/org/name")
+    assert {one.token for one in hub.asked} == {None}
+    hub.fail = lambda method, path: 401
+    with pytest.raises(StoreError, match="refuses .401.* use https:// and set EVA_DIST_TOKEN"):
+        fetch(f"{hub.url}/org/name")
+
+
+def raise_value_error(*_):
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token", "remedy"),
+    [
+        ("https://huggingface.co", None, "set HF_TOKEN"),
+        ("https://huggingface.co:443/prefix", None, "set HF_TOKEN"),
+        ("http://huggingface.co", False, "use https:// and set EVA_DIST_TOKEN"),
+        ("https://huggingface.co.evil.org", "ours", "set EVA_DIST_TOKEN (HF_TOKEN goes to the Hub"),
+        ("https://gateway/eva", "ours", "set EVA_DIST_TOKEN"),
+        ("http://gateway:8000", False, "use https://"),
+        ("http://10.0.0.1:8000", False, "use https://"),
+        ("http://127.0.0.1.evil.org", False, "use https://"),
+        ("http://127.0.0.2:8000", "ours", "set EVA_DIST_TOKEN"),
+        ("http://localhost:8000", "ours", "set EVA_DIST_TOKEN"),
+        ("http://[::1]:8000", "ours", "set EVA_DIST_TOKEN"),
+    ],
+)
+def test_which_token_goes_where(endpoint, token, remedy, monkeypatch):
+    monkeypatch.setenv("EVA_DIST_TOKEN", "ours")
+    assert token_for(endpoint) == token and how_to_give(endpoint).startswith(remedy)
+    monkeypatch.delenv("EVA_DIST_TOKEN")
+    assert token_for(endpoint) == (None if token is None else False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    assert token_for(endpoint) is None
 
 
 def test_offline_answers_from_the_cache_and_says_so(hub, artifact, monkeypatch, caplog):

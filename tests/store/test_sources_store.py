@@ -1,5 +1,8 @@
 """Artifacts in stores, by their words: a folder is read where it lies, a bucket over the cache."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,7 +81,7 @@ def test_a_bucket_is_asked_once(artifact, cache, bucket, monkeypatch):
     told: list[int] = []
     folder = fetch(f"{s3_url}/team/name@v1", progress=told.append)
     assert folder.is_relative_to(cache) and contents_of(folder) == contents_of(artifact)
-    assert sum(told) == sum(map(len, contents_of(artifact).values()))
+    assert sum(told) == sum(len(c) for n, c in contents_of(artifact).items() if n != "manifest.json")
     commit = store.snapshot(FINGERPRINT).commit
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for revision in (FINGERPRINT, commit):
@@ -94,4 +97,27 @@ def test_a_bit_that_flipped_in_a_bucket_is_not_kept(artifact, cache):
     store._objects.put(f"objects/blobs/{entry.sha256[:2]}/{entry.sha256}", b"\x01" + b"0" * (entry.size - 1))
     with pytest.raises(IntegrityError, match="weights.bin has sha256"):
         fetch(f"{url}/team/name", names=["weights.bin"])
-    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["manifest.json"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from eva_dist.store.sources import fetch
+from eva_dist.store.store import Store
+
+Store("memory://killed").publish_folder(Path(sys.argv[1]), "team/name", "v1")
+Store.read_range = lambda *_: os._exit(9)
+fetch("memory://killed/team/name", progress=False)
+"""
+
+
+def test_what_a_killed_fetch_leaves_is_swept(artifact, cache):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", KILLED, artifact], env=environment).returncode == 9
+    left = [path for path in cache.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert [path.parent for path in left] == [cache / "incoming"]
+    os.utime(left[0], (0, 0))
+    Store("memory://after").publish_folder(artifact, "team/name", "v1")
+    assert contents_of(fetch("memory://after/team/name")) == contents_of(artifact)
+    assert not list((cache / "incoming").iterdir())

@@ -5,12 +5,19 @@ import hashlib
 import json
 import logging
 import threading
+import time
 
+import obstore
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.plan import fingerprint
+from eva_dist.store.cache import Cache
+from eva_dist.store.objects import Objects
 from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
+from eva_dist.store.store_source import OpenedStore
+from eva_dist.store.upkeep import verify
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build, write_artifact
 
 
@@ -113,6 +120,36 @@ def test_an_artifact_in_a_folder_is_published_after_it_was_verified(store, tmp_p
     assert names(store) == ["team/name@v1"]
 
 
+def test_a_folder_with_other_tensors_under_a_known_fingerprint_is_refused_or_replaces_them(store, tmp_path):
+    store.publish_folder(write_artifact(tmp_path / "forged", "forged!"), "attacker/x", "r")
+    genuine = write_artifact(tmp_path / "genuine")
+    with pytest.raises(IntegrityError, match=r"has another eva_state_dict.safetensors under fingerprint 1+: .*--force"):
+        store.publish_folder(genuine, "victim/good", "r")
+    assert names(store) == ["attacker/x@r"]
+    store.publish_folder(genuine, "victim/good", "r", overwrite=True)
+    assert content_of(store, "victim/good", "r") == "tensors"
+
+
+def test_a_sound_copy_mends_what_is_damaged(store, tmp_path):
+    genuine = write_artifact(tmp_path / "genuine")
+    store.publish_folder(genuine, "team/name", "v1")
+    store._objects.put(blob_key(store.snapshot(ONE).entry(FILES[0]).sha256), b"tensosr")
+    store.publish_folder(genuine, "team/name", "v1", overwrite=True)
+    assert [checked.problem for checked in verify(store) if checked.problem] == []
+
+
+def test_an_artifact_under_a_fingerprint_that_is_not_its_own_is_refused(store, tmp_path):
+    """Somebody's run with that fingerprint would be answered with it."""
+    folder = write_artifact(tmp_path / "given")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"decisive": {"method": "eva"}}))
+    with pytest.raises(IntegrityError, match=r"is not that of `decisive`"):
+        store.publish_folder(folder, "team/name", "v1")
+    manifest |= {"decisive": {"method": "eva"}, "fingerprint": fingerprint({"method": "eva"})}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    store.publish_folder(folder, "team/name", "v1")
+
+
 # --- what a reader means ---
 
 
@@ -169,22 +206,21 @@ def test_ranges_and_streams_give_the_bytes_asked_for(store, tmp_path):
     store.verify_file(entry)
 
 
-def test_a_download_is_whole_verified_and_kept_where_it_is_right(store, tmp_path):
+def test_what_is_fetched_is_whole_verified_and_kept_where_it_is_right(store, tmp_path):
     store.publish(ONE, "team/name", "v1", builder())
     told: list[int] = []
     snapshot = store.snapshot(ONE)
-    store.download(snapshot, tmp_path / "here", progress=told.append)
-    assert sum(told) == snapshot.size
-    found = {str(p.relative_to(tmp_path / "here")) for p in (tmp_path / "here").rglob("*") if p.is_file()}
-    assert found == set(snapshot.files)
-    assert all((tmp_path / "here" / e.path).read_bytes() == store.read(e) for e in map(snapshot.entry, FILES))
-    before = (tmp_path / "here" / FILES[0]).stat().st_mtime_ns
-    (tmp_path / "here" / FILES[1]).write_text("gnp")
-    store.download(snapshot, tmp_path / "here")
-    assert (tmp_path / "here" / FILES[0]).stat().st_mtime_ns == before
-    assert (tmp_path / "here" / FILES[1]).read_text() == "png"
-    store.download(snapshot, tmp_path / "one", names=[FILES[1]])
-    assert [p.name for p in (tmp_path / "one").rglob("*") if p.is_file()] == ["ranks.png"]
+    opened = OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache"))
+    here = opened.fetch([FILES[1]])
+    assert sorted(p.name for p in here.rglob("*") if p.is_file()) == ["manifest.json", "ranks.png"]
+    assert opened.fetch(progress=told.append) == here and sum(told) == snapshot.entry(FILES[0]).size
+    assert {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()} == set(snapshot.files)
+    assert all((here / e.path).read_bytes() == store.read(e) for e in map(snapshot.entry, FILES))
+    before = (here / FILES[0]).stat().st_mtime_ns
+    (here / FILES[1]).write_text("gnp")
+    opened.fetch()
+    assert (here / FILES[0]).stat().st_mtime_ns == before
+    assert (here / FILES[1]).read_text() == "png"
 
 
 def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
@@ -192,10 +228,12 @@ def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
     snapshot = store.snapshot(ONE)
     entry = snapshot.entry(FILES[0])
     store._objects.put(blob_key(entry.sha256), b"tensosr")
-    for read in (store.read, store.verify_file, lambda e: store.download(snapshot, tmp_path / "here")):
-        with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish the artifact again"):
+    for read in (store.read, store.verify_file):
+        with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish it again: "):
             read(entry)
-    assert [p for p in (tmp_path / "here").rglob("*") if p.is_file()] == []
+    with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* nothing of it was kept"):
+        OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache")).fetch()
+    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["manifest.json"]
     # ... and an overwrite heals it
     store.publish(ONE, "team/name", "v1", builder(), overwrite=True)
     assert content_of(store, "team/name") == "tensors"
@@ -284,6 +322,58 @@ def test_names_that_leave_the_store_are_refused_before_the_work(store, fingerpri
 def test_check_writable_leaves_nothing(store):
     store.check_writable()
     assert list(store.objects_below("objects")) == []
+
+
+def test_touch_makes_young_and_changes_nothing(store):
+    store.publish(ONE, "team/name", "v1", builder())
+    key = manifest_key(ONE)
+    before, content = store._objects.get_found(key)
+    time.sleep(1.01 if store.url.startswith("s3") else 0.01)  # the finest time that S3 tells
+    store._objects.touch(key)
+    after, same = store._objects.get_found(key)
+    assert same == content and after.modified > before.modified
+    store._objects.touch(manifest_key(TWO))
+    assert store._objects.head(manifest_key(TWO)) is None
+
+
+def test_a_role_that_may_not_delete_is_enough(store, monkeypatch):
+    def refuse(key):
+        raise StoreError("AccessDenied")
+
+    monkeypatch.setattr(store._objects, "delete", refuse)
+    store.check_writable()
+
+
+def test_a_name_that_is_set_back_and_forth_is_read_anew(store, store_url):
+    """S3's version of an object is its content's hash: the same again is not the same moment."""
+    store.publish(ONE, "team/name", "v1", builder("one"))
+    store.publish(TWO, "team/name", "v1", builder("two"))
+    reader = Store(store_url)
+    assert reader.revisions()[0].fingerprint == TWO
+    for wanted in (ONE, TWO, ONE):
+        store.point(wanted, "team/name", "v1")
+        assert reader.revisions()[0].fingerprint == reader.fingerprint_of("team/name", "v1") == wanted
+
+
+def test_a_file_that_is_gone_is_a_clear_error_to_streams_too(store):
+    store.publish(ONE, "team/name", "v1", builder())
+    entry = store.snapshot(ONE).entry(FILES[0])
+    store._objects.delete(blob_key(entry.sha256))
+
+    async def streamed() -> list[bytes]:
+        return [chunk async for chunk in store.stream(entry)]
+
+    with pytest.raises(ArtifactNotFoundError, match="is gone; publish it again"):
+        asyncio.run(streamed())
+
+
+def test_a_large_file_is_put_in_no_more_parts_than_s3_takes(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(obstore, "put", lambda *given, chunk_size, **named: sizes.append(chunk_size))
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(400 << 30)
+    Objects("memory://parts").put_file("key", tmp_path / "sparse")
+    assert (400 << 30) / sizes[0] < 10_000 and sizes[0] < 1 << 30
 
 
 def test_a_store_that_overwrites_in_spite_of_create_only_is_refused(store, monkeypatch):

@@ -1,13 +1,15 @@
 """`verify` reads every byte once; `gc` takes what nothing names, and nothing else."""
 
+import json
 import os
 import time
 from datetime import timedelta
 
 import pytest
 
-from eva_dist.errors import IntegrityError
-from eva_dist.store.reader import blob_key, manifest_key
+from eva_dist.errors import ArtifactNotFoundError, IntegrityError
+from eva_dist.store.reader import blob_key, manifest_key, revision_key
+from eva_dist.store.snapshot import sealed
 from eva_dist.store.store import Store
 from eva_dist.store.upkeep import collect, garbage, verify
 from tests.store.artifacts import FILES, ONE, TWO, builder
@@ -21,9 +23,24 @@ def problems(store: Store) -> dict[tuple[str, str | None], str]:
 
 @pytest.fixture
 def two(store) -> Store:
+    return filled(store)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Store:
+    return filled(Store(str(tmp_path)))
+
+
+def filled(store: Store) -> Store:
     store.publish(ONE, "team/name", "v1", builder("one", ONE))
     store.publish(TWO, "team/name", "v2", builder("two", TWO))
     return store
+
+
+def long_ago(store: Store, key: str) -> None:
+    """Let an object of a folder be as old as last month; what else `touch` reaches is tested with the contract."""
+    then = time.time() - 30 * 86400
+    os.utime(store.root / key, (then, then))
 
 
 # --- verify ---
@@ -62,6 +79,19 @@ def test_each_kind_of_damage_is_found_and_named(two):
     assert f"points to {TWO}, which the store does not hold" in found["team/name@v2", None]
 
 
+def test_a_manifest_that_has_changed_tells_so(store):
+    def build(folder):
+        manifest = sealed(builder("one", ONE)(folder) | {"steps": 3, "share": 0.1, "name": "é"})
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        return manifest
+
+    store.publish(ONE, "team/name", "v1", build)
+    assert problems(store) == {}
+    content = store.snapshot(ONE).content
+    store._objects.put(manifest_key(ONE), content.replace(b'"steps": 3', b'"steps": 9'))
+    assert "has changed since it was written" in problems(store)[ONE, "manifest.json"]
+
+
 # --- gc ---
 
 
@@ -94,7 +124,57 @@ def test_what_is_named_again_between_looking_and_removing_stays(two):
     found = garbage(two, NOW)
     two.point(ONE, "team/other", "v1")
     assert collect(two, found) == 0
-    assert two.find(ONE) is not None
+    assert two.find(ONE) is not None and problems(two) == {}
+
+
+def test_the_grace_begins_when_the_name_is_taken_away(folder):
+    """An artifact of last year whose name went by mistake is there for another day."""
+    long_ago(folder, manifest_key(ONE))
+    folder.remove("team/name", "v1")
+    assert garbage(folder).manifests == ()
+    folder.point(ONE, "team/name", "v3")
+    long_ago(folder, manifest_key(ONE))
+    folder.point(TWO, "team/name", "v3")
+    assert garbage(folder).manifests == ()
+
+
+def test_an_old_artifact_that_is_named_again_is_young_before_it_is_named(folder, monkeypatch):
+    """`gc` that has looked before the name is there must find the manifest changed."""
+    folder.remove("team/name", "v1")
+    long_ago(folder, manifest_key(ONE))
+    put, seen = folder._objects.put, []
+
+    def look(key, content, create=False):
+        seen.append(garbage(folder).manifests)
+        return put(key, content, create)
+
+    monkeypatch.setattr(folder._objects, "put", look)
+    folder.point(ONE, "team/name", "v1")
+    assert seen == [()]
+
+
+def test_an_artifact_that_gc_takes_while_it_is_named_is_not_reported_as_published(two, monkeypatch):
+    put = two._objects.put
+
+    def after_gc(key, content, create=False):
+        two._objects.delete(manifest_key(ONE))
+        return put(key, content, create)
+
+    monkeypatch.setattr(two._objects, "put", after_gc)
+    with pytest.raises(ArtifactNotFoundError, match="publish it first"):
+        two.point(ONE, "team/name", "v9")
+
+
+def test_nothing_is_taken_while_a_name_does_not_say_what_it_points_to(two):
+    key = revision_key("team/name", "v1")
+    for content in (b"", b"[" * 60_000, b'{"fingerprint": "../x"}', b" " * 70_000):
+        two._objects.put(key, content)
+        assert two.revisions_and_broken()[1] == [key] and [one.revision for one in two.revisions()] == ["v2"]
+        assert "does not say what it points to" in problems(two)[key, None]
+        with pytest.raises(IntegrityError, match=rf"{key} does not say"):
+            garbage(two, NOW)
+    two.remove("team/name", "v1")
+    assert problems(two) == {}
 
 
 def test_a_blob_that_is_written_again_meanwhile_stays(two):
@@ -128,6 +208,16 @@ def test_nothing_is_taken_while_a_manifest_cannot_be_read(two):
     two._objects.put(manifest_key(TWO), b"{")
     with pytest.raises(IntegrityError, match=TWO):
         garbage(two, NOW)
+
+
+def test_links_that_are_young_or_somebody_elses_stay(tmp_path):
+    store = Store(str(tmp_path))
+    store.publish(ONE, "team/name", "v1", builder())
+    (tmp_path / "datasets/raw").mkdir(parents=True)
+    (tmp_path / "datasets/raw/latest").symlink_to("/etc")
+    (tmp_path / "snapshots" / TWO).symlink_to("../objects/trees/x")  # of a publisher at work
+    assert garbage(store).paths == ()
+    assert garbage(store, NOW).paths == (tmp_path / "snapshots" / TWO,)
 
 
 def test_leftovers_in_a_folder(tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.artifact.bounded_table import MOST_BYTES, MOST_ROWS, coded, read_columns
 from eva_dist.artifact.manifest_facts import LayerRow, read_layers
 from eva_dist.artifact.places import Place, places
 from eva_dist.artifact.reading import as_count, shown
@@ -86,12 +85,14 @@ def read_detail(store: Store, snapshot: Snapshot) -> Detail:
 
 def _table(store: Store, snapshot: Snapshot, file: str, columns: Sequence[str], most_rows: int | None) -> pa.Table:
     """Return columns of a table, the first one of texts, that is not larger than the manifest can mean."""
+    from eva_dist.artifact.columns import MOST_BYTES, MOST_ROWS, read_columns
+
     entry = snapshot.files.get(file)
     if entry is None:
         raise ValueError("not among the artifact's files")
     if entry.size > MOST_BYTES:
         raise ValueError(f"{entry.size:,} bytes are more than a page reads ({MOST_BYTES:,})")
-    return read_columns(store.read(entry), columns[0], columns[1:], most_rows)
+    return read_columns(store.read(entry), columns, MOST_ROWS if most_rows is None else most_rows)
 
 
 def _most_components(layers: Sequence[LayerRow]) -> dict[str, int]:
@@ -113,13 +114,15 @@ def _most_steps(snapshot: Snapshot, layers: Sequence[LayerRow]) -> int | None:
 def _spectrum(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[str, Any]:
     import numpy as np
 
+    from eva_dist.artifact.columns import coded, numbers
+
     names, layer_R = coded(table["layer"])
     most = _most_components(detail.layers)
     if unknown := next((name for name in names if name not in most), None):
         raise ValueError(f"it names {unknown[:100]!r}, which is no layer of the manifest")
-    component_R = _numbers(table["component"])
-    ratio_R, kept_R = _numbers(table["explained_variance_ratio"]), _numbers(table["kept"]) > 0
-    step_R = _numbers(table["step_converged"])
+    component_R = numbers(table["component"])
+    ratio_R, kept_R = numbers(table["explained_variance_ratio"]), numbers(table["kept"]) > 0
+    step_R = numbers(table["step_converged"])
     most_R = np.array([most[name] for name in names], dtype=float)[layer_R]
     can_be = (component_R >= 0) & (component_R < most_R) & (component_R % 1 == 0) & np.isfinite(ratio_R)
     if not np.all(can_be):
@@ -173,9 +176,11 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     """
     import numpy as np
 
+    from eva_dist.artifact.columns import MOST_ROWS, coded, numbers
+
     sizes = Counter(layer.input_group for layer in detail.layers)
     groups, group_R = coded(table["input_group"])
-    step_R = _numbers(table["step"])
+    step_R = numbers(table["step"])
     total = sum(sizes.values())
     if not len(step_R) or not total:
         return {}
@@ -189,11 +194,3 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     if at_end is not None and of_its_own:  # else it judges other passes by these settings
         converged.append(at_end / total)
     return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(converged, start=1))}
-
-
-def _numbers(column: Any) -> np.ndarray[Any, Any]:
-    """Return a column as float64, NaN where it is null."""
-    import numpy as np
-    import pyarrow as pa
-
-    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=float)

@@ -8,33 +8,13 @@ import pytest
 
 from eva_dist.derive import derive_and_publish
 from eva_dist.errors import DerivationError, IntegrityError, StoreError
-from eva_dist.merge import merge_and_publish
-from eva_dist.store.store import Store
 from tests.summed_runs import MODEL, ROWS, SIZES, assert_same, folder_of, publish_run, rows_of
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(str(tmp_path_factory.mktemp("runs") / "store"))
-
-
-@pytest.fixture(scope="module")
-def runs(store):
-    """The sources by name; tests only read them."""
-    return {name: publish_run(store, name, rows) for name, rows in ROWS.items()}
-
-
-@pytest.fixture
-def add(runs, tmp_path):
-    """Merge these sources into a store of its own, unless told which."""
-
-    def start(*names, weights=(), into="store", repo_id=None, revision=None, **changes):
-        sources = [runs[name].url if name in runs else str(name) for name in names]
-        return merge_and_publish(sources, weights, changes, str(tmp_path / into), repo_id, revision)
-
-    return start
+def last_bit_flipped(content: bytes) -> bytes:
+    return content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
 
 
 class TestRefused:
@@ -86,6 +66,20 @@ class TestRefused:
             assert len(str(error.value).splitlines()) == 1, again
         with pytest.raises(DerivationError, match="holds the same sums"):
             add(inside, folder_of(add("three", "two")))
+
+    def test_the_same_run_computed_twice(self, runs, store, add, tmp_path):
+        """Another machine adds up in another order: the sums differ in their last bits, and count no more for it."""
+        again = shutil.copytree(runs["one"].folder, tmp_path / "again")
+        path = again / "covariance.safetensors"
+        path.write_bytes(content := last_bit_flipped(path.read_bytes()))
+        manifest = json.loads((again / "manifest.json").read_text())
+        manifest["files"][path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        (again / "manifest.json").write_text(json.dumps(manifest))
+        inside = folder_of(add("one", "three"))
+        said = f"the same sums as .* .fingerprint {runs['one'].fingerprint[:9]}"
+        for pair in ((again, "one"), ("one", again), (again, inside), (inside, again)):
+            with pytest.raises(DerivationError, match=said):
+                add("two", *pair)
 
     def test_the_same_data_in_two_of_them_is_said(self, store, add, caplog):
         tighter = publish_run(store, "tighter", rows_of(1, 3), data="one", tau=0.99)
