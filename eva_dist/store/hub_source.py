@@ -4,6 +4,7 @@ Only what two requests need is asked of the server: which commit a revision is, 
 token is that of the host (`hub_token.py`); it is dropped where that host redirects to another one.
 """
 
+import json
 import logging
 import re
 import time
@@ -13,8 +14,8 @@ from difflib import get_close_matches
 from urllib.parse import quote
 
 import huggingface_hub.errors as hub_errors
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_stream_backoff
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
 from eva_dist.store.cache import Cache
@@ -30,6 +31,7 @@ NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40,128}")
 _LARGEST_MANIFEST = 64 << 20
+_LARGEST_ANSWER = 16 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
 _MOST_NAMED = 10
@@ -47,18 +49,23 @@ class Repository:
 
     def commit(self, revision: str | None) -> str:
         """Return the commit that a revision is now."""
-        api = HfApi(endpoint=self.endpoint, token=self._token, library_name="eva_dist")
+        if constants.is_offline_mode():
+            raise StoreError(
+                f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
+            )
+        at = f"/revision/{quote(revision, safe='')}" if revision else ""
         try:
             with self.explained(revision):
-                found = api.model_info(self.repo_id, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                said = self._json(f"api/models/{self.repo_id}{at}")
         except _BrokenError as error:
             raise StoreError(str(error)) from error
-        if not _COMMIT.fullmatch(found.sha or ""):
+        commit = said.get("sha") if isinstance(said, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise StoreError(
-                f"source={self.asked}: {self.endpoint} names the commit {found.sha!r:.80}, must be 40 hex digits; "
-                "it is no Hub, check the URL"
+                f"source={self.asked}: {self.endpoint} does not answer as a Hub does: it names the commit "
+                f"{commit!r:.80}, must be 40 hex digits; check the URL"
             )
-        return str(found.sha)
+        return commit
 
     def manifest(self, commit: str) -> bytes:
         """Return the bytes of `manifest.json`."""
@@ -186,15 +193,30 @@ class Repository:
     def _ask(self, route: str) -> object:
         """Return what the server says, to help a person on; None if it does not. One request, no further pages."""
         with suppress(Exception):
-            response = get_session().get(
-                f"{self.endpoint}/{route}",
-                headers=build_hf_headers(token=self._token),
-                timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            )
-            if response.status_code == 200:
-                said: object = response.json()
-                return said
+            return self._json(route)
         return None
+
+    def _json(self, route: str) -> object:
+        """Return what the server says at a route; None if that is no JSON, or more than any Hub says."""
+        content = bytearray()
+        with http_stream_backoff(
+            "GET",
+            f"{self.endpoint}/{route}",
+            headers=build_hf_headers(token=self._token, library_name="eva_dist"),
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_exceptions=(),
+            retry_on_status_codes=(408, 429, 503),
+        ) as response:
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > _LARGEST_ANSWER:
+                    return None
+        try:
+            said: object = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+        return said
 
 
 class OpenedHub(OpenedElsewhere):

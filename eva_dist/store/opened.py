@@ -8,7 +8,7 @@ from pathlib import Path
 from eva_dist.errors import IntegrityError, StoreError
 from eva_dist.store.cache import Cache, told
 from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, open_regular, sha256_of
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
@@ -141,14 +141,15 @@ class NoRangesError(StoreError):
 def read_file(path: Path) -> bytes:
     """Return a file's bytes; `IntegrityError` if it is not there."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise missing(path, error) from error
 
 
 def _part(path: Path, start: int, end: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             content = file.read(end - start)
     except OSError as error:

@@ -1,9 +1,13 @@
 """Words for artifacts: what each one names, and what is none."""
 
+import os
+
 import pytest
 
-from eva_dist.errors import ConfigError
-from eva_dist.store.sources import Kind, parse_source
+from eva_dist.errors import ConfigError, IntegrityError
+from eva_dist.store.sources import Kind, fetch, parse_source
+from eva_dist.store.store import Store
+from tests.small_artifact import write_artifact
 
 FINGERPRINT = "ab" * 32
 
@@ -92,3 +96,13 @@ def test_a_name_below_the_root_of_a_store_of_folders(tmp_path):
     (tmp_path / "team/name").mkdir(parents=True)
     source = parse_source(tmp_path / "team/name")
     assert (source.kind, source.url, source.repo_id) == (Kind.store, str(tmp_path), "team/name")
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path):
+    folder = write_artifact(tmp_path / "artifact")
+    (folder / "weights.bin").unlink()
+    os.mkfifo(folder / "weights.bin")
+    with pytest.raises(IntegrityError, match=r"weights\.bin cannot be read: not a regular file"):
+        fetch(folder)
+    with pytest.raises(IntegrityError, match="is missing though the manifest lists it"):
+        Store(str(tmp_path / "store")).publish_folder(folder, "team/name", "v1")

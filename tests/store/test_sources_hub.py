@@ -4,7 +4,10 @@ import json
 import logging
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -320,3 +323,31 @@ def test_a_cache_that_cannot_be_written(hub, artifact, monkeypatch, tmp_path):
     monkeypatch.setenv("EVA_DIST_CACHE", str(tmp_path / "file"))
     with pytest.raises(StoreError, match="EVA_DIST_CACHE: .* cannot be written: Not a directory; .*set EVA_DIST_CACHE"):
         fetch(f"{hub.url}/org/name")
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>log in</html>", "[]", "{}", '{"sha": 5}', '{"id": "org/name"}', "[" * 100_000, None], ids=str
+)
+def test_a_server_that_is_no_hub_is_said_to_be_none(body, monkeypatch):
+    """Any website, a page to log in, or one whose answer never ends: little of that is read."""
+    sent = 0
+
+    class Odd(BaseHTTPRequestHandler):
+        def do_GET(self):
+            nonlocal sent
+            self.send_response(200)
+            self.end_headers()
+            with suppress(ConnectionError):
+                for chunk in [body.encode()] if body else iter(lambda: b" " * 65536, None):
+                    sent += self.wfile.write(chunk)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("eva_dist.store.hub_source._LARGEST_ANSWER", 1 << 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StoreError, match=r"does not answer as a Hub does: .*check the URL"):
+            fetch(f"http://127.0.0.1:{server.server_port}/org/name@v1")
+        server.shutdown()
+    assert sent < 50 << 20
