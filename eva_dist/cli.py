@@ -4,6 +4,8 @@ Imports are light: torch and ray come with the command that needs them, if at al
 Exit codes: 0 done, 2 bad settings or usage, 130 interrupted, 1 anything else; a job that is followed passes its own on.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 
 import typer
@@ -64,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EvaDistError as error:
         say(f"error: {error}")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Have the results arrive. Who has closed the pipe, as `head` does, wants no more and no word of it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes, and complains, once more
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

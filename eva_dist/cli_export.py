@@ -133,12 +133,15 @@ def _read(source: str, store: str) -> _Given:
 
 
 def _config(content: bytes, where: object) -> dict[str, Any]:
+    from eva_dist.artifact.adapter_config import check_adapter_config
+
     try:
         config = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{ADAPTER_CONFIG_FILE} of {where} is not JSON ({error}); get it again") from error
     if not isinstance(config, dict):
         raise IntegrityError(f"{ADAPTER_CONFIG_FILE} of {where} is no mapping; get it again")
+    check_adapter_config(config, where)
     return config
 
 

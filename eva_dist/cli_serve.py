@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eva_dist.cli_options import STORE, StoreUrl
+from eva_dist.cli_store import existing_store
 from eva_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,17 +52,19 @@ def serve(
     from eva_dist.gateway.server import check_host, say, serve_until_asked
     from eva_dist.gateway.upstream import upstream_of
     from eva_dist.logs import log_to_stderr
-    from eva_dist.store.store import Store
 
     check_host(host, token_file is not None)
     access = Access(token_file)
     there = upstream_of(upstream, upstream_mode.value, _secret(upstream_token_env), token_file is not None)
-    app = make_app(Store(store), access=access, upstream=there)
+    opened = existing_store(store)
+    count = len(opened.revisions())  # a store that cannot be read is told now, not to who asks first
+    app = make_app(opened, access=access, upstream=there)
     log_to_stderr()
 
     def started(bound: int) -> None:
         url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
-        say(f"serving {store} at {url} ({_who(access)})")
+        found = f"{count:,} artifact{'' if count == 1 else 's'}" if count else "no artifact yet"
+        say(f"serving {store}, {found}, at {url} ({_who(access)})")
         token = "" if token_file is None else "HF_TOKEN=... "
         say(f"use it: HF_ENDPOINT={url} {token}hf download team/name --revision rho2.0-tau0.99")
 

@@ -1,7 +1,7 @@
 """`eva-dist show`: an artifact in the terminal, with its ranks and spectra as drawings of text."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +59,7 @@ def show(
 
     opened = open_source(source, store)
     snapshot, found = opened.snapshot, find(source, store, opened)
-    ratios = read_ratios(opened.read(SPECTRUM_FILE)) if SPECTRUM_FILE in snapshot.files else None
+    ratios = read_ratios(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
     layers = layers_of(snapshot.manifest, ratios)
     kinds = kinds_of(layers, ratios)
     if as_json:
@@ -67,7 +67,7 @@ def show(
         return
     console = results()
     sections: list[list[Any]] = [
-        [facts_table(_facts(snapshot, found.where))],
+        [facts_table(_facts(snapshot, found))],
         list(_kinds(kinds, ratios, console)),
         list(_map(layers, console)),
         [_layers(layers, console)] if with_layers else [],
@@ -80,11 +80,15 @@ def show(
 
 @dataclass(frozen=True)
 class Found:
-    """Where an artifact is: to show, its folder if it has one here, and the word for it that holds everywhere."""
+    """Where an artifact is: to show, its folder if it has one here, and the word for it that holds everywhere.
+
+    `name` is what it was asked for by, `team/name@revision` with the revision that this means now; None for a folder.
+    """
 
     where: str
     folder: Path | None
     word: str
+    name: str | None = None
 
 
 def find(source: str, store_url: str, opened: "Opened") -> Found:
@@ -96,13 +100,24 @@ def find(source: str, store_url: str, opened: "Opened") -> Found:
     if parsed.kind is Kind.folder:
         return Found(opened.where, Path(parsed.url).absolute(), str(Path(parsed.url).absolute()))
     if parsed.kind is Kind.hub or not parsed.repo_id:
-        return Found(opened.where, None, source)
+        at = "@" if parsed.revision else ""
+        name = f"{parsed.repo_id}{at}{parsed.revision or ''}" if parsed.repo_id else None
+        return Found(opened.where, None, source, name)
     store = Store(parsed.url)
     revision = store.resolve(parsed.repo_id, parsed.revision).revision
     folder = None if store.root is None else store.root / parsed.repo_id / revision
-    word = f"{store.root or parsed.url.rstrip('/')}/{parsed.repo_id}@{revision}"
+    name = f"{parsed.repo_id}@{revision}"
+    word = f"{store.root or parsed.url.rstrip('/')}/{name}"
     there = folder is not None and folder.exists()
-    return Found(str(folder) if there else opened.where, folder if there else None, word)
+    return Found(str(folder) if there else opened.where, folder if there else None, word, name)
+
+
+def first_name(manifest: Mapping[str, Any]) -> str | None:
+    """Return what an artifact was first published as, which its manifest keeps: others may point to it since."""
+    from eva_dist.listing import at
+
+    names = at(manifest, "repo_id"), at(manifest, "revision")
+    return f"{names[0]}@{names[1]}" if all(isinstance(name, str) for name in names) else None
 
 
 def loading(source: str, found: Found) -> dict[str, str]:
@@ -115,16 +130,17 @@ def loading(source: str, found: Found) -> dict[str, str]:
     }
 
 
-def _facts(snapshot: "Snapshot", where: str) -> dict[str, object]:
+def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
     from eva_dist.listing import at, facts_of
 
     facts, manifest = facts_of(snapshot), snapshot.manifest
     eva, data = at(manifest, "config", "eva"), at(manifest, "config", "data")
     settings = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
-    given = {key: at(data, key) for key in ("name", "split", "num_samples")}
+    given, first = {key: at(data, key) for key in ("split", "num_samples")}, first_name(manifest)
     return {
-        "artifact": f"{_value(at(manifest, 'repo_id'))}@{_value(at(manifest, 'revision'))}",
-        "at": where,
+        "artifact": found.name,
+        "first published as": None if first == found.name else first,
+        "at": found.where,
         "status": f"{facts.status}: {_value(at(manifest, 'layers_converged'))} of "
         f"{_value(at(manifest, 'layers_total'))} layers converged, after {_value(at(manifest, 'steps'))} steps and "
         f"{_value(at(manifest, 'tokens'))} tokens",
@@ -223,6 +239,8 @@ def _document(
     more = (*names, "trainable_parameters", "budget", "derived_from", "model", "data", "versions")
     document: dict[str, Any] = {
         "source": source,
+        "name": found.name,
+        "first_published_as": first_name(manifest),
         "at": found.where,
         "fingerprint": snapshot.fingerprint,
         "commit": snapshot.commit,

@@ -10,7 +10,7 @@ import typer
 
 from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl, is_terminal
-from eva_dist.errors import ArtifactNotFoundError, ConfigError
+from eva_dist.errors import ArtifactNotFoundError, ConfigError, StoreError
 from eva_dist.terminal import Column, age_text, cell, fitting_table, print_json, put, say, size_text, status_cell
 from eva_dist.terminal import stdout as results
 
@@ -117,6 +117,21 @@ def open_store(url: str) -> "Store":
     from eva_dist.store.store import Store
 
     return Store(url)
+
+
+def existing_store(url: str) -> "Store":
+    """Return the store; nothing can be said of a folder that is not there, whose name may be mistyped.
+
+    Raises:
+        StoreError: the URL can be no store, or its folder is not there.
+    """
+    store = open_store(url)
+    if store.root is not None and not store.root.is_dir():
+        raise StoreError(
+            f"store.url={url}: there is no folder {store.root}; name the one that holds the store (--store, or "
+            "EVA_DIST_STORE), or publish an artifact there first"
+        )
+    return store
 
 
 def _cells(row: "Listed", now: datetime) -> list[Any]:

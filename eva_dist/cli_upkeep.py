@@ -12,7 +12,7 @@ import typer
 
 from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl
-from eva_dist.cli_store import again, open_store
+from eva_dist.cli_store import again, existing_store
 from eva_dist.errors import ConfigError, EvaDistError, IntegrityError
 from eva_dist.terminal import Column, cell, duration, fitting_table, print_json, put, say, size_text
 from eva_dist.terminal import stdout as results
@@ -48,7 +48,7 @@ def verify(
 
     Exit code 1 when anything is wrong; each problem is a line that says what to do.
     """
-    where, checked = _check_store(open_store(store)) if source is None else _check_artifact(source, store)
+    where, checked = _check_store(existing_store(store)) if source is None else _check_artifact(source, store)
     _report(where, checked, as_json)
 
 
@@ -70,7 +70,7 @@ def gc(
     age = duration(older_than)
     if age is None:
         raise ConfigError(f"--older-than={older_than} must be a number and s, m, h or d; e.g. --older-than 24h")
-    opened = open_store(store)
+    opened = existing_store(store)
     found = garbage(opened, age)
     removed = collect(opened, found) if delete else None
     if as_json:

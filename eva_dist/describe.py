@@ -123,23 +123,32 @@ def rank_grid(layers: Sequence[Layer]) -> tuple[list[str], list[list[float | Non
     ]
 
 
-def read_ratios(spectrum: bytes) -> dict[str, list[float]]:
+def read_ratios(spectrum: bytes, manifest: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the explained-variance ratios of each layer, from `spectrum.parquet`.
 
     Raises:
-        IntegrityError: it is none.
+        IntegrityError: it is none, or larger than layers of this manifest can have.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from eva_dist.artifact.columns import coded, numbers, read_columns
 
     try:
-        table = pq.read_table(pa.BufferReader(spectrum), columns=["layer", "explained_variance_ratio"]).to_pydict()
-        found: dict[str, list[float]] = {}
-        for name, ratio in zip(table["layer"], table["explained_variance_ratio"], strict=True):
-            found.setdefault(str(name), []).append(float(ratio))
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        most = _most_components(layers_of(manifest))
+        table = read_columns(spectrum, ["layer", "explained_variance_ratio"], sum(most.values()))
+        names, layer_R = coded(table["layer"])
+        if unknown := next((name for name in names if name not in most), None):
+            raise ValueError(f"it names {unknown[:100]!r}, which is no layer of the manifest")
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for at_, ratio in zip(layer_R.tolist(), numbers(table["explained_variance_ratio"]).tolist(), strict=True):
+            found[names[at_]].append(ratio)
+    except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's are some of them
         raise IntegrityError(f"spectrum.parquet cannot be read ({error}); get the artifact again") from error
     return found
+
+
+def _most_components(layers: Sequence[Layer]) -> dict[str, int]:
+    """Return how many components may be stored of each layer: as many as any layer needs, for inputs are shared."""
+    most = max((layer.max_rank for layer in layers), default=0)
+    return {layer.name: most for layer in layers}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

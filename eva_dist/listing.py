@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
+from eva_dist.artifact.manifest_facts import read_facts
 from eva_dist.errors import StoreError
 from eva_dist.store.snapshot import Snapshot
 from eva_dist.store.store import Revision, Store
@@ -24,7 +25,7 @@ class Facts:
     status: str
     base_model: str | None
     data: str | None
-    r: int | None
+    r: float | None
     rho: float | None
     tau: float | None
     whiten: bool | None
@@ -95,19 +96,18 @@ def fits(repo_id: str, revision: str, pattern: str) -> bool:
 
 
 def facts_of(snapshot: Snapshot) -> Facts:
-    """Return what a manifest says; nothing in it is believed to have a type."""
-    manifest = snapshot.manifest
-    status = _text(manifest, "status")
+    """Return what a manifest says, as the pages read it too; nothing in it is believed to have a type."""
+    known = read_facts(snapshot, snapshot.fingerprint)
     return Facts(
-        status=status if status in ("done", "not_converged") else status or "unknown",
-        base_model=_text(manifest, "model", "id"),
-        data=_text(manifest, "config", "data", "path"),
-        r=_number(manifest, int, "r"),
-        rho=_number(manifest, float, "config", "eva", "rho"),
-        tau=_number(manifest, float, "config", "eva", "tau"),
-        whiten=_flag(manifest, "config", "eva", "whiten"),
-        created=_text(manifest, "created"),
-        size=snapshot.size,
+        status=known.status,
+        base_model=known.base_model,
+        data=known.data,
+        r=_whole(known.r),
+        rho=known.rho,
+        tau=known.tau,
+        whiten=known.whiten,
+        created=None if known.created is None else known.created.isoformat(),
+        size=known.size,
     )
 
 
@@ -145,17 +145,6 @@ def _row(store: Store, one: Revision) -> Listed:
     return Listed(*named, facts)
 
 
-def _text(manifest: Any, *keys: str) -> str | None:
-    value = at(manifest, *keys)
-    return value if isinstance(value, str) else None
-
-
-def _flag(manifest: Any, *keys: str) -> bool | None:
-    value = at(manifest, *keys)
-    return value if isinstance(value, bool) else None
-
-
-def _number(manifest: Any, kind: type, *keys: str) -> Any:
-    value = at(manifest, *keys)
-    plausible = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST  # not NaN
-    return kind(value) if plausible else None
+def _whole(value: float | None) -> float | None:
+    """Return a number as JSON has a whole one, if it is."""
+    return int(value) if value is not None and value.is_integer() and abs(value) < _LARGEST else value

@@ -98,3 +98,19 @@ class TestClone:
     def test_plan_without_a_clone_is_bad_usage(self, tmp_path, capsys):
         assert code_of("plan", "--working-dir", str(tmp_path), "model=llama") == 2
         assert "error: --working-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls", "--json", "--store", "memory://nothing"]])
+def test_a_pipe_that_is_closed_is_no_word(arguments):
+    """As of `eva-dist ... | head`: what is left is thrown away, not complained about."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "eva_dist.cli", *arguments]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        ran = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT, env=buffered
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, "")

@@ -64,6 +64,23 @@ def test_a_name_in_a_store_and_one_that_is_none(run, folder, tmp_path):
     assert run("a b", "--store", tmp_path / "store").code in (1, 2)
 
 
+def test_it_is_called_what_it_was_asked_for_by(run, folder, tmp_path):
+    """Not what its manifest says: that is the name it was first given, and may be another artifact's by now."""
+    store = str(tmp_path / "store")
+    publish(store, folder, "team/tiny@own")
+    publish(store, folder, "lab/copy@v2")
+
+    def told(source):
+        return dict(line.split(maxsplit=1) for line in run(source, "--store", store).out.splitlines()[:3])
+
+    assert told("lab/copy")["artifact"] == "lab/copy@v2"
+    assert told("lab/copy")["first"] == "published as  team/tiny@own"
+    assert told("team/tiny@own")["artifact"] == "team/tiny@own" and "first" not in told("team/tiny")
+    assert told(str(folder))["first"] == "published as  team/tiny@own" and "artifact" not in told(str(folder))
+    document = run("lab/copy", "--store", store, "--json").json
+    assert (document["name"], document["first_published_as"]) == ("lab/copy@v2", "team/tiny@own")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

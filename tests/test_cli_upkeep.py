@@ -113,3 +113,11 @@ class TestCollect:
         for wrong in ("x", "24", "-1h", "nanh", "1e999d"):
             ran = run("gc", f"--older-than={wrong}")
             assert ran.code == 2 and f"--older-than={wrong} must be a number and s, m, h or d" in ran.err
+
+
+@pytest.mark.parametrize("words", [["verify"], ["store", "verify"], ["gc"], ["gc", "--delete"], ["serve"]])
+def test_a_folder_that_is_not_there_is_no_store_in_order(run, tmp_path, words):
+    ran = run(*words, "--store", tmp_path / "sotre")
+    assert (ran.code, ran.out) == (1, "")
+    assert f"there is no folder {tmp_path / 'sotre'}" in ran.err and "all right" not in ran.err
+    assert not (tmp_path / "sotre").exists()

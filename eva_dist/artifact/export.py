@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eva_dist.artifact.adapter_config import check_adapter_config
 from eva_dist.artifact.restore import Stored
 from eva_dist.errors import ConfigError, IntegrityError
 from eva_dist.modeling.peft_rules import layer_r
@@ -92,10 +93,13 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ad
 
     Raises:
         ConfigError: it adapts more than weights of linear layers.
-        IntegrityError: its tensors are not pairs of A and B that fit each other.
+        IntegrityError: its settings are none, or its tensors are not pairs of A and B that fit each other.
     """
+    check_adapter_config(config)
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"peft_type={config.get('peft_type')} must be LORA: only LoRA has a rank to make uniform")
+    if config.get("lora_alpha") is None:
+        raise IntegrityError("adapter_config.json has no lora_alpha; save the adapter anew with PEFT")
     halves: dict[str, dict[str, Tensor]] = {}
     others = {}
     for key, tensor in tensors.items():

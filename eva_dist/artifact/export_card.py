@@ -24,7 +24,7 @@ def export_card(config: Mapping[str, Any], facts: Mapping[str, Any], made: "Unif
 
 def _head(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     base = json.dumps(str(config.get("base_model_name_or_path") or ""))
-    origin = f"the artifact `{facts['fingerprint']}`" if facts["fingerprint"] else "a trained adapter"
+    origin = f"the artifact `{_code(facts['fingerprint'])}`" if facts["fingerprint"] else "a trained adapter"
     return f"""---
 library_name: peft
 base_model: {base}

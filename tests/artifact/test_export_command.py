@@ -105,6 +105,46 @@ def test_what_cannot_be_exported_leaves_nothing(run, trained, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("rank", ["mixed", "pad"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": ["LORA"]}, "peft_type=['LORA'] must be a text"),
+        ({"peft_type": None}, "peft_type=None must be a text"),
+        ({"r": "8"}, "r='8' must be a whole number in 1..1048576"),
+        ({"r": 0}, "r=0 must be a whole number"),
+        ({"lora_alpha": "16"}, "lora_alpha='16' must be a number above 0"),
+        ({"lora_alpha": 0}, "lora_alpha=0 must be a number above 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha=1000"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be a number"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern=['q_proj'] must be a mapping"),
+        ({"rank_pattern": {"q_proj": [3]}}, "rank_pattern.'q_proj'=[3] must be a whole number"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern.'q_proj'=None must be a number above 0"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern has the key '('"),
+        ({"use_rslora": "no"}, "use_rslora='no' must be true or false"),
+        ({"target_modules": {"q": 1}}, "target_modules={'q': 1} must be a text or a list of texts"),
+        ({"target_modules": [["q"]]}, "target_modules=[['q']] must be a text or a list of texts"),
+    ],
+)
+def test_a_config_that_is_none_is_told_by_its_setting(run, trained, tmp_path, change, said, rank):
+    path = trained / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    ran = run("export", "trained", "out", "--rank", rank)
+    assert (ran.code, ran.out) == (1, "") and f"adapter_config.json of trained: {said}" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_nested_without_end_or_lacks_its_alpha(run, trained):
+    path = trained / "adapter_config.json"
+    whole = json.loads(path.read_text())
+    path.write_text("[" * 100_000)
+    ran = run("export", "trained", "out")
+    assert ran.code == 1 and "adapter_config.json of trained is not JSON" in ran.err
+    path.write_text(json.dumps({key: value for key, value in whole.items() if key != "lora_alpha"}))
+    ran = run("export", "trained", "out", "--rank", "pad")
+    assert ran.code == 1 and "adapter_config.json has no lora_alpha" in ran.err
+
+
 @pytest.mark.parametrize("wrong", ["8", "pad:", "pad:0", "fixed", "fixed:-1", "mixed:4", "", "max"])
 def test_a_rank_that_is_none(wrong):
     with pytest.raises(ConfigError, match="must be mixed, pad, pad:N or fixed:N") as refused:

@@ -143,6 +143,45 @@ def test_two_ticks_compare(page):
     expect(page.get_by_role("heading", level=2).first).to_contain_text("A: team/tiny")
 
 
+def test_ticks_stay_while_one_searches_pages_and_sorts(page):
+    page.goto("/")
+    page.get_by_role("searchbox").fill("seed3")
+    page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True).check()
+    page.get_by_role("searchbox").fill("lab")
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_text("To compare: many/runs@seed3")).to_be_visible()
+    page.get_by_role("link", name="Drop “lab”").click()  # a page anew, then another order and its second page
+    page.get_by_role("columnheader", name="tokens").get_by_role("link").click()
+    page.get_by_role("link", name="Next").click()
+    expect(rows(page)).to_have_count(10)
+    box = page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True)
+    expect(box).to_be_checked()
+    page.get_by_role("checkbox", name="Compare many/runs@seed5", exact=True).check()
+    page.reload()
+    expect(rows(page)).to_have_count(10)
+    expect(box).to_be_checked()
+    page.get_by_role("link", name="Previous").click()
+    expect(page.get_by_text("To compare:")).to_have_count(2)
+    expect(page.get_by_role("checkbox", name="Compare lab/other@one")).to_be_disabled()  # two are enough
+    page.get_by_role("link", name="Do not compare many/runs@seed5").click()
+    page.get_by_role("checkbox", name="Compare lab/other@one").check()
+    page.get_by_role("button", name="Compare the two that are ticked").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("lab/other@one and many/runs@seed3")
+
+
+def test_ticks_stay_without_javascript(browser, site):
+    with opened(browser, site[0], java_script_enabled=False) as page:
+        page.goto("/?q=seed3&sort=tokens")
+        page.get_by_role("checkbox", name="Compare many/runs@seed3", exact=True).check()
+        page.get_by_role("button", name="Keep the ticks, and search on").click()
+        assert "q=seed3" in page.url and "sort=tokens" in page.url
+        page.get_by_role("searchbox").fill("lab")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("checkbox", name="Compare lab/other@one").check()
+        page.get_by_role("button", name="Compare the two that are ticked").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("lab/other@one and many/runs@seed3")
+
+
 def test_by_keyboard_alone(page):
     page.goto("/?q=tiny&rho=2")
     page.keyboard.press("Tab")
@@ -206,7 +245,22 @@ def test_a_phone_need_not_scroll_sideways(browser, site, path):
             summary.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         if path == "/":
-            assert page.get_by_role("row").count() > 50  # cards are still a table to a screen reader
+            assert page.get_by_role("row").count() == 50  # cards are still a table to a screen reader
+
+
+@pytest.mark.parametrize("width", [320, 360, 390, 430])
+def test_cards_on_a_phone(browser, site, width):
+    """No stop of the Tab key that is not seen, no label that breaks."""
+    with opened(browser, site[0], viewport={"width": width, "height": 800}) as page:
+        page.goto("/?q=tiny&sort=name")
+        page.get_by_role("link", name="Clear all").focus()
+        stops = []
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            stops.append(page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent"))
+        tiny = "team/tiny@rho1.5-tau0.99"
+        assert stops == ["Artifacts", f"Compare {tiny}", tiny]
+        assert page.evaluate(BROKEN_LABELS) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/?q=zzz", ARTIFACT, STRANGE, COMPARISON, "/compare", "/sweep"])
@@ -226,6 +280,19 @@ def test_a_screen_reader_finds_its_way(page, path):
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
 
+
+BROKEN_LABELS = """() => {
+  const wrong = [], pen = document.createElement('canvas').getContext('2d');
+  for (const cell of document.querySelectorAll('.cards td[data-label]')) {
+    const style = getComputedStyle(cell, '::before');
+    if (style.display === 'none') continue;
+    pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+    const needed = Math.max(...cell.dataset.label.split(' ').map(word => pen.measureText(word).width));
+    if (needed > cell.clientWidth) wrong.push(`${cell.dataset.label}: ${needed} > ${cell.clientWidth}`);
+  }
+  return wrong;
+}"""
+"""Labels of which a word is wider than its cell."""
 
 UNNAMED = """() => {
   const name = element => (element.getAttribute('aria-label') || element.textContent.trim() || element.alt ||

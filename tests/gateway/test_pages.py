@@ -1,15 +1,17 @@
 """The catalogue's pages over HTTP: what is listed, found, told, linked, and sent."""
 
+import html
 import re
 
 import pytest
 
 from eva_dist.artifact.facts import FORMAT_VERSION
+from eva_dist.artifact.manifest_facts import KNOWN_FORMATS
+from eva_dist.gateway.access import Access, new_token
 from eva_dist.gateway.app import make_app
-from eva_dist.gateway.pages.facts import KNOWN_FORMATS
 from eva_dist.store.store import Store
 from tests.gateway.page_artifacts import publish
-from tests.gateway.page_server import served_pages
+from tests.gateway.page_server import Page, served_pages
 
 A = "/artifact/team/tiny/rho2.0-tau0.99"
 
@@ -91,6 +93,22 @@ def test_the_order_is_in_the_url(served, sort, first):
     assert len(page.all("th", **{"aria-sort": way})) == 1
 
 
+def test_ticks_stay_in_the_url(served):
+    """What is ticked is a box of its row, or a chip where no row of this search shows it; both forms send it."""
+    page = served.page("/?q=other&pick=team/tiny@rho2.0-tau0.99&pick=lab/other@one")
+    assert [box["value"] for box in page.all("input", type="checkbox", checked=None)] == ["lab/other@one"]
+    names = [(i["value"], i.get("form")) for i in page.all("input", type="hidden", name="pick")]
+    tiny = "team/tiny@rho2.0-tau0.99"
+    assert names == [(tiny, None), ("lab/other@one", None), (tiny, "compare")]
+    assert "To compare: team/tiny@rho2.0-tau0.99" in page.text
+    kept = "pick=team%2Ftiny%40rho2.0-tau0.99&pick=lab%2Fother%40one"
+    links = [a["href"] for a in page.all("a") if a.get("href", "").startswith("/?")]
+    assert len(links) > 10 and [link for link in links if kept not in link] == ["/?q=other&pick=lab%2Fother%40one"]
+    none = served.page("/?q=zzz&pick=lab/other@one&pick=no/body@x&pick=%3Cb%3E")
+    assert "To compare: lab/other@one" in none.text and "no/body" not in none.source  # what is not here is not ticked
+    assert len(served.page("/?pick=a@b").all("input", type="hidden", name="pick")) == 0
+
+
 def test_an_artifact_says_what_it_is_and_how_to_load_it(served, manifests):
     page = served.page(A)
     assert "An EVA start of LoRA for org/smol, from docs.jsonl: r = 8, rho = 2, tau = 0.99." in page.text
@@ -111,6 +129,28 @@ def test_code_that_is_shown_is_python(served):
     assert len(python) == 2
     for code in python:
         compile(code, "page", "exec")
+
+
+def test_code_from_a_server_that_asks_for_a_token_gives_one(tmp_path):
+    """Copied as it stood, it ended in a 401."""
+    secret, token = new_token("reader", ["team"])
+    (tmp_path / "tokens").write_text(token.line())
+    store = Store("memory://tokens")
+    publish(store)
+    with served_pages(make_app(store, access=Access(tmp_path / "tokens"))) as server:
+        page = Page(server.get(A, Authorization=f"Bearer {secret}").text)
+    assert f"HF_TOKEN=... HF_ENDPOINT={server.url} hf download team/tiny" in page.text
+    assert f"EVA_DIST_TOKEN=... eva-dist pull {server.url}/team/tiny" in page.text
+    assert "This server asks for a token" in page.text and secret not in page.source
+    codes = re.findall(r'class="load"[^>]*>(.*?)</code>', page.source, re.S)
+    of_peft, of_ours, *_ = map(html.unescape, codes)
+    for code, variable, before in ((of_peft, "HF_TOKEN", "from peft"), (of_ours, "EVA_DIST_TOKEN", "import eva_dist")):
+        compile(code, "page", "exec")
+        assert code.index(f'os.environ["{variable}"] = "..."') < code.index(before)
+
+
+def test_code_from_an_open_server_speaks_of_no_token(served):
+    assert "TOKEN" not in served.page(A).text
 
 
 def test_downloads_are_what_the_manifest_lists(served, manifests):

@@ -4,18 +4,17 @@ import html
 import json
 import math
 import re
-import time
 from datetime import UTC, datetime
 
 import pytest
 from aiohttp import web
 
+from eva_dist.artifact.manifest_facts import read_facts
 from eva_dist.gateway.access import SEES
 from eva_dist.gateway.index import Index
 from eva_dist.gateway.pages import add_pages
 from eva_dist.gateway.pages.catalogue import catalogue_page
 from eva_dist.gateway.pages.detail import read_detail
-from eva_dist.gateway.pages.facts import read_facts
 from eva_dist.gateway.pages.filters import Query, find
 from eva_dist.gateway.pages.kept import Listed, haystack
 from eva_dist.store.snapshot import Revision, read_snapshot
@@ -187,12 +186,10 @@ def listed_of(count, blocks=1):
     return found
 
 
-def test_a_catalogue_of_2000_is_paged_small_and_soon_there():
+def test_a_catalogue_of_2000_is_paged_and_small():
     listed = listed_of(2000)
-    began = time.perf_counter()
     found = find(listed, Query.of({"q": "org", "page": "3", "sort": "rho"}))
     source = catalogue_page(found)
-    assert time.perf_counter() - began < 1.0
     page = Page(source)
     assert len(source) < 500_000 and len(page.links()) == 50 and found.pages == 40
     assert "2,000 of 2,000 artifacts, page 3 of 40" in page.text
@@ -202,12 +199,10 @@ def test_a_catalogue_of_2000_is_paged_small_and_soon_there():
     assert sorted(seen) == sorted(one.name for one in listed)
 
 
-def test_an_artifact_of_1000_layers_is_small_and_soon_there():
+def test_the_page_of_1000_layers_is_small():
     store = Store("memory://large")
     publish(store, "team/large", "a", blocks=334)
     with served_pages(app_of(store)) as served:
-        began = time.perf_counter()
         page = served.page("/artifact/team/large/a")
-        assert time.perf_counter() - began < 2.0  # with the tables read; 0.3 s on an idle machine
         assert len(page.source) < 500_000 and "All 1,002 layers, one by one" in page.text
         assert page.text.count("model.layers.333.mlp.down_proj") == 1

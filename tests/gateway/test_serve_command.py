@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from eva_dist.cli import app
 from eva_dist.cli_serve import serve
-from eva_dist.errors import ConfigError
+from eva_dist.errors import ConfigError, StoreError
 from eva_dist.store.store import Store
 from tests.gateway.conftest import FIRST, REPO
 from tests.gateway.serving import ask, put, sha256
@@ -64,6 +64,7 @@ def test_it_says_where_it_is_and_ends_in_order(store):
     for number in (signal.SIGTERM, signal.SIGINT):
         with process("--store", store.url, "--port", "0") as served:
             assert "no --token-file: loopback only" in served.told[0]
+            assert f"serving {store.url}, 1 artifact, at http://" in served.told[0]
             assert f"HF_ENDPOINT={served.endpoint} hf download team/name" in served.told[1]
             assert ask(served.endpoint, f"/{REPO}/resolve/{FIRST}/a.txt").body == b"a"
             code, log = served.end(number)
@@ -152,6 +153,16 @@ def test_unchanged_commands_and_peft(real_store, tiny_model, tmp_path):
     assert loaded == {name: rank for name, rank in ranks.items() if rank}
 
 
+def test_a_store_that_cannot_be_read_is_told_before_anything_listens(store, monkeypatch):
+    def refused(self):
+        raise StoreError("the bucket says no")
+
+    monkeypatch.setattr(Store, "revisions", refused)
+    monkeypatch.setattr("eva_dist.gateway.server.serve_until_asked", None)
+    run = CliRunner().invoke(app, ["serve", "--store", "memory://mistyped", "--port", "0"])
+    assert isinstance(run.exception, StoreError) and str(run.exception) == "the bucket says no"
+
+
 def test_settings_that_make_no_sense_are_refused_before_anything_listens(store, tmp_path, monkeypatch):
     refuse = [
         (["--host", "0.0.0.0"], "must be a loopback address"),
@@ -174,6 +185,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_listens(store, 
 
 
 def test_a_port_that_is_taken_is_a_bad_setting(store):
+    Path(store.url).mkdir()
     with process("--store", store.url, "--port", "0") as served:
         port = served.endpoint.rpartition(":")[2]
         command = [sys.executable, "-m", "eva_dist.cli", "serve", "--store", store.url, "--port", port]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED
+from eva_dist.artifact.reading import shown
 from eva_dist.gateway.pages.artifact_tables import files_table, layers_table, provenance_table, revisions_table
 from eva_dist.gateway.pages.detail import CONVERGENCE_FILE, SPECTRUM_FILE, Detail
-from eva_dist.gateway.pages.facts import DONE, NOT_CONVERGED
 from eva_dist.gateway.pages.figures import convergence_figure, ranks_figure, spectra_figure
 from eva_dist.gateway.pages.filters import setting
-from eva_dist.gateway.pages.reading import shown
 from eva_dist.gateway.pages.shell import (
     artifact_url,
     counted,
@@ -22,7 +22,7 @@ from eva_dist.gateway.pages.shell import (
     status,
     warning,
 )
-from eva_dist.gateway.pages.snippets import snippets
+from eva_dist.gateway.pages.snippets import Server, snippets
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE, amount, share
 
@@ -49,12 +49,12 @@ class Around:
     sweep: tuple[str, int] | None
 
 
-def artifact_page(one: Listed, detail: Detail, around: Around, server: str) -> str:
+def artifact_page(one: Listed, detail: Detail, around: Around, server: Server) -> str:
     """Return the page."""
     facts = one.facts
     lead = element("p", status(facts), " ", said(sentence(one)), class_="sentence")
     parts = [lead, _ancestry(one, around), _unconverged(one, detail), _incomplete(one, detail), _tiles(one, detail)]
-    parts.append(section("Load it", snippets(one, server), _loading_notes(one)))
+    parts.append(section("Load it", snippets(one, server), _loading_notes(one, server)))
     parts.append(section("Ranks", ranks_figure(detail)))
     if spectra := spectra_figure([(one.name, detail.spectra)]):
         parts.append(section("Spectra", note(_SPECTRA), spectra))
@@ -164,12 +164,14 @@ def _tiles(one: Listed, detail: Detail) -> str:
     )
 
 
-def _loading_notes(one: Listed) -> str:
+def _loading_notes(one: Listed, server: Server) -> str:
     largest = one.facts.largest_rank
     told = (
         "Unless it is a folder, the base model is asked for at the same HF_ENDPOINT: this server hands that on if it "
         "has an upstream."
     )
+    if server.needs_token:
+        told = f"This server asks for a token: put yours where the code has three dots. {told}"
     if largest:
         told += f" An engine that serves the adapter needs max_lora_rank of at least {largest}."
     return note(told)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from eva_dist.artifact.reading import Reading, shown
 from eva_dist.gateway.pages.detail import Detail
 from eva_dist.gateway.pages.filters import setting
-from eva_dist.gateway.pages.reading import Reading, shown
 from eva_dist.gateway.pages.shell import artifact_url, compare_url, counted, day, path, size, status
 from eva_dist.report.markup import element, said, table
 from eva_dist.report.settings import flatten, text

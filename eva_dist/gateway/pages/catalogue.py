@@ -1,12 +1,11 @@
 """`/`: what the store has, to search, filter and sort."""
 
 from collections import Counter
-from collections.abc import Sequence
 
-from eva_dist.gateway.pages.filters import FACETS, NEWEST, NOTHING, ORDERS, Found, facet_label, setting
+from eva_dist.artifact.reading import short_name, shown
+from eva_dist.gateway.pages.filters import FACETS, NEWEST, NOTHING, ORDERS, Found, Query, facet_label, setting
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import short_name, shown
-from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, pick_box, status
+from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, hidden, pick_box, status
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE, amount
 
@@ -67,6 +66,7 @@ def _form(found: Found) -> str:
     sort = element("label", "Sort by", for_="sort") + element("select", *options, id="sort", name="sort")
     fields = [element("div", search, class_="field wide"), *facets, element("div", sort, class_="field third")]
     fields.append(element("div", element("button", "Show", type="submit"), class_="field go"))
+    fields.append(element("span", *(hidden("pick", name) for name in query.ticked), id="picks", hidden=True))
     return element("form", *fields, action="/", method="get", role="search", id="filters", aria_label="Artifacts")
 
 
@@ -112,10 +112,27 @@ def _chosen(found: Found) -> str:
 
 def _results(found: Found) -> str:
     if not found.matching:
-        clear = element("a", "Clear the search and all filters", href="/")
+        clear = element("a", "Clear the search and all filters", href=found.query.url(q="", picked={}))
         told = "No artifact matches. Drop a filter, or search for a part of a name, a model or a fingerprint."
-        return element("div", element("p", told), element("p", clear), class_="empty")
-    return _table(found) + _foot(found)
+        none = element("div", element("p", told), element("p", clear), class_="empty")
+        return none + (_ticked_elsewhere(found) + _foot(found) if found.query.ticked else "")
+    return _table(found) + _ticked_elsewhere(found) + _foot(found)
+
+
+def _ticked_elsewhere(found: Found) -> str:
+    """Return the ticks that no row of this page shows, each with a link that drops it: the form sends them too."""
+    query, here = found.query, {one.name for one in found.shown}
+    items = [
+        element(
+            "li",
+            said(f"To compare: {name}"),
+            element("a", "×", href=query.unticked(name), aria_label=f"Do not compare {name}", data_drop=name),
+            hidden("pick", name, "compare"),
+        )
+        for name in query.ticked
+        if name not in here
+    ]
+    return element("ul", *items, class_="chosen", aria_label="Ticked, and not on this page") if items else ""
 
 
 def _table(found: Found) -> str:
@@ -123,7 +140,7 @@ def _table(found: Found) -> str:
         element("th", element("span", "Compare", class_="unseen"), scope="col", role="columnheader", class_="pick")
     ]
     heads += [_head(found, key) for key in _COLUMNS]
-    rows = [_row(one) for one in found.shown]
+    rows = [_row(one, one.name in found.query.ticked) for one in found.shown]
     caption = element("caption", "Artifacts; tick two to compare them", class_="unseen")
     head = element("thead", element("tr", *heads, role="row"), role="rowgroup")
     inner = element("table", caption, head, element("tbody", *rows, role="rowgroup"), role="table", class_="cards")
@@ -142,7 +159,7 @@ def _head(found: Found, key: str) -> str:
     )
 
 
-def _row(one: Listed) -> str:
+def _row(one: Listed, ticked: bool) -> str:
     facts = one.facts
     link = element(
         "a", said(one.revision.repo_id), element("span", said(f"@{one.revision.revision}")), href=artifact_url(one)
@@ -165,7 +182,7 @@ def _row(one: Listed) -> str:
         _cell("published", day(one.revision.moved)),
     ]
     name = element("th", link, scope="row", role="rowheader", class_="text name")
-    return element("tr", element("td", pick_box(one), role="cell", class_="pick"), name, *cells, role="row")
+    return element("tr", element("td", pick_box(one, ticked), role="cell", class_="pick"), name, *cells, role="row")
 
 
 def _cell(label: str, content: str, class_: str | None = None) -> str:
@@ -182,7 +199,16 @@ def _named(short: str | None, whole: str | None) -> str:
 
 def _foot(found: Found) -> str:
     button = element("button", "Compare the two that are ticked", type="submit", form="compare", id="compare-go")
-    return element("div", button, _pages(found), class_="foot")
+    return element("div", button, _keep(found.query), _pages(found), class_="foot")
+
+
+def _keep(query: Query) -> str:
+    """Return what takes ticks along where no script does: a button that asks for this search with them."""
+    asked = {"q": query.q, **query.picked, "sort": query.sort if query.sort != NEWEST else ""}
+    fields = [hidden(key, value, "compare") for key, value in asked.items() if value]
+    words = "Keep the ticks, and search on"
+    button = element("button", words, type="submit", form="compare", formaction="/")
+    return element("noscript", *fields, button)
 
 
 def _pages(found: Found) -> str:
@@ -204,8 +230,3 @@ def _pages(found: Found) -> str:
 
 def _page_link(text: str, url: str | None) -> str:
     return element("li", element("a", text, href=url)) if url else ""
-
-
-def sorted_by_name(listed: Sequence[Listed]) -> list[Listed]:
-    """Return them as the catalogue sorts names."""
-    return sorted(listed, key=lambda one: (one.revision.repo_id.lower(), one.revision.revision))

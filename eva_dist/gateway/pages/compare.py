@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eva_dist.artifact.places import places
+from eva_dist.artifact.reading import Reading, shown
 from eva_dist.gateway.pages.artifact import choose_form, sentence
 from eva_dist.gateway.pages.detail import Detail
 from eva_dist.gateway.pages.figures import Ends, convergence_figure, difference_map, rank_map, spectra_figure
-from eva_dist.gateway.pages.reading import Reading, shown
 from eva_dist.gateway.pages.shell import artifact_url, compare_url, counted, document, note, section, status
 from eva_dist.report.heat import scale
 from eva_dist.report.markup import element, figure, said, table

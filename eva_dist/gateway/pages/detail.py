@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from eva_dist.artifact.manifest_facts import LayerRow, read_layers
 from eva_dist.artifact.places import Place, places
+from eva_dist.artifact.reading import as_count, shown
 from eva_dist.errors import StoreError
-from eva_dist.gateway.pages.facts import LayerRow, read_layers
-from eva_dist.gateway.pages.reading import as_count, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 SPECTRUM_FILE, CONVERGENCE_FILE = "spectrum.parquet", "convergence.parquet"
 
-_MOST_BYTES = 64 * 2**20
-_MOST_ROWS = 2_000_000
+_SPECTRUM_COLUMNS = ("layer", "component", "explained_variance_ratio", "step_converged", "kept")
 _MOST_COMPONENTS = 4096
+_MOST_RATIOS = 4_000_000
+"""Numbers in the matrix of layers by components."""
 
 
 @dataclass(frozen=True)
@@ -70,42 +71,68 @@ def read_detail(store: Store, snapshot: Snapshot) -> Detail:
     detail = Detail(layers, places([layer.name for layer in layers]))
     problems: list[str] = []
     found: dict[str, Any] = {}
-    for file, columns, read in (
-        (SPECTRUM_FILE, ("layer", "component", "explained_variance_ratio", "step_converged", "kept"), _spectrum),
-        (CONVERGENCE_FILE, ("step", "input_group"), _convergence),
+    most_rows = sum(_most_components(layers).values()), _most_steps(snapshot, layers)
+    for file, columns, most, read in (
+        (SPECTRUM_FILE, _SPECTRUM_COLUMNS, most_rows[0], _spectrum),
+        (CONVERGENCE_FILE, ("input_group", "step"), most_rows[1], _convergence),
     ):
         try:
-            found |= read(detail, snapshot, _table(store, snapshot, file, columns))
+            found |= read(detail, snapshot, _table(store, snapshot, file, columns, most))
         except (StoreError, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             problems.append(f"{file}: {shown(str(error), 200) or type(error).__name__}")
     return Detail(layers, detail.places, **found, problems=tuple(problems))
 
 
-def _table(store: Store, snapshot: Snapshot, file: str, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a table that is not absurdly large; pyarrow's errors are ValueErrors, or OSErrors."""
-    from eva_dist.artifact.columns import read_columns
+def _table(store: Store, snapshot: Snapshot, file: str, columns: Sequence[str], most_rows: int | None) -> pa.Table:
+    """Return columns of a table, the first one of texts, that is not larger than the manifest can mean."""
+    from eva_dist.artifact.columns import MOST_BYTES, MOST_ROWS, read_columns
 
     entry = snapshot.files.get(file)
     if entry is None:
         raise ValueError("not among the artifact's files")
-    if entry.size > _MOST_BYTES:
-        raise ValueError(f"{entry.size:,} bytes are more than a page reads ({_MOST_BYTES:,})")
-    return read_columns(store.read(entry), columns)
+    if entry.size > MOST_BYTES:
+        raise ValueError(f"{entry.size:,} bytes are more than a page reads ({MOST_BYTES:,})")
+    return read_columns(store.read(entry), columns, MOST_ROWS if most_rows is None else most_rows)
+
+
+def _most_components(layers: Sequence[LayerRow]) -> dict[str, int]:
+    """Return how many components may be stored of each layer: as many as its input's members need."""
+    of_group: dict[str, int] = {}
+    for layer in layers:
+        most = _MOST_COMPONENTS if layer.max_rank is None else min(layer.max_rank, _MOST_COMPONENTS)
+        of_group[layer.input_group] = max(of_group.get(layer.input_group, 0), most)
+    return {layer.name: of_group[layer.input_group] for layer in layers}
+
+
+def _most_steps(snapshot: Snapshot, layers: Sequence[LayerRow]) -> int | None:
+    """Return how many rows the convergence may have: a step and group each; None where no step is told."""
+    steps = [as_count(snapshot.manifest.get("steps")), *(layer.updates for layer in layers)]
+    most = max((count for count in steps if count is not None), default=None)
+    return None if most is None else most * len({layer.input_group for layer in layers})
 
 
 def _spectrum(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[str, Any]:
     import numpy as np
 
-    names, layer_R = _coded(table["layer"])
-    component_R = _numbers(table["component"])
-    ratio_R, kept_R = _numbers(table["explained_variance_ratio"]), _numbers(table["kept"]) > 0
-    step_R = _numbers(table["step_converged"])
-    if np.any((component_R < 0) | (component_R >= _MOST_COMPONENTS)) or not np.all(np.isfinite(ratio_R)):
+    from eva_dist.artifact.columns import coded, numbers
+
+    names, layer_R = coded(table["layer"])
+    most = _most_components(detail.layers)
+    if unknown := next((name for name in names if name not in most), None):
+        raise ValueError(f"it names {unknown[:100]!r}, which is no layer of the manifest")
+    component_R = numbers(table["component"])
+    ratio_R, kept_R = numbers(table["explained_variance_ratio"]), numbers(table["kept"]) > 0
+    step_R = numbers(table["step_converged"])
+    most_R = np.array([most[name] for name in names], dtype=float)[layer_R]
+    can_be = (component_R >= 0) & (component_R < most_R) & (component_R % 1 == 0) & np.isfinite(ratio_R)
+    if not np.all(can_be):
         raise ValueError("it holds components or ratios that cannot be")
     explained = np.bincount(layer_R, weights=ratio_R * kept_R, minlength=len(names))
     last_step = np.full(len(names), np.nan)
     last_step[layer_R] = step_R
     width = int(component_R.max(initial=-1)) + 1
+    if len(names) * width > _MOST_RATIOS:
+        raise ValueError(f"{len(names):,} layers of {width:,} components are more than a page draws")
     ratios_LK = np.full((len(names), width), np.nan)
     ratios_LK[layer_R, component_R.astype(int)] = ratio_R
     return {
@@ -149,13 +176,15 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     """
     import numpy as np
 
+    from eva_dist.artifact.columns import MOST_ROWS, coded, numbers
+
     sizes = Counter(layer.input_group for layer in detail.layers)
-    groups, group_R = _coded(table["input_group"])
-    step_R = _numbers(table["step"])
+    groups, group_R = coded(table["input_group"])
+    step_R = numbers(table["step"])
     total = sum(sizes.values())
     if not len(step_R) or not total:
         return {}
-    if np.any((step_R < 0) | (step_R >= _MOST_ROWS)):
+    if not np.all((step_R >= 0) & (step_R < MOST_ROWS) & (step_R % 1 == 0)):
         raise ValueError("it holds steps that cannot be")
     weight_R = np.array([sizes[group] for group in groups], dtype=float)[group_R]
     turning = np.bincount(step_R.astype(int), weights=weight_R).tolist()
@@ -165,20 +194,3 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
     if at_end is not None and of_its_own:  # else it judges other passes by these settings
         converged.append(at_end / total)
     return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(converged, start=1))}
-
-
-def _coded(column: Any) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Return the texts of a column, each once, and each row's place among them."""
-    import numpy as np
-
-    encoded = column.combine_chunks().dictionary_encode()
-    texts = [str(text) for text in encoded.dictionary.to_pylist()]
-    return texts, np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=int)
-
-
-def _numbers(column: Any) -> np.ndarray[Any, Any]:
-    """Return a column as float64, NaN where it is null."""
-    import numpy as np
-    import pyarrow as pa
-
-    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=float)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eva_dist.artifact.places import Place, kinds_in_order, places
+from eva_dist.artifact.reading import plain, shown
 from eva_dist.gateway.pages.detail import Detail, KindSpectrum
-from eva_dist.gateway.pages.reading import plain, shown
 from eva_dist.report.colours import AMOUNT, DIFFERENCE, Palette
 from eva_dist.report.curves import Curve, CurvePlot, draw_curves
 from eva_dist.report.heat import Heat, draw_heat, scale

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from eva_dist.gateway.pages.facts import Facts
+from eva_dist.artifact.manifest_facts import Facts
+from eva_dist.artifact.reading import plain, shown
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import plain, shown
 
 PER_PAGE = 50
+MOST_TICKED = 2
 _MOST_CHARACTERS = 300
 NOTHING = "none"
 """The value of a facet for artifacts that do not say theirs."""
@@ -49,16 +50,20 @@ NEWEST = "-date"
 
 @dataclass(frozen=True)
 class Query:
-    """A catalogue's URL: `picked` facets (never empty), words to search for, order (`-` before it: downwards), page."""
+    """A catalogue's URL: `picked` facets (never empty), words to search for, order (`-` before it: downwards), page.
+
+    `ticked` are names of artifacts that are to be compared; they stay while one searches on.
+    """
 
     q: str = ""
     picked: Mapping[str, str] = field(default_factory=dict)
     sort: str = NEWEST
     page: int = 1
+    ticked: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameters: Mapping[str, str]) -> "Query":
-        """Read a URL's parameters; what makes no sense is left out."""
+    def of(cls, parameters: Mapping[str, str], ticked: Sequence[str] = ()) -> "Query":
+        """Read a URL's parameters, of which `pick` may be there twice; what makes no sense is left out."""
         picked = {key: value[:_MOST_CHARACTERS] for key in FACETS if (value := parameters.get(key, ""))}
         sort, page = parameters.get("sort", ""), parameters.get("page", "")
         return cls(
@@ -66,6 +71,7 @@ class Query:
             picked=picked,
             sort=sort if sort.removeprefix("-") in ORDERS else NEWEST,
             page=max(int(page), 1) if page.isascii() and page.isdecimal() and len(page) < 7 else 1,
+            ticked=tuple(dict.fromkeys(ticked))[:MOST_TICKED],
         )
 
     @property
@@ -79,12 +85,17 @@ class Query:
         given = [("q", asked.q), *asked.picked.items()]
         given += [("sort", asked.sort)] if asked.sort != NEWEST else []
         given += [("page", str(asked.page))] if asked.page > 1 else []
+        given += [("pick", name) for name in asked.ticked]
         written = urlencode([(key, value) for key, value in given if value], errors="replace")
         return f"/?{written}" if written else "/"
 
     def without(self, facet: str) -> str:
         """Return the URL without a facet."""
         return self.url(picked={key: value for key, value in self.picked.items() if key != facet})
+
+    def unticked(self, name: str) -> str:
+        """Return the URL without a tick."""
+        return self.url(page=self.page, ticked=tuple(other for other in self.ticked if other != name))
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class Found:
 def find(listed: Sequence[Listed], query: Query) -> Found:
     """Return what answers the query; a facet's counts are those with all other filters, so that one may switch."""
     words = query.q.lower().split()
+    names = {one.name for one in listed} if query.ticked else set()
     counts: dict[str, Counter[str]] = {key: Counter() for key in FACETS}
     matching = []
     for one in listed:
@@ -119,9 +131,8 @@ def find(listed: Sequence[Listed], query: Query) -> Found:
     page = min(query.page, pages)
     ordered = _sorted(matching, query.sort)
     facets = {key: _in_order(counts[key], query.picked.get(key)) for key in FACETS}
-    return Found(
-        replace(query, page=page), len(listed), ordered, ordered[(page - 1) * PER_PAGE :][:PER_PAGE], pages, facets
-    )
+    asked = replace(query, page=page, ticked=tuple(name for name in query.ticked if name in names))
+    return Found(asked, len(listed), ordered, ordered[(page - 1) * PER_PAGE :][:PER_PAGE], pages, facets)
 
 
 def facet_label(key: str, value: str) -> str:

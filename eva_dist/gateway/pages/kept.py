@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eva_dist.artifact.manifest_facts import Facts, read_facts
 from eva_dist.gateway.pages.detail import Detail, read_detail
-from eva_dist.gateway.pages.facts import Facts, read_facts
 
 if TYPE_CHECKING:
     from eva_dist.gateway.index import Entry

@@ -1,7 +1,7 @@
 /* The catalogue filters as one types or picks; a comparison takes two ticks, not three. Without it all works too. */
 (() => {
   const form = document.getElementById('filters');
-  let asked = null, wait = 0;
+  let asked = null, wait = 0, busy = false;
 
   const address = () => {
     const given = [...new FormData(form)].filter(([key, value]) => value && !(key === 'sort' && value === '-date'));
@@ -17,10 +17,11 @@
 
   const show = async () => {
     asked?.abort();
-    asked = new AbortController();
+    const own = asked = new AbortController();
     const url = address();
+    busy = true;
     try {
-      const answer = await fetch(url, { signal: asked.signal, headers: { Accept: 'text/html' } });
+      const answer = await fetch(url, { signal: own.signal, headers: { Accept: 'text/html' } });
       if (!answer.ok) return form.submit();
       const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
       const results = page.getElementById('results');
@@ -29,23 +30,49 @@
       document.getElementById('count').textContent = page.getElementById('count').textContent;
       for (const select of form.querySelectorAll('select')) renew(select, page.getElementById(select.id));
       history.replaceState(null, '', url);
-      ticks();
+      carry(ticks());
     } catch (error) {
       if (error.name !== 'AbortError') form.submit();
+    } finally {
+      if (own === asked) busy = false;
     }
   };
 
-  const ticks = () => {
-    const boxes = [...document.querySelectorAll('input[name=pick]')], go = document.getElementById('compare-go');
-    if (!go) return;
-    const ticked = boxes.filter(box => box.checked).length;
-    for (const box of boxes) box.disabled = ticked >= 2 && !box.checked;
-    go.disabled = ticked !== 2;
+  const ticks = () => {  // those of this page's boxes, and those that no box here shows
+    const boxes = [...document.querySelectorAll('input[type=checkbox][name=pick]')];
+    const elsewhere = [...document.querySelectorAll('#results input[type=hidden][name=pick]')];
+    const names = [...boxes.filter(box => box.checked), ...elsewhere].map(input => input.value);
+    for (const box of boxes) box.disabled = names.length >= 2 && !box.checked;
+    const go = document.getElementById('compare-go');
+    if (go) go.disabled = names.length !== 2;
+    return names;
   };
 
-  document.addEventListener('change', event => { if (event.target.name === 'pick') ticks(); });
-  ticks();
+  const withTicks = (address, names) => {
+    const url = new URL(address, location.href);
+    url.searchParams.delete('pick');
+    for (const name of names) url.searchParams.append('pick', name);
+    return url.pathname + url.search;
+  };
+
+  const carry = names => {  // to wherever one goes on in the catalogue
+    document.getElementById('picks').replaceChildren(...names.map(value =>
+      Object.assign(document.createElement('input'), { type: 'hidden', name: 'pick', value })));
+    for (const link of document.querySelectorAll('#results a[href^="/?"], #results a[href="/"]'))
+      link.setAttribute('href', withTicks(link.href, names.filter(name => name !== link.dataset.drop)));
+  };
+
+  document.addEventListener('change', event => {
+    if (event.target.name !== 'pick') return;
+    const names = ticks();
+    if (!form) return;
+    carry(names);
+    history.replaceState(null, '', withTicks(location.href, names));
+    if (busy) show();  // what is under way does not know of this tick
+  });
+  const ticked = ticks();
   if (!form) return;
+  carry(ticked);
   form.addEventListener('input', () => { clearTimeout(wait); wait = setTimeout(show, 180); });
   form.addEventListener('submit', event => { event.preventDefault(); clearTimeout(wait); show(); });
 })();

@@ -19,7 +19,7 @@ from eva_dist.gateway.pages.compare import choose_page, compare_page
 from eva_dist.gateway.pages.filters import Query, find
 from eva_dist.gateway.pages.kept import Kept, Listed
 from eva_dist.gateway.pages.shell import POLICY, compare_url, document, path
-from eva_dist.gateway.pages.snippets import endpoint
+from eva_dist.gateway.pages.snippets import server_of
 from eva_dist.gateway.pages.sweep import MOST_POINTS, passes, sweep_page
 from eva_dist.report.markup import element, said
 
@@ -61,7 +61,7 @@ class Pages:
 
     async def catalogue(self, request: web.Request) -> str:
         """Return what matches the URL."""
-        listed, query = await self._listed(request), Query.of(request.query)
+        listed, query = await self._listed(request), Query.of(request.query, request.query.getall("pick", []))
         return catalogue_page(await asyncio.to_thread(find, listed, query))
 
     async def artifact(self, request: web.Request) -> str:
@@ -70,7 +70,7 @@ class Pages:
         one = await self._one(request, f"{names['namespace']}/{names['name']}@{names['revision']}")
         listed, detail = await self._listed(request), await self._kept.detail(one.snapshot)
         around = await asyncio.to_thread(_around, one, listed)
-        return await asyncio.to_thread(artifact_page, one, detail, around, endpoint(request))
+        return await asyncio.to_thread(artifact_page, one, detail, around, server_of(request))
 
     async def compare(self, request: web.Request) -> str:
         """Return two artifacts side by side, or the choice of the second one."""

@@ -5,10 +5,10 @@ from datetime import datetime
 from urllib.parse import quote, urlencode
 
 import eva_dist
+from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED, Facts
+from eva_dist.artifact.reading import shown
 from eva_dist.gateway.pages.assets import icon, script, style_sheet
-from eva_dist.gateway.pages.facts import DONE, NOT_CONVERGED, Facts
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.reading import shown
 from eva_dist.report.heat import HATCH
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE
@@ -107,10 +107,16 @@ def size(count: int) -> str:
     return f"{count}\u00a0B"
 
 
-def pick_box(one: Listed) -> str:
+def pick_box(one: Listed, ticked: bool = False) -> str:
     """Return the box that picks an artifact for comparison; its form has the id `compare`."""
-    name = said(one.name)
-    return f'<input type="checkbox" name="pick" value="{name}" form="compare" aria-label="Compare {name}">'
+    name, checked = said(one.name), " checked" if ticked else ""
+    return f'<input type="checkbox" name="pick" value="{name}"{checked} form="compare" aria-label="Compare {name}">'
+
+
+def hidden(name: str, value: str, form: str | None = None) -> str:
+    """Return what a form sends along; `form` is its id, if it is elsewhere."""
+    of = "" if form is None else f' form="{said(form)}"'
+    return f'<input type="hidden" name="{said(name)}" value="{said(value)}"{of}>'
 
 
 def counted(count: int | None) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eva_dist.artifact.auto_classes import auto_class
-from eva_dist.gateway.pages.facts import ADAPTER_FILES, STATE_DICT_FILE
-from eva_dist.gateway.pages.reading import Reading, shown
+from eva_dist.artifact.manifest_facts import ADAPTER_FILES, STATE_DICT_FILE
+from eva_dist.artifact.reading import Reading, shown
+from eva_dist.gateway.access import TOKEN_NAME
 from eva_dist.report.markup import element, said
 
 if TYPE_CHECKING:
@@ -17,31 +19,56 @@ if TYPE_CHECKING:
 
     from eva_dist.gateway.pages.kept import Listed
 
+TOKEN_VARIABLE = "EVA_DIST_TOKEN"
+"""What our own commands and `load_eva_state_dict` give a gateway; the Hub's clients give HF_TOKEN."""
 _HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
-def endpoint(request: web.Request) -> str:
-    """Return this server's address as the reader's browser knows it."""
+@dataclass(frozen=True)
+class Server:
+    """This server as the reader knows it: its address, and whether it asks for tokens."""
+
+    url: str
+    needs_token: bool = False
+
+    @property
+    def for_hub(self) -> str:
+        """What a command of the Hub's is to have in its environment."""
+        return f"{'HF_TOKEN=... ' if self.needs_token else ''}HF_ENDPOINT={shlex.quote(self.url)} "
+
+    @property
+    def for_ours(self) -> str:
+        """Likewise for a command of ours."""
+        return f"{TOKEN_VARIABLE}=... " if self.needs_token else ""
+
+    def token_line(self, variable: str) -> str:
+        """Return the line of Python that sets the token, if one is needed."""
+        return f'os.environ["{variable}"] = "..."  # your token, or set {variable}\n' if self.needs_token else ""
+
+
+def server_of(request: web.Request) -> Server:
+    """Return this server's address as the reader's browser has it; who was asked for a token is told to give one."""
     forwarded = request.headers.get("X-Forwarded-Proto", "")
     scheme = forwarded if forwarded in ("http", "https") else request.scheme
     host = request.host if _HOST.fullmatch(request.host) else "localhost"
-    return f"{scheme}://{host}"
+    return Server(f"{scheme}://{host}", TOKEN_NAME in request)
 
 
-def snippets(one: Listed, server: str) -> str:
+def snippets(one: Listed, server: Server) -> str:
     """Return the blocks of code, each with its heading."""
     repo_id, revision = one.revision.repo_id, one.revision.revision
-    source = f"{server}/{repo_id}@{revision}"
+    source = f"{server.url}/{repo_id}@{revision}"
     files = one.snapshot.files
     blocks = []
     if all(file in files for file in ADAPTER_FILES):
         blocks.append(_block("Ready adapter, with PEFT", _peft(one, server)))
     if STATE_DICT_FILE in files:
-        code = f"import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict(\n    {_literal(source)}\n)"
+        token = f"import os\n\n{server.token_line(TOKEN_VARIABLE)}\n" if server.needs_token else ""
+        code = f"{token}import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict(\n    {_literal(source)}\n)"
         blocks.append(_block("As an initialisation, with eva_dist", code))
-    hf = f"HF_ENDPOINT={shlex.quote(server)} hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
+    hf = f"{server.for_hub}hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
     blocks.append(_block("Files, with the Hub's command", hf))
-    blocks.append(_block("Files, with eva-dist", f"eva-dist pull {shlex.quote(source)}"))
+    blocks.append(_block("Files, with eva-dist", f"{server.for_ours}eva-dist pull {shlex.quote(source)}"))
     return element("div", *blocks, class_="snippets")
 
 
@@ -50,7 +77,7 @@ def _block(name: str, code: str) -> str:
     return element("div", element("h3", said(name)), element("pre", written, tabindex="0"), class_="snippet")
 
 
-def _peft(one: Listed, server: str) -> str:
+def _peft(one: Listed, server: Server) -> str:
     reading = Reading(one.snapshot.manifest)
     cls = auto_class(reading.found("model.task_type"))
     options = {key: reading.text(*paths) for key, paths in (
@@ -62,8 +89,8 @@ def _peft(one: Listed, server: str) -> str:
     return f"""\
 import os
 
-os.environ["HF_ENDPOINT"] = {_literal(server)}  # before the imports
-
+os.environ["HF_ENDPOINT"] = {_literal(server.url)}  # before the imports
+{server.token_line("HF_TOKEN")}
 from peft import PeftModel
 from transformers import {cls}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from eva_dist.artifact.reading import Reading, shown
 from eva_dist.gateway.pages.detail import Detail
-from eva_dist.gateway.pages.reading import Reading, shown
 from eva_dist.gateway.pages.shell import artifact_url, counted, document, note, pick_box, section, status
 from eva_dist.report.markup import element, said, table
 from eva_dist.report.rank_maps import PointRanks, draw_rank_maps

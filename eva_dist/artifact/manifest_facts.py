@@ -1,4 +1,4 @@
-"""What the pages say of an artifact without opening its files: its manifest, read with patience."""
+"""What an artifact is, without opening its files: its manifest, read with patience, for pages and commands alike."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.gateway.pages.reading import Reading, as_count, as_number, plain, short_name, shown
+from eva_dist.artifact.reading import Reading, as_count, as_number, plain, short_name, shown
 
 if TYPE_CHECKING:
     from eva_dist.store.snapshot import Snapshot
 
 KNOWN_FORMATS = (1, 2)
-"""Versions of the manifest that these pages were written for."""
+"""Versions of the manifest that this was written for."""
 
 DONE, NOT_CONVERGED, UNKNOWN = "done", "not_converged", "unknown"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
