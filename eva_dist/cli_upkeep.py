@@ -13,7 +13,7 @@ import typer
 from eva_dist.cli_completion import complete_names
 from eva_dist.cli_options import STORE, AsJson, StoreUrl
 from eva_dist.cli_store import again, existing_store
-from eva_dist.errors import ConfigError, EvaDistError, IntegrityError
+from eva_dist.errors import ConfigError, EvaDistError, IntegrityError, StoreError
 from eva_dist.terminal import Column, cell, duration, fitting_table, print_json, put, say, size_text
 from eva_dist.terminal import stdout as results
 
@@ -84,9 +84,14 @@ store_app.command("gc")(gc)
 
 
 def _check_store(store: "Store") -> "tuple[str, list[Checked]]":
+    from eva_dist.store.names import OBJECTS
     from eva_dist.store.progress_bar import counting
     from eva_dist.store.upkeep import verify as check
 
+    if store.root is not None and not (store.root / OBJECTS).is_dir():
+        raise StoreError(
+            f"store.url={store.url} holds nothing, for it has no folder {OBJECTS}; name one that is a store"
+        )
     total = sum(sum(entry.size for entry in snapshot.files.values()) for snapshot in _sound(store))
     named: dict[str, list[str]] = {}
     for revision in store.revisions():

@@ -121,3 +121,9 @@ def test_a_folder_that_is_not_there_is_no_store_in_order(run, tmp_path, words):
     assert (ran.code, ran.out) == (1, "")
     assert f"there is no folder {tmp_path / 'sotre'}" in ran.err and "all right" not in ran.err
     assert not (tmp_path / "sotre").exists()
+
+
+def test_a_folder_that_is_no_store_is_not_all_right(run, tmp_path):
+    """A nightly check of a file system that is not mounted must not be green."""
+    ran = run("verify", "--store", tmp_path)
+    assert (ran.code, ran.out) == (1, "") and "holds nothing, for it has no folder objects" in ran.err
