@@ -105,6 +105,21 @@ def test_leaf_packages_import_nothing_from_above(leaf):
         assert ours <= allowed, name
 
 
+def calls(file: Path) -> set[str]:
+    """The dotted names of what a file calls, and the keywords that it sets."""
+    found = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    return {ast.unparse(n.func) for n in found} | {ast.unparse(keyword) for n in found for keyword in n.keywords}
+
+
+def test_nothing_is_unpickled_and_no_text_is_run():
+    """What an artifact, a store or a server sends stays data."""
+    for module in ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"):
+        assert importers(module) == set()
+    running = {"eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "np.load", "numpy.load"}
+    for file in FILES:
+        assert not calls(file) & {*running, "trust_remote_code=True"}, file
+
+
 def loaded_after(statement: str) -> set[str]:
     """Top-level modules in a fresh process after a statement."""
     code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"

@@ -147,6 +147,19 @@ def test_an_edit_by_hand_is_refused_to_others_than_root(store):
     assert not any((folder / name).stat().st_mode & 0o222 for name in FILES)
 
 
+def test_a_colleagues_file_is_made_young_too(store, root, monkeypatch):
+    store.publish(ONE, "team/name", "v1", builder())
+
+    def refuse(path):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    path = root / "objects/manifests" / f"{ONE}.json"
+    os.utime(path, (0, 0))
+    monkeypatch.setattr(os, "utime", refuse)
+    store.remove("team/name", "v1")
+    assert path.stat().st_mtime > 0 and store.find(ONE) is not None
+
+
 # --- what is not ours ---
 
 
