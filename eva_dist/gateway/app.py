@@ -12,7 +12,7 @@ from eva_dist.gateway.answers import Refused
 from eva_dist.gateway.files import Files
 from eva_dist.gateway.hub import Hub
 from eva_dist.gateway.index import Index
-from eva_dist.gateway.pages import add_pages
+from eva_dist.gateway.pages import add_pages, refusal_page
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
 
@@ -54,24 +54,31 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
     """Turn what is raised into answers that clients understand; nothing inside is shown."""
     try:
         return await handler(request)
-    except Refused as refused:
-        return refused.response()
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return Refused(error.status, error.text or error.reason).response()
+        refused = Refused(error.status, error.text or error.reason)
+    except Refused as error:
+        refused = error
     except (IntegrityError, ArtifactNotFoundError) as error:
         log.error("%s: %s", request.path, error)
-        return Refused(409, "this is damaged in the store, or gone from it; publish the artifact again").response()
+        refused = Refused(409, "this is damaged in the store, or gone from it; publish the artifact again")
     except StoreError as error:
         log.error("%s: %s", request.path, error)
         message = "the gateway cannot read its store at the moment; try again later"
-        return Refused(503, message, headers={"Retry-After": "5"}).response()
+        refused = Refused(503, message, headers={"Retry-After": "5"})
     except Exception as error:
         if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
             return web.Response(status=499)  # the client has left: nobody reads this
         log.exception("%s %s failed", request.method, request.path)
-        return Refused(500, "the gateway failed; its log says why").response()
+        refused = Refused(500, "the gateway failed; its log says why")
+    return refusal_page(request, refused) if _is_browsed(request) else refused.response()
+
+
+def _is_browsed(request: web.Request) -> bool:
+    """Tell whether a person looks at a page: browsers ask for HTML, the Hub's clients do not."""
+    machine = request.path.startswith(("/api/", "/static/")) or "/resolve/" in request.path
+    return request.method == "GET" and not machine and "text/html" in request.headers.get("Accept", "")
 
 
 def _elsewhere_of(hub: Hub) -> Middleware:

@@ -189,6 +189,7 @@ def test_family_and_pass_are_linked(served):
     assert "/artifact/lab/near/r4" in source.links() and "Made of this one:" in source.text
     (sweep,) = source.links("/sweep/")
     assert "4 artifacts came of the same pass" in source.text
+    assert served.page("/").links("/sweep/") == [sweep]
     points = served.page(sweep)
     assert points.all("h1") and "Sweep over r, rho and tau: 4 artifacts" in points.text
     assert len(points.links()) == 4 and "lab/other" not in points.text
@@ -234,6 +235,23 @@ def test_hub_urls_lead_to_the_page(served, path):
 def test_what_is_not_there_is_404(served, path):
     answer = served.get(path)
     assert answer.status == 404 and "To the catalogue" in answer.text
+
+
+def test_a_person_gets_pages_where_clients_get_json(served):
+    for path, status in (("/nope", 404), ("/a/b/c/d/e", 404), ("/team/tiny/tree/none", 404)):
+        shown, told = served.get(path, Accept="text/html,*/*"), served.get(path, Accept="application/json")
+        assert shown.status == told.status == status and "To the catalogue" in Page(shown.text).text
+        assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+    assert served.get("/api/nope", Accept="text/html").headers["Content-Type"].startswith("application/json")
+
+
+def test_without_a_token_a_browser_asks_for_one_and_says_so(tmp_path):
+    secret, token = new_token("ann", ["team"])
+    (tmp_path / "tokens").write_text(token.line())
+    with served_pages(make_app(Store("memory://pages-tokens"), access=Access(tmp_path / "tokens"))) as server:
+        answer = server.get("/", Accept="text/html")
+        assert answer.status == 401 and answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert "A token is needed" in Page(answer.text).text and secret not in answer.text
 
 
 def test_the_hubs_api_is_left_alone(served):

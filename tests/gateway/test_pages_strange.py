@@ -189,7 +189,7 @@ def listed_of(count, blocks=1):
 def test_a_catalogue_of_2000_is_paged_and_small():
     listed = listed_of(2000)
     found = find(listed, Query.of({"q": "org", "page": "3", "sort": "rho"}))
-    source = catalogue_page(found)
+    source = catalogue_page(found, {})
     page = Page(source)
     assert len(source) < 500_000 and len(page.links()) == 50 and found.pages == 40
     assert "2,000 of 2,000 artifacts, page 3 of 40" in page.text

@@ -1,21 +1,34 @@
 """`/`: what the store has, to search, filter and sort."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from eva_dist.artifact.reading import short_name, shown
 from eva_dist.gateway.pages.filters import FACETS, NEWEST, NOTHING, ORDERS, Found, Query, facet_label, setting
 from eva_dist.gateway.pages.kept import Listed
-from eva_dist.gateway.pages.shell import artifact_url, counted, day, document, hidden, pick_box, status
+from eva_dist.gateway.pages.shell import (
+    artifact_url,
+    counted,
+    day,
+    document,
+    hidden,
+    note,
+    path,
+    pick_box,
+    section,
+    status,
+)
 from eva_dist.report.markup import element, said
 from eva_dist.report.words import NONE, amount
 
 _COLUMNS = ("name", "base_model", "data", "r", "rho", "tau", "status", "parameters", "steps", "tokens", "date")
 _WORDS = ("name", "base_model", "data", "status")
 _MOST_OPTIONS = 500
+_MOST_SWEEPS = 20
 
 
-def catalogue_page(found: Found) -> str:
-    """Return the page."""
+def catalogue_page(found: Found, sweeps: Mapping[str, Sequence[Listed]]) -> str:
+    """Return the page; `sweeps` are the artifacts of each pass that gave several, by its key."""
     if not found.total:
         return document("Artifacts", empty_store())
     results = element("div", _chosen(found), _results(found), id="results")
@@ -24,7 +37,19 @@ def catalogue_page(found: Found) -> str:
     lead = element(
         "p", "Initialisations for LoRA, ready to load with PEFT: no data, no forward pass, no SVD.", class_="note"
     )
-    return document("Artifacts", _form(found), count, compare, results, lead=lead)
+    return document("Artifacts", _form(found), count, compare, results, _sweeps(sweeps), lead=lead)
+
+
+def _sweeps(sweeps: Mapping[str, Sequence[Listed]]) -> str:
+    """Return links to the pages of passes, the largest first."""
+    if not sweeps:
+        return ""
+    links = []
+    for key, points in sorted(sweeps.items(), key=lambda item: -len(item[1]))[:_MOST_SWEEPS]:
+        facts = points[0].facts
+        text = f"{len(points)} artifacts of {facts.model_name or 'a model'} on {facts.data_name or 'its data'}"
+        links.append(element("li", element("a", said(text), href=f"/sweep/{path(key)}")))
+    return section("Sweeps", note("Artifacts that come of one pass, on a page together."), element("ul", *links))
 
 
 def empty_store() -> str:

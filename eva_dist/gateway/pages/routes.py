@@ -12,6 +12,7 @@ from aiohttp import web
 
 from eva_dist.errors import StoreError
 from eva_dist.gateway.access import visible
+from eva_dist.gateway.answers import COMMIT_HEADER, Refused
 from eva_dist.gateway.pages.artifact import Around, artifact_page
 from eva_dist.gateway.pages.assets import assets
 from eva_dist.gateway.pages.catalogue import catalogue_page
@@ -62,7 +63,8 @@ class Pages:
     async def catalogue(self, request: web.Request) -> str:
         """Return what matches the URL."""
         listed, query = await self._listed(request), Query.of(request.query, request.query.getall("pick", []))
-        return catalogue_page(await asyncio.to_thread(find, listed, query))
+        found, all_passes = await asyncio.to_thread(lambda: (find(listed, query), passes(listed)))
+        return catalogue_page(found, {key: points for key, points in all_passes.items() if len(points) > 1})
 
     async def artifact(self, request: web.Request) -> str:
         """Return the page of an artifact."""
@@ -156,6 +158,14 @@ def _response(request: web.Request, page: str, status: int = 200) -> web.Respons
     response.headers["Cache-Control"] = "private, max-age=2, must-revalidate" if status == 200 else "no-store"
     response.headers["Vary"] = "Accept-Encoding, Authorization, Cookie, Host"
     return _guarded(request, response)
+
+
+def refusal_page(request: web.Request, refused: Refused) -> web.Response:
+    """Return what a person sees of a refusal, with the headers that clients look at."""
+    title = {401: "A token is needed", 404: "Not found"}.get(refused.status, "This cannot be answered")
+    response = _response(request, _apology(title, f"{refused}."), refused.status)
+    response.headers.update({name: value for name, value in refused.headers.items() if name != COMMIT_HEADER})
+    return response
 
 
 async def _static(request: web.Request) -> web.Response:
