@@ -1,7 +1,6 @@
 """Real weights and real text, prepared once; threads bounded, for tests share two cores."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,16 +15,6 @@ from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """A worker or a server that a test runs in this process sends its log to a stream that closes with the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -7,5 +7,5 @@
     page, ...           index.html
     sweep               write_sweep: all of it
 
-None of it imports ray or hydra; pyarrow comes with `eva-dist[jobs]`.
+None of it imports ray or hydra.
 """
