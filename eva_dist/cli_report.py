@@ -6,18 +6,14 @@ from typing import Annotated
 
 import typer
 
-from eva_dist.errors import ConfigError
-
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Multirun folder: multirun/.../ with 0, 1, 2, ...")],
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json as one JSON object in one line.")] = False,
 ) -> None:
     """Compare a sweep's points: write index.html, sweep.parquet and sweep.json into FOLDER, and print a table."""
-    try:
-        from eva_dist.report.sweep import write_sweep  # torch, pyarrow: seconds
-    except ImportError as error:
-        raise ConfigError(f"a report needs pyarrow ({error}); install it: pip install 'eva-dist[jobs]'") from error
+    from eva_dist.report.sweep import write_sweep  # torch, pyarrow: seconds
+
     written = write_sweep(folder)
     if as_json:
         print(json.dumps(written.manifest))

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, get_type_hints
 
 from eva_dist.errors import ConfigError
+from eva_dist.store.urls import is_store_url
 
 
 class Dtype(Enum):
@@ -292,14 +293,6 @@ class ClusterConfig:
                 yield f"cluster.resources.{key}={amount} must be left out; ask for CPUs or GPUs in proportion instead"
             if key == "GPU" and amount != int(amount):
                 yield f"cluster.resources.GPU={amount} must be a whole number: NCCL takes one process a GPU; use 1"
-
-
-BUCKETS = ("s3://", "s3a://", "gs://", "az://", "azure://", "adl://", "abfs://", "abfss://")
-
-
-def is_store_url(text: str) -> bool:
-    """Tell whether a URL is one that a store can have, but for a folder's."""
-    return text.startswith(("memory://", *BUCKETS))
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from eva_dist.config import StoreConfig, is_store_url
+from eva_dist.config import StoreConfig
 from eva_dist.errors import ConfigError, StoreError
 from eva_dist.store.cache import Cache
 from eva_dist.store.names import OBJECTS, SNAPSHOTS, check_names
 from eva_dist.store.opened import Opened, OpenedFolder
 from eva_dist.store.progress_bar import Progress
 from eva_dist.store.snapshot import MANIFEST_FILE, folder_snapshot
+from eva_dist.store.urls import is_store_url
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")

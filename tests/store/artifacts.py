@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eva_dist.store.store import Store
+
 ONE, TWO = "1" * 64, "2" * 64
 FILES = ("eva_state_dict.safetensors", "plots/ranks.png")
 
@@ -39,3 +41,13 @@ def write_artifact(folder: Path, text: str = "tensors", fingerprint: str = ONE) 
     folder.mkdir(parents=True)
     builder(text, fingerprint)(folder)
     return folder
+
+
+def content_of(store: Store, repo_id: str, revision: str | None = None) -> str:
+    """What a reader gets of the first file under a name."""
+    snapshot = store.snapshot(store.resolve(repo_id, revision).fingerprint)
+    return store.read(snapshot.entry(FILES[0])).decode()
+
+
+def names(store: Store) -> list[str]:
+    return [f"{one.repo_id}@{one.revision}" for one in store.revisions()]

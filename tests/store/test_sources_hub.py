@@ -24,18 +24,6 @@ def hub() -> Iterator[FakeHub]:
         yield found
 
 
-@pytest.fixture
-def artifact(tmp_path) -> Path:
-    return write_artifact(tmp_path / "artifact")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """Where this test's cache is."""
-    monkeypatch.setenv("EVA_DIST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "artifacts"
-
-
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch, cache):
     monkeypatch.setattr("eva_dist.store.hub_source._FIRST_WAIT_S", 0)

@@ -3,26 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 from eva_dist.store.sources import fetch, open_source
 from eva_dist.store.store import Store
-from tests.small_artifact import FINGERPRINT, contents_of, write_artifact
-
-
-@pytest.fixture
-def artifact(tmp_path) -> Path:
-    return write_artifact(tmp_path / "artifact")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """Where this test's cache is."""
-    monkeypatch.setenv("EVA_DIST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "artifacts"
+from tests.small_artifact import FINGERPRINT, contents_of
 
 
 @pytest.fixture
