@@ -50,7 +50,7 @@ test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
 
 faults: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/actors/test_faults.py tests/actors/test_driver_faults.py -q -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,7 +16,14 @@ from enum import Enum
 from typing import Any, get_type_hints
 
 from eva_dist.errors import ConfigError
-from eva_dist.store.urls import is_store_url
+
+BUCKETS = ("s3://", "s3a://", "gs://", "az://", "azure://", "adl://", "abfs://", "abfss://")
+"""How URLs of object stores begin."""
+
+
+def is_store_url(text: str) -> bool:
+    """Tell whether a URL is one that a store can have, but for a folder's."""
+    return text.startswith(("memory://", *BUCKETS))
 
 
 class Dtype(Enum):

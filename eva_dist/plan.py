@@ -6,11 +6,8 @@ input group included; the members of an input group share the largest of their
 maximum ranks, for one SVD serves them all.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from eva_dist.config import Budget
 from eva_dist.errors import LayerError
@@ -244,12 +241,6 @@ def balance(
             return packed
         moved[group] = loads.index(min(loads))
     return moved
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Return the sha256 (hex) of what decides the numbers, given as JSON-like values; key order does not matter."""
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _loads(costs: Mapping[int, int], owners: Mapping[int, int], world_size: int) -> list[int]:

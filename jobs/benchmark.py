@@ -32,11 +32,11 @@ sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark.py` from a clone
 
 from eva_dist.config import Config, Dtype, Exchange  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
-from eva_dist.prepare import Prepared, prepare  # noqa: E402
-from eva_dist.schema import freeze, schema  # noqa: E402
+from eva_dist.run.prepare import Prepared, prepare  # noqa: E402
 from jobs import contenders, measures  # noqa: E402
 from jobs.benchmark_report import Figures, draw, headline, to_markdown  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
+from jobs.schema import freeze, schema  # noqa: E402
 
 
 @dataclass

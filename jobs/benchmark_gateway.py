@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = content[:-8] + os.urandom(8)
     shares = [given.clients // given.processes + (i < given.clients % given.processes) for i in range(given.processes)]
     path = f"/{REPO}/resolve/{REVISION}/{FILE}"
-    serve = [sys.executable, "-m", "eva_dist.cli", "serve", "--port", "0", "--store"]
+    serve = [sys.executable, "-m", "eva_dist.cli.main", "serve", "--port", "0", "--store"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "plain").mkdir()

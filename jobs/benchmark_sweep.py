@@ -29,15 +29,15 @@ from safetensors.numpy import load_file
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark_sweep.py` from a clone
 
-from eva_dist.artifact.facts import STATE_DICT_FILE  # noqa: E402
+from eva_dist.artifact.file_names import STATE_DICT_FILE  # noqa: E402
 from eva_dist.artifact.load import source_folder  # noqa: E402
 from eva_dist.config import Config  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
-from eva_dist.prepare import prepare  # noqa: E402
-from eva_dist.schema import freeze, schema  # noqa: E402
+from eva_dist.run.prepare import prepare  # noqa: E402
 from jobs import contenders  # noqa: E402
 from jobs.benchmark import apart, describe_machine, describe_settings  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
+from jobs.schema import freeze, schema  # noqa: E402
 from jobs.turns import output_folder  # noqa: E402
 
 

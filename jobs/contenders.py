@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.tensors import state_dict
+from eva_dist.artifact.write import build_artifact
+from eva_dist.calibration.controller import StepDecision, StepReport, first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.pass_state import one_point
+from eva_dist.calibration.worker import Session
 from eva_dist.config import Dtype
-from eva_dist.controller import StepDecision, StepReport, first_state
 from eva_dist.data import Batching, TokenStream, open_rows
-from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.plan import Plan
-from eva_dist.points import one_point
-from eva_dist.prepare import Prepared, assignment, provenance
-from eva_dist.session import Session
+from eva_dist.run.prepare import Prepared, assignment, provenance
 
 
 @dataclass(frozen=True)

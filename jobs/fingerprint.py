@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
-from eva_dist.identity import identify  # noqa: E402
+from eva_dist.run.identity import identify  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 from jobs.turns import apart, shares  # noqa: E402
 

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eva_dist.config import Config, config_groups
 from eva_dist.errors import EvaDistError, PreemptedError
-from eva_dist.schema import freeze, schema
+from jobs.schema import freeze, schema
 
 PREEMPTED = 75
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from eva_dist.calibration.controller import PointResult, StepDecision, first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.group_svds import make_tracker
+from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
-from eva_dist.controller import PointResult, StepDecision, first_state
-from eva_dist.engine import finish, run_pass
 from eva_dist.numerics.covariance import CovarianceTracker
-from eva_dist.points import one_point
-from eva_dist.prepare import Prepared, assignment, prepare
-from eva_dist.svds import make_tracker
+from eva_dist.run.prepare import Prepared, assignment, prepare
 from jobs.contenders import Floor, begin, in_float32, median, session
 
 
@@ -124,8 +124,8 @@ class ScalingRow:
 
 def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
     """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
-    from eva_dist.actors.cluster import connected
-    from eva_dist.actors.run import PointEnd, run_on_gang
+    from eva_dist.cluster.attempts import PointEnd, run_on_gang
+    from eva_dist.cluster.connect import connected
 
     config = run.config
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)

@@ -27,9 +27,9 @@ from eva_dist.modeling.load import check_length, read_architecture  # noqa: E402
 from eva_dist.preflight.accelerator import Accelerator  # noqa: E402
 from eva_dist.preflight.estimate import Preflight, estimate  # noqa: E402
 from eva_dist.preflight.report import Check, checks_to_text, to_text  # noqa: E402
-from eva_dist.schema import freeze, schema  # noqa: E402
 from jobs.calibrate import calibrate  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
+from jobs.schema import freeze, schema  # noqa: E402
 
 _NO_DATA = "(none)"
 """Stands for `data.path`, which a plan does not need."""

@@ -11,18 +11,18 @@ from typing import Protocol
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eva_dist.artifact.build import build_artifact
-from eva_dist.artifact.facts import ADAPTER_FILE, STATE_DICT_FILE
+from eva_dist.artifact.file_names import ADAPTER_FILE, STATE_DICT_FILE
+from eva_dist.artifact.write import build_artifact
+from eva_dist.calibration.controller import StepDecision, StepReport, first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Exchange, StoreConfig
-from eva_dist.controller import StepDecision, StepReport, first_state
-from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import Architecture
-from eva_dist.points import one_point
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import Preflight, estimate
 from eva_dist.preflight.report import Check
 from eva_dist.preflight.workload import tensor_bytes
-from eva_dist.prepare import Prepared, prepare, provenance
+from eva_dist.run.prepare import Prepared, prepare, provenance
 from jobs import measures
 from jobs.contenders import Floor, begin, session
 

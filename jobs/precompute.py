@@ -20,11 +20,12 @@ from omegaconf import DictConfig
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
-from eva_dist.outcome import Outcome  # noqa: E402
-from eva_dist.precompute import precompute  # noqa: E402
-from eva_dist.prepare import prepare  # noqa: E402
-from eva_dist.progress import Progress, RunFolder  # noqa: E402
-from eva_dist.stopping import StopRequest, on_sigterm  # noqa: E402
+from eva_dist.calibration.progress import Progress  # noqa: E402
+from eva_dist.cluster.stop_request import StopRequest, on_sigterm  # noqa: E402
+from eva_dist.run.outcome import Outcome  # noqa: E402
+from eva_dist.run.prepare import prepare  # noqa: E402
+from eva_dist.run.run_folder import RunFolder  # noqa: E402
+from eva_dist.run.sweep import precompute  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
 from jobs.shared_points import SharedPoints  # noqa: E402
 from jobs.turns import leaves_errors, output_folder, shares  # noqa: E402

@@ -14,12 +14,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from eva_dist.calibration.progress import Progress
+from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import PreemptedError
-from eva_dist.outcome import Outcome
-from eva_dist.prepare import Known, Prepared, prepare
-from eva_dist.progress import Progress, RunFolder
-from eva_dist.stopping import StopRequest
-from eva_dist.sweep import Answer, compute_points, same_names
+from eva_dist.run.outcome import Outcome
+from eva_dist.run.prepare import Known, Prepared, prepare
+from eva_dist.run.run_folder import RunFolder
+from eva_dist.run.sweep import Answer, compute_points, same_names
 from jobs.hydra_main import BadSettings, before_actors, to_config
 from jobs.turns import output_folder
 

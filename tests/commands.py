@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from eva_dist.cli import main
+from eva_dist.cli.main import main
 
 
 @dataclass(frozen=True)

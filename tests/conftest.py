@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eva_dist.config import Config
-from eva_dist.prepare import Prepared, prepare
+from eva_dist.run.prepare import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
 
@@ -101,5 +101,5 @@ def prepared(configure: Callable[..., Config]) -> Callable[..., Prepared]:
 def no_figures() -> Iterator[None]:
     """Artifacts without their figures, which take longest to make, for tests that do not look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eva_dist.artifact.build.write_plots", lambda *given: None)
+        patch.setattr("eva_dist.artifact.write.write_plots", lambda *given: None)
         yield

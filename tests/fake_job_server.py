@@ -1,9 +1,9 @@
-"""A job server in memory, at the seam of `eva_dist.submission.JobServer`."""
+"""A job server in memory, at the seam of `eva_dist.cluster.submission.JobServer`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from eva_dist.submission import Job, JobState, Submission
+from eva_dist.cluster.submission import Job, JobState, Submission
 
 
 class FakeJobServer:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eva_dist.actors.run import run_on_gang
-from eva_dist.controller import PointResult
-from eva_dist.prepare import Prepared, assignment
-from eva_dist.session import Assignment
+from eva_dist.calibration.controller import PointResult
+from eva_dist.calibration.worker import Assignment
+from eva_dist.cluster.attempts import run_on_gang
+from eva_dist.run.prepare import Prepared, assignment
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.artifact.adapter import write_adapter
-from eva_dist.artifact.card import write_card
+from eva_dist.artifact.card.card import write_card
 from eva_dist.artifact.facts import Provenance, layer_facts
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
 from eva_dist.artifact.tensors import write_tensors
-from eva_dist.plan import fingerprint
+from eva_dist.hashing import fingerprint
 from eva_dist.store.store import Store
 from tests.artifact.conftest import make_pass
 from tests.report.sweeps import KINDS, block_plan, settings, turned

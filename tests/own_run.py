@@ -4,12 +4,12 @@ import tempfile
 from pathlib import Path
 
 from eva_dist.artifact.covariance import write_covariance
+from eva_dist.calibration.controller import first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config
-from eva_dist.controller import first_state
-from eva_dist.engine import finish, run_pass
-from eva_dist.points import one_point
-from eva_dist.prepare import prepare
-from eva_dist.publishing import publish
+from eva_dist.run.prepare import prepare
+from eva_dist.run.publish import publish
 from eva_dist.store.store import Published
 from jobs.contenders import begin, session
 

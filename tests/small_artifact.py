@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from eva_dist.store.sources import fetch
+from eva_dist.store.artifact_ref import fetch
 
 FINGERPRINT = "ab" * 32
 

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eva_dist.artifact.build import Provenance, build_artifact
 from eva_dist.artifact.covariance import write_covariance
+from eva_dist.artifact.write import Provenance, build_artifact
+from eva_dist.calibration.controller import GroupReport, StepReport, advance, first_state
+from eva_dist.calibration.engine import finish
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig, OnMaxSteps, SolverConfig, SolverName
-from eva_dist.controller import GroupReport, StepReport, advance, first_state
-from eva_dist.engine import finish
-from eva_dist.numerics.components import Components
-from eva_dist.numerics.convergence import component_cosines
+from eva_dist.hashing import fingerprint
+from eva_dist.numerics.components import Components, component_cosines
 from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, to_packed
-from eva_dist.plan import Plan, fingerprint, make_layer, make_plan
+from eva_dist.plan import Plan, make_layer, make_plan
 from eva_dist.store.store import Published, Store
 
 EVA = EvaConfig(r=3, rho=2.0, tau=1.0, target_modules=["a", "b", "c", "d"], on_max_steps=OnMaxSteps.accept)

@@ -27,7 +27,7 @@ from eva_dist.config import (
     Task,
 )
 from eva_dist.errors import ConfigError
-from eva_dist.schema import freeze, schema
+from jobs.schema import freeze, schema
 
 GROUPS = {
     "model": ModelConfig,

@@ -12,7 +12,7 @@ import yaml
 from pathspec import PathSpec
 from typer.main import get_command
 
-from eva_dist.cli import app
+from eva_dist.cli.main import app
 from eva_dist.config import config_groups
 
 ROOT = Path(__file__).parents[1]

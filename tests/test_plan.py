@@ -9,7 +9,8 @@ import pytest
 
 from eva_dist.config import Budget
 from eva_dist.errors import LayerError
-from eva_dist.plan import balance, fingerprint, make_layer, make_plan
+from eva_dist.hashing import fingerprint
+from eva_dist.plan import balance, make_layer, make_plan
 
 
 def layer(name: str, in_features: int = 64, r: int = 4, rho: float = 2.0):

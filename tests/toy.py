@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eva_dist.calibration.layer_inputs import RowFeed, make_taps, probe_inputs
 from eva_dist.data import Window
-from eva_dist.feed import RowFeed, make_taps, probe_inputs
 from eva_dist.plan import InputGroup, Plan, make_layer, make_plan
 
 D, R = 12, 2

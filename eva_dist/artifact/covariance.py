@@ -28,7 +28,7 @@ from torch import Tensor
 from eva_dist.errors import IntegrityError
 from eva_dist.numerics.covariance import CovarianceState, from_packed
 from eva_dist.plan import InputGroup
-from eva_dist.store.opened import REMEDY
+from eva_dist.store.artifact_reader import REMEDY
 
 
 def write_covariance(

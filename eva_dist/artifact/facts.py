@@ -3,17 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from eva_dist.artifact.file_names import (  # noqa: F401  (the rest of the package finds them here)
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
-    CARD_FILE,
-    COMPONENTS_FILE,
-    CONVERGENCE_FILE,
-    COVARIANCE_FILE,
-    SPECTRUM_FILE,
-    STATE_DICT_FILE,
-)
-from eva_dist.controller import GroupState, PointResult
+from eva_dist.calibration.controller import GroupState, PointResult
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer
 

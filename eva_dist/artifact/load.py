@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eva_dist.artifact.header import LENGTH_BYTES, Span, check_layers, header_length, merged, read_header
 from eva_dist.artifact.layers import choose_layers
+from eva_dist.artifact.safetensors_header import LENGTH_BYTES, Span, check_layers, header_length, merged, read_header
 from eva_dist.errors import IntegrityError
-from eva_dist.store.opened import REMEDY, NoRangesError, Opened
+from eva_dist.store.artifact_reader import REMEDY, NoRangesError, Opened
+from eva_dist.store.artifact_ref import Kind, fetch, open_source, parse_source
 from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.sources import Kind, fetch, open_source, parse_source
 
 _TENSOR_FILE = "eva_state_dict.safetensors"
 _REQUESTS_AT_ONCE = 8

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, STATE_DICT_FILE, LayerFacts, Provenance
-from eva_dist.artifact.header import tensor_hashes
+from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, LayerFacts, Provenance
+from eva_dist.artifact.file_names import STATE_DICT_FILE
+from eva_dist.artifact.safetensors_header import tensor_hashes
+from eva_dist.calibration.controller import PointResult
 from eva_dist.config import EvaConfig
-from eva_dist.controller import PointResult
 from eva_dist.store.snapshot import MANIFEST_FILE, sealed
 
 

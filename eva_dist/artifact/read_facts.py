@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from eva_dist.artifact.facts import Provenance
 from eva_dist.config import EvaConfig, config_groups
-from eva_dist.plan import fingerprint
+from eva_dist.hashing import fingerprint
 
 _MOST_MERGES = 100
 """Of merges within merges."""

@@ -15,22 +15,15 @@ from safetensors.torch import load
 from torch import Tensor
 
 from eva_dist.artifact.columns import read_columns
-from eva_dist.artifact.facts import (
-    COMPONENTS_FILE,
-    CONVERGENCE_FILE,
-    COVARIANCE_FILE,
-    FORMAT_VERSION,
-    METHOD,
-    SPECTRUM_FILE,
-    Provenance,
-)
+from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, Provenance
+from eva_dist.artifact.file_names import COMPONENTS_FILE, CONVERGENCE_FILE, COVARIANCE_FILE, SPECTRUM_FILE
 from eva_dist.artifact.read_facts import counted, measured, read_eva, read_provenance
+from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
-from eva_dist.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, make_plan
-from eva_dist.store.opened import REMEDY, OpenedFolder
+from eva_dist.store.artifact_reader import REMEDY, OpenedFolder
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, lacking
 
 _SPECTRUM = ("layer", "singular_value", "explained_variance_ratio", "cosine")

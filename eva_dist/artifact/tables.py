@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eva_dist.artifact.facts import CONVERGENCE_FILE, SPECTRUM_FILE, LayerFacts
-from eva_dist.controller import PointState
+from eva_dist.artifact.facts import LayerFacts
+from eva_dist.artifact.file_names import CONVERGENCE_FILE, SPECTRUM_FILE
+from eva_dist.calibration.controller import PointState
 
 _SPECTRUM = pa.schema(
     [

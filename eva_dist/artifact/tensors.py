@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from eva_dist.artifact.facts import ADAPTER_FILE, COMPONENTS_FILE, STATE_DICT_FILE, LayerFacts
+from eva_dist.artifact.facts import LayerFacts
+from eva_dist.artifact.file_names import ADAPTER_FILE, COMPONENTS_FILE, STATE_DICT_FILE
 from eva_dist.numerics.components import adapter_rows
 
 _ADAPTER_PREFIX = "base_model.model."

@@ -27,7 +27,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from eva_dist.errors import ConfigError
-from eva_dist.gateway.answers import Refused
+from eva_dist.gateway.responses import Refused
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from aiohttp.typedefs import Handler, Middleware
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.gateway.access import Access, check_of
-from eva_dist.gateway.answers import Refused
-from eva_dist.gateway.files import Files
-from eva_dist.gateway.hub import Hub
+from eva_dist.gateway.catalogue import add_pages, refusal_page
+from eva_dist.gateway.downloads import Files
+from eva_dist.gateway.hub_api import Hub
 from eva_dist.gateway.index import Index
-from eva_dist.gateway.pages import add_pages, refusal_page
+from eva_dist.gateway.responses import Refused
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 from aiohttp import web
 
-from eva_dist.gateway.answers import Refused
+from eva_dist.gateway.responses import Refused
 
 
 @dataclass(frozen=True)

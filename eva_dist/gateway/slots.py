@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from eva_dist.gateway.access import TOKEN_NAME
-from eva_dist.gateway.answers import Refused
+from eva_dist.gateway.responses import Refused
 
 WAIT_S = 2.0
 """How long a request waits for room before it is told to come again; clients give up after ten seconds."""

@@ -26,9 +26,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from eva_dist.errors import ConfigError
-from eva_dist.gateway.answers import Refused
-from eva_dist.gateway.files import SAFE_HEADERS, disposition, send_stream
+from eva_dist.gateway.downloads import SAFE_HEADERS, disposition, send_stream
 from eva_dist.gateway.paths import Path
+from eva_dist.gateway.responses import Refused
 from eva_dist.gateway.slots import Slots
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.same_rows import once
-from eva_dist.numerics.tracker import Moments, Tracker, UpdateCost, add_rows, centring_bytes
+from eva_dist.numerics.tracker import Moments, Tracker, UpdateCost, add_rows, centring_bytes, once
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components, fix_signs
-from eva_dist.numerics.same_rows import once
 from eva_dist.numerics.tracker import (
     Moments,
     Tracker,
@@ -21,6 +20,7 @@ from eva_dist.numerics.tracker import (
     add_rows,
     add_rows_to_all,
     centring_bytes,
+    once,
     own,
     together,
 )

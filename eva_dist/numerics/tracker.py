@@ -7,7 +7,9 @@ kept, compared, sent or stored without fear that it changes.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Generic, TypeVar
@@ -16,9 +18,9 @@ import torch
 from torch import Tensor
 
 from eva_dist.numerics.components import Components
-from eva_dist.numerics.same_rows import once
 
 StateT = TypeVar("StateT")
+T = TypeVar("T")
 
 _FLOAT64_EPS = torch.finfo(torch.float64).eps
 _CENTRE_AT_ONCE = {"cpu": 2**17}
@@ -203,3 +205,28 @@ class Tracker(ABC, Generic[StateT]):
             groups: how many are updated together (`update_many`).
             device: type of the device.
         """
+
+
+_done: ContextVar[dict[Hashable, tuple[Tensor, object]] | None] = ContextVar("done", default=None)
+
+
+@contextmanager
+def same_rows() -> Iterator[None]:
+    """While open, what `once` has returned is kept in memory, and must not be changed in place."""
+    token = _done.set({})
+    try:
+        yield
+    finally:
+        _done.reset(token)
+
+
+def once(what: Hashable, rows: Tensor, work: Callable[[], T]) -> T:
+    """Return what `work` returns; while `same_rows` is open, what it returned for the same memory before."""
+    done = _done.get()
+    if done is None:
+        return work()
+    key = (what, rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
+    if key not in done:
+        done[key] = (rows, work())  # the rows are kept: no others can come to lie where they are
+    found: T = done[key][1]  # type: ignore[assignment]
+    return found

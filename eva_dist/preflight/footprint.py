@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from eva_dist.calibration.group_svds import rows_at_once
 from eva_dist.config import Exchange
 from eva_dist.plan import InputGroup
 from eva_dist.preflight.workload import Case
-from eva_dist.svds import rows_at_once
 
 _CHUNK = 256 * 2**20
 """Of the exchange (`ToOwnerExchange`): bytes that travel at one time."""

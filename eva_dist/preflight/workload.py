@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from eva_dist.calibration.group_svds import make_tracker, rows_at_once
 from eva_dist.config import ClusterConfig, Config, DataConfig, Dtype, Exchange
 from eva_dist.data import Batching
 from eva_dist.modeling.load import Architecture, loaded_on_meta
@@ -21,7 +22,6 @@ from eva_dist.modeling.trace import Traced, trace_forward
 from eva_dist.numerics.tracker import UpdateCost
 from eva_dist.plan import InputGroup, Plan, make_plan
 from eva_dist.preflight.accelerator import Accelerator, Rates
-from eva_dist.svds import make_tracker, rows_at_once
 
 
 @dataclass(frozen=True)

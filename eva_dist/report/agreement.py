@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eva_dist.compare import Array, orthonormal_rows, subspace_overlap
-from eva_dist.report.points import StoredArtifact
-from eva_dist.report.stored import open_rows
+from eva_dist.report.point import StoredArtifact
+from eva_dist.report.read_artifact import open_rows
+from eva_dist.transform.compare import Array, orthonormal_rows, subspace_overlap
 
 
 @dataclass(frozen=True)

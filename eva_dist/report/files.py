@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import eva_dist
 from eva_dist.errors import StoreError
 from eva_dist.report.agreement import none_if_nan
-from eva_dist.report.figures import Comparison
-from eva_dist.report.points import LayerEnd, Point
+from eva_dist.report.compare_points import Comparison
+from eva_dist.report.point import LayerEnd, Point
 from eva_dist.report.settings import is_number, label, shared
 
 SWEEP_FILE, TABLE_FILE, PAGE_FILE = "sweep.json", "sweep.parquet", "index.html"

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from eva_dist.report.figures import Comparison, Effect, most_different
-from eva_dist.report.points import FAILED, NOT_BEGUN, UNFINISHED
+from eva_dist.render.words import amount, counted, overlap, share, steps, times
+from eva_dist.report.compare_points import Comparison, Effect, most_different
+from eva_dist.report.point import FAILED, NOT_BEGUN, UNFINISHED
 from eva_dist.report.settings import label, short, text
-from eva_dist.report.words import amount, counted, overlap, share, steps, times
 
 
 def title(found: Comparison) -> str:

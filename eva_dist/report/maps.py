@@ -2,13 +2,13 @@
 
 import math
 
+from eva_dist.render.heat_map import Grid, Heat, draw_heat, scale, share_in_cell
+from eva_dist.render.markup import element, figure, said, table
+from eva_dist.render.rank_maps import PointRanks, draw_rank_maps
+from eva_dist.render.words import overlap, share
 from eva_dist.report.agreement import Array, none_if_nan
-from eva_dist.report.figures import Comparison
-from eva_dist.report.heat import Grid, Heat, draw_heat, scale, share_in_cell
-from eva_dist.report.markup import element, figure, said, table
-from eva_dist.report.rank_maps import PointRanks, draw_rank_maps
+from eva_dist.report.compare_points import Comparison
 from eva_dist.report.settings import label
-from eva_dist.report.words import overlap, share
 
 _MOST_NUMBERED = 12
 

@@ -5,15 +5,15 @@ import hashlib
 from datetime import UTC, datetime
 
 import eva_dist
-from eva_dist.report.figures import Comparison
+from eva_dist.render.heat_map import HATCH
+from eva_dist.render.markup import element, said
+from eva_dist.render.style import CSS, SCRIPT
+from eva_dist.report.compare_points import Comparison
 from eva_dist.report.files import SWEEP_FILE, TABLE_FILE
 from eva_dist.report.findings import findings, name, title, trouble
-from eva_dist.report.heat import HATCH
 from eva_dist.report.maps import agreement_maps, rank_maps
-from eva_dist.report.markup import element, said
 from eva_dist.report.page_tables import effects_table, failures, points_table, shared_table
 from eva_dist.report.plotted import axis_of_settings, budget_figure, setting_figure
-from eva_dist.report.style import CSS, SCRIPT
 
 
 def page(found: Comparison) -> str:

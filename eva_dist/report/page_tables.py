@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from eva_dist.report.figures import Comparison, PointFigures
+from eva_dist.render.markup import element, said, table
+from eva_dist.render.words import NONE, amount, counted, overlap, seconds, share, steps
+from eva_dist.report.compare_points import Comparison, PointFigures
 from eva_dist.report.findings import name
-from eva_dist.report.markup import element, said, table
-from eva_dist.report.points import Point
+from eva_dist.report.point import Point
 from eva_dist.report.settings import shared, short, text
 from eva_dist.report.table import FIGURES, in_words
-from eva_dist.report.words import NONE, amount, counted, overlap, seconds, share, steps
 
 _GOOD = ("done", "cached")
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eva_dist.report.charts import SHAPES, Chart, Mark, Series, Ticks, draw_chart, swatch
-from eva_dist.report.colours import KINDS
-from eva_dist.report.figures import Comparison, PointFigures
-from eva_dist.report.markup import element, figure, said
+from eva_dist.render.charts import SHAPES, Chart, Mark, Series, Ticks, draw_chart, swatch
+from eva_dist.render.colours import KINDS
+from eva_dist.render.markup import element, figure, said
+from eva_dist.render.words import amount, digits_for, seconds, share, steps
+from eva_dist.report.compare_points import Comparison, PointFigures
 from eva_dist.report.settings import is_number, label, same, short, text, values_in_order
-from eva_dist.report.words import amount, digits_for, seconds, share, steps
 
 TAU = "eva.tau"
 _BUDGETS = ("eva.rho", "eva.r")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eva_dist.report.points import Point
+from eva_dist.report.point import Point
 
 _NAMES = ("artifact.", "store.")
 """Settings that say where a point goes, not what it is."""

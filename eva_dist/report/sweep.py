@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eva_dist.report.figures import Comparison, compare
+from eva_dist.report.compare_points import Comparison, compare
 from eva_dist.report.files import PAGE_FILE, SWEEP_FILE, TABLE_FILE, json_bytes, manifest, put, table_bytes
-from eva_dist.report.multirun import read_points
 from eva_dist.report.page import page
+from eva_dist.report.read_multirun import read_points
 from eva_dist.report.table import text_table
 
 

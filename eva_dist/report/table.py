@@ -1,9 +1,9 @@
 """The points as a text table for a terminal."""
 
-from eva_dist.report.figures import Comparison, PointFigures
-from eva_dist.report.points import Point
+from eva_dist.render.words import NONE, overlap, printable, seconds, share
+from eva_dist.report.compare_points import Comparison, PointFigures
+from eva_dist.report.point import Point
 from eva_dist.report.settings import short, text
-from eva_dist.report.words import NONE, overlap, printable, seconds, share
 
 FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
 """Heads of what is said of a point, on a terminal and on the page."""

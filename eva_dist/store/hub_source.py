@@ -18,9 +18,9 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
+from eva_dist.store.artifact_reader import NoRangesError, OpenedElsewhere
 from eva_dist.store.cache import Cache
 from eva_dist.store.hub_token import how_to_give, token_for
-from eva_dist.store.opened import NoRangesError, OpenedElsewhere
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
 
 log = logging.getLogger(__name__)

@@ -1,45 +1,14 @@
-"""Which names may become folders of a store, and which ones artifacts get that nobody named."""
+"""Which names may become folders of a store."""
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
-from eva_dist.config import Budget, EvaConfig
 from eva_dist.errors import StoreError
-from eva_dist.plan import fingerprint
 
 OBJECTS = "objects"
 SNAPSHOTS = "snapshots"
 INCOMING = ".incoming"
 CHECKPOINTS = ".checkpoints"
-
-
-def default_repo_id(model: str) -> str:
-    """Return `local/<last part of the model's name>`, with what is not plain in it replaced."""
-    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(model).name)
-    return f"local/{stem.lstrip('.') or 'model'}"
-
-
-def default_revision(eva: EvaConfig, decisive: Mapping[str, Any], fingerprint_of: Callable[[str], str | None]) -> str:
-    """Return a revision made of what sweeps vary, e.g. `rho2.0-tau0.99-whiten-params`.
-
-    Where another artifact (other r, targets, data) has that name, the fingerprint is added
-    to it: a name that nobody asked for takes no other artifact's place.
-
-    Args:
-        eva: settings of the artifact.
-        decisive: what decides the artifact's numbers.
-        fingerprint_of: tells which artifact a revision is now, None if it is free.
-    """
-    name = f"rho{eva.rho}-tau{eva.tau}" + ("-whiten" if eva.whiten else "")
-    name += "-shared" if "shared_tracker" in decisive else ""
-    name += "-params" if eva.budget is Budget.params else ""
-    name += "-derived" if "derived_from" in decisive else ""
-    name += "-merged" if "merged_from" in decisive else ""
-    own = fingerprint(decisive)
-    return name if fingerprint_of(name) in (None, own) else f"{name}-{own[:8]}"
 
 
 def check_fingerprint(fingerprint: str) -> None:

@@ -28,8 +28,8 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
+from eva_dist.config import BUCKETS
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.store.urls import BUCKETS
 
 CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.folder_view import View
 from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
 from eva_dist.store.objects import Found, Objects
 from eva_dist.store.snapshot import (
@@ -24,7 +25,6 @@ from eva_dist.store.snapshot import (
     read_snapshot,
     sha256_of,
 )
-from eva_dist.store.view import View
 
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
 MAIN = "main"

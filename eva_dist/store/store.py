@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.plan import fingerprint as fingerprint_of
+from eva_dist.hashing import fingerprint as fingerprint_of
 from eva_dist.store.files import remove_older, sync, sync_tree
 from eva_dist.store.names import INCOMING, OBJECTS, check_fingerprint, check_names
 from eva_dist.store.objects import Found, scratch_name

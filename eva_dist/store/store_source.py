@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from eva_dist.store.artifact_reader import Opened, OpenedElsewhere, OpenedFolder
 from eva_dist.store.cache import Cache
-from eva_dist.store.opened import Opened, OpenedElsewhere, OpenedFolder
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot
 from eva_dist.store.store import Store
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eva_dist.artifact.build import Provenance, build_artifact
+from eva_dist.artifact.write import Provenance, build_artifact
+from eva_dist.calibration.controller import GroupReport, PointResult, PointState, StepReport, advance, first_state
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
-from eva_dist.controller import GroupReport, PointResult, PointState, StepReport, advance, first_state
+from eva_dist.hashing import fingerprint
 from eva_dist.numerics.components import Components
-from eva_dist.plan import Layer, Plan, fingerprint, make_layer, make_plan
+from eva_dist.plan import Layer, Plan, make_layer, make_plan
 
 EVA = EvaConfig(
     r=4,

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.load import load_eva_state_dict
+from eva_dist.artifact.write import build_artifact
+from eva_dist.calibration.controller import GroupState
 from eva_dist.config import Budget
-from eva_dist.controller import GroupState
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.numerics.components import Components
 

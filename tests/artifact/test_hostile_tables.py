@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eva_dist.artifact.columns import coded, read_columns
-from eva_dist.describe import read_ratios
+from eva_dist.artifact.layer_table import read_ratios
 from eva_dist.errors import IntegrityError
-from eva_dist.gateway.pages.detail import read_detail
+from eva_dist.gateway.catalogue.detail import read_detail
 from eva_dist.store.snapshot import FileEntry, Snapshot, read_snapshot
 from tests.gateway.page_artifacts import manifest_of
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from eva_dist.artifact.load import load_eva_state_dict
 from eva_dist.errors import IntegrityError, LayerError
-from eva_dist.store.sources import open_source
+from eva_dist.store.artifact_ref import open_source
 from eva_dist.store.store import Store
 from tests.fake_hub import FakeHub, running
 from tests.own_run import own_run

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eva_dist.artifact.build import build_artifact
 from eva_dist.artifact.restore import restore_artifact
-from eva_dist.controller import Stop
+from eva_dist.artifact.write import build_artifact
+from eva_dist.calibration.controller import Stop
 from eva_dist.errors import ArtifactNotFoundError, DerivationError, IntegrityError
 from eva_dist.store.snapshot import folder_snapshot
 

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from typer.testing import CliRunner
 
-from eva_dist.cli import app
+from eva_dist.cli.main import app
 from eva_dist.errors import ConfigError
 from eva_dist.gateway import access
 from eva_dist.gateway.access import Access, append_token, is_loopback, new_token, read_tokens

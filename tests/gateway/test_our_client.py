@@ -3,7 +3,7 @@
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, StoreError
-from eva_dist.store.sources import fetch, open_source
+from eva_dist.store.artifact_ref import fetch, open_source
 from eva_dist.store.store import Store
 from tests.gateway import serving
 from tests.small_artifact import contents_of

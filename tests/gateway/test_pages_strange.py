@@ -11,12 +11,12 @@ from aiohttp import web
 
 from eva_dist.artifact.manifest_facts import read_facts
 from eva_dist.gateway.access import SEES
+from eva_dist.gateway.catalogue import add_pages
+from eva_dist.gateway.catalogue.cache import Listed, haystack
+from eva_dist.gateway.catalogue.detail import read_detail
+from eva_dist.gateway.catalogue.filters import Query, find
+from eva_dist.gateway.catalogue.listing import catalogue_page
 from eva_dist.gateway.index import Index
-from eva_dist.gateway.pages import add_pages
-from eva_dist.gateway.pages.catalogue import catalogue_page
-from eva_dist.gateway.pages.detail import read_detail
-from eva_dist.gateway.pages.filters import Query, find
-from eva_dist.gateway.pages.kept import Listed, haystack
 from eva_dist.store.snapshot import Revision, read_snapshot
 from eva_dist.store.store import Store
 from tests.gateway.page_artifacts import ATTACK, manifest_of, publish

@@ -14,8 +14,8 @@ from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
-from eva_dist.cli import app
-from eva_dist.cli_serve import serve
+from eva_dist.cli.main import app
+from eva_dist.cli.serve import serve
 from eva_dist.errors import ConfigError, StoreError
 from eva_dist.store.store import Store
 from tests.gateway.conftest import FIRST, REPO
@@ -37,7 +37,7 @@ class Process:
     """`eva-dist serve`, up and running."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "eva_dist.cli", "serve", *options]
+        command = [sys.executable, "-m", "eva_dist.cli.main", "serve", *options]
         self.running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
         self.told = [self.running.stderr.readline() for _ in range(2)]
         assert "serving" in self.told[0], self.told + [self.running.stderr.read()]
@@ -113,7 +113,7 @@ def real_store(tmp_path_factory, tiny_model, words_file) -> tuple[Store, str]:
 
     folder = tmp_path_factory.mktemp("real") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eva_dist.artifact.build.write_plots", lambda *given: None)
+        patch.setattr("eva_dist.artifact.write.write_plots", lambda *given: None)
         own_run(tiny_config(tiny_model, words_file, folder))
     store = Store(str(folder))
     [revision] = store.revisions()
@@ -188,13 +188,13 @@ def test_a_port_that_is_taken_is_a_bad_setting(store):
     Path(store.url).mkdir()
     with process("--store", store.url, "--port", "0") as served:
         port = served.endpoint.rpartition(":")[2]
-        command = [sys.executable, "-m", "eva_dist.cli", "serve", "--store", store.url, "--port", port]
+        command = [sys.executable, "-m", "eva_dist.cli.main", "serve", "--store", store.url, "--port", port]
         other = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=ROOT)
         assert other.returncode == 2 and "cannot be listened on" in other.stderr
 
 
 def test_the_gateway_needs_neither_torch_nor_transformers():
-    code = "import sys, eva_dist.gateway.app, eva_dist.gateway.server, eva_dist.cli; print(*sys.modules)"
+    code = "import sys, eva_dist.gateway.app, eva_dist.gateway.server, eva_dist.cli.main; print(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from aiohttp import web
 
-from eva_dist.gateway import files, slots
+from eva_dist.gateway import downloads, slots
 from eva_dist.gateway.access import Access, new_token
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
@@ -54,7 +54,7 @@ def stalled(endpoint: str, path: str, number: int, **headers: str) -> Iterator[N
 
 
 def test_clients_that_stand_still_keep_nobody_from_downloading(memory, monkeypatch):
-    monkeypatch.setattr(files, "_FETCHES_AT_ONCE", 2)
+    monkeypatch.setattr(downloads, "_FETCHES_AT_ONCE", 2)
     with gateway(memory) as endpoint, stalled(endpoint, URL, 5):
         assert ask(endpoint, URL).body == LARGE
 
@@ -76,7 +76,7 @@ def test_a_download_that_ends_makes_room(memory, monkeypatch):
 
 
 def test_a_store_that_hangs_is_not_waited_for_by_all(memory, monkeypatch):
-    monkeypatch.setattr(files, "_FETCHES_AT_ONCE", 0)  # as if all of them hung
+    monkeypatch.setattr(downloads, "_FETCHES_AT_ONCE", 0)  # as if all of them hung
     monkeypatch.setattr(slots, "WAIT_S", 0.05)
     with gateway(memory) as endpoint:
         refused = ask(endpoint, URL)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-import eva_dist.artifact.build
-from eva_dist.cli import main
-from eva_dist.prepare import prepare
+import eva_dist.artifact.write
+from eva_dist.cli.main import main
+from eva_dist.run.prepare import prepare
 from jobs.hydra_main import register_schema, to_config
 from tests.own_run import own_run
 
@@ -46,7 +46,7 @@ def configure(tiny_model, words_file, tmp_path):
     ids=" ".join,
 )
 def test_an_exact_derivation_has_the_fingerprint_of_the_job(configure, monkeypatch, capfd, tmp_path, words):
-    monkeypatch.setattr(eva_dist.artifact.build, "write_plots", lambda *given: None)
+    monkeypatch.setattr(eva_dist.artifact.write, "write_plots", lambda *given: None)
     source = own_run(configure())
     main_of(["derive", source.url, *words, "--store", str(tmp_path / "derived")])
     outcome = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import eva_dist
-import eva_dist.artifact.build
+import eva_dist.artifact.write
 from eva_dist.artifact.covariance import open_covariance
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.config import Budget, OnMaxSteps, SolverName
 from eva_dist.errors import NotConvergedError, StoreError
 from eva_dist.numerics.covariance import CovarianceTracker
-from eva_dist.precompute import precompute
-from eva_dist.prepare import prepare
+from eva_dist.run.prepare import prepare
+from eva_dist.run.sweep import precompute
 
 JOB = Path(__file__).parents[2] / "jobs" / "precompute.py"
 
@@ -106,7 +106,7 @@ class TestOnAGang:
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(eva_dist.artifact.build, "write_plots", full)
+        monkeypatch.setattr(eva_dist.artifact.write, "write_plots", full)
         with pytest.raises(StoreError, match=r"store\.url=.*No space left on device"):
             compute(prepared())
         assert published(tmp_path / "store") == []
@@ -176,7 +176,7 @@ def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs/main").write_text(commit)
     code = (
-        "from pathlib import Path; from eva_dist.prepare import prepare; from tests.tiny_run import tiny_config\n"
+        "from pathlib import Path; from eva_dist.run.prepare import prepare; from tests.tiny_run import tiny_config\n"
         f"run = prepare(tiny_config('org/tiny', Path({str(words_file)!r}), Path({str(tmp_path / 'store')!r})))\n"
         "print(run.model['weights'], run.model['id'], len(run.targets.layers))"
     )

@@ -18,7 +18,7 @@ from tests.ray_cluster import RayCluster
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
-EVA_DIST = (sys.executable, "-m", "eva_dist.cli")
+EVA_DIST = (sys.executable, "-m", "eva_dist.cli.main")
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import jobs.fingerprint
 import jobs.plan
 import jobs.precompute
 import jobs.shared_points
-from eva_dist.controller import first_state
+from eva_dist.calibration.controller import first_state
+from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import NotConvergedError, PreemptedError
-from eva_dist.outcome import Outcome
 from eva_dist.plan import make_layer, make_plan
-from eva_dist.stopping import StopRequest
+from eva_dist.run.outcome import Outcome
 from jobs.hydra_main import BadSettings, exit_code
 from tests.recording_callback import Recorder
 

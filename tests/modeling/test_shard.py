@@ -24,7 +24,7 @@ from eva_dist.errors import ConfigError
 from eva_dist.modeling.blocks import Blocks, block_lists, find_blocks
 from eva_dist.modeling.load import check_shardable, read_architecture
 from eva_dist.modeling.shard import refuse_unshardable, units
-from eva_dist.prepare import prepare
+from eva_dist.run.prepare import prepare
 
 
 def empty(make_model):

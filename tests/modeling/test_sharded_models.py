@@ -19,9 +19,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from eva_dist.calibration.lockstep import keep_in_step
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.distributed.process_group import shard_mesh
-from eva_dist.lockstep import keep_in_step
 from eva_dist.modeling.blocks import find_blocks
 from eva_dist.modeling.forward import TokenForward, Trunk, entering, find_layout
 from eva_dist.modeling.load import load_model

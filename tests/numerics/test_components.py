@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 
-from eva_dist.numerics.components import Components, adapter_rows, fix_signs
-from eva_dist.numerics.convergence import component_cosines, is_converged
+from eva_dist.numerics.components import Components, adapter_rows, component_cosines, fix_signs, is_converged
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from transformers import LlamaConfig
 
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.tensors import adapter, components, state_dict
+from eva_dist.calibration.controller import first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import (
     Budget,
     ClusterConfig,
@@ -22,10 +25,7 @@ from eva_dist.config import (
     ModelConfig,
     SolverName,
 )
-from eva_dist.controller import first_state
-from eva_dist.engine import finish, run_pass
 from eva_dist.modeling.load import read_architecture
-from eva_dist.points import one_point
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import artifact_facts, estimate
 from eva_dist.preflight.footprint import memory_of

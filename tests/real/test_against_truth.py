@@ -11,8 +11,7 @@ from transformers import AutoModel
 
 from eva_dist.modeling.forward import TokenForward, Trunk
 from eva_dist.modeling.taps import collect_rows
-from eva_dist.numerics.components import Components
-from eva_dist.numerics.convergence import component_cosines, is_converged
+from eva_dist.numerics.components import Components, component_cosines, is_converged
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.subspace import SubspaceTracker
 

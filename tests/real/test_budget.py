@@ -7,14 +7,14 @@ import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from eva_dist.artifact.build import build_artifact
+from eva_dist.artifact.write import build_artifact
+from eva_dist.calibration.controller import PointResult, first_state
+from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import ArtifactConfig, Budget, Config, DataConfig, EvaConfig, ModelConfig, OnMaxSteps, StoreConfig
-from eva_dist.controller import PointResult, first_state
-from eva_dist.engine import finish, run_pass
 from eva_dist.numerics.allocation import allocate_parameters, allocate_ranks
 from eva_dist.plan import Plan
-from eva_dist.points import one_point
-from eva_dist.prepare import Prepared, prepare, provenance
+from eva_dist.run.prepare import Prepared, prepare, provenance
 from jobs.contenders import begin, session
 
 pytestmark = pytest.mark.real

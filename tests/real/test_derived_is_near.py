@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import eva_dist
-import eva_dist.artifact.build
+import eva_dist.artifact.write
 from eva_dist.config import ArtifactConfig, ClusterConfig, Config, DataConfig, EvaConfig, ModelConfig, StoreConfig
-from eva_dist.derive import derive_and_publish
 from eva_dist.errors import DerivationError
+from eva_dist.transform.derive import derive_and_publish
 from tests.own_run import own_run
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]

@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eva_dist.config import ArtifactConfig, ClusterConfig, Config, DataConfig, EvaConfig, ModelConfig, StoreConfig
-from eva_dist.precompute import precompute
-from eva_dist.prepare import prepare
+from eva_dist.run.prepare import prepare
+from eva_dist.run.sweep import precompute
 
 pytestmark = [pytest.mark.real, pytest.mark.ray]
 

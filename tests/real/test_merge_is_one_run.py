@@ -21,7 +21,7 @@ from eva_dist.config import (
     SolverName,
     StoreConfig,
 )
-from eva_dist.merge import merge_and_publish
+from eva_dist.transform.merge import merge_and_publish
 from tests.own_run import own_run
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]

@@ -1,4 +1,4 @@
-"""`solver=incremental` against PEFT itself, on real weights and real text; MiniLM: tests/inprocess/test_parity.py."""
+"""`solver=incremental` against PEFT on real weights and real text; MiniLM: tests/run/in_process/test_parity.py."""
 
 import copy
 from collections import defaultdict

@@ -16,7 +16,7 @@ from eva_dist.config import (
     OnMaxSteps,
     StoreConfig,
 )
-from eva_dist.prepare import prepare
+from eva_dist.run.prepare import prepare
 from tests.gang_processes import assignment_of, run_alone
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.usefixtures("ray_here")]

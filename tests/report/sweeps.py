@@ -14,11 +14,11 @@ from eva_dist.artifact.facts import Provenance, layer_facts
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
 from eva_dist.artifact.tensors import write_tensors
+from eva_dist.calibration.controller import PointResult
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
-from eva_dist.controller import PointResult
 from eva_dist.numerics.components import Components
-from eva_dist.outcome import Outcome
 from eva_dist.plan import Plan, make_layer, make_plan
+from eva_dist.run.outcome import Outcome
 from eva_dist.store.store import Store
 from tests.artifact.conftest import make_pass
 

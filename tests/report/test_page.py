@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from eva_dist.report.colours import cividis
-from eva_dist.report.figures import most_different
-from eva_dist.report.heat import Heat, draw_heat
+from eva_dist.render.colours import cividis
+from eva_dist.render.heat_map import Heat, draw_heat
+from eva_dist.render.words import amount, digits_for, share
+from eva_dist.report.compare_points import most_different
 from eva_dist.report.sweep import write_sweep
-from eva_dist.report.words import amount, digits_for, share
 
 VOID = {"meta", "br", "img", "input", "link"}
 ATTACK = '<script>alert("x")</script>'

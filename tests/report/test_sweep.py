@@ -9,7 +9,7 @@ import pytest
 
 import eva_dist
 import eva_dist.report.files
-from eva_dist.cli import main
+from eva_dist.cli.main import main
 from eva_dist.errors import ConfigError, StoreError
 from eva_dist.report.sweep import write_sweep
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.store.folder_view import View
 from eva_dist.store.reader import blob_key
 from eva_dist.store.store import Store
-from eva_dist.store.view import View
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build
 
 
@@ -58,7 +58,7 @@ def test_a_file_system_without_hard_links_gets_copies(store, root, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("eva_dist.store.view.os.link", refuse)
+    monkeypatch.setattr("eva_dist.store.folder_view.os.link", refuse)
     folder = store.publish(ONE, "team/name", "v1", builder()).folder
     assert (folder / FILES[0]).read_text() == "tensors" and (folder / FILES[0]).stat().st_nlink == 1
 

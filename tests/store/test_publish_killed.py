@@ -9,8 +9,8 @@ from pathlib import Path
 import obstore
 import pytest
 
+from eva_dist.store.maintenance import verify
 from eva_dist.store.store import Store
-from eva_dist.store.upkeep import verify
 from tests.store.artifacts import FILES, ONE, builder
 
 ROOT = Path(__file__).parents[2]

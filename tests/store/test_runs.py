@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from eva_dist.config import StoreConfig
-from eva_dist.prepare import prepare
-from eva_dist.publishing import answer
+from eva_dist.run.prepare import prepare
+from eva_dist.run.publish import answer
+from eva_dist.store.maintenance import verify
 from eva_dist.store.store import Store
-from eva_dist.store.upkeep import verify
 from tests.own_run import own_run
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.artifact_ref import fetch, open_source
 from eva_dist.store.hub_token import how_to_give, token_for
-from eva_dist.store.sources import fetch, open_source
 from tests.fake_hub import FakeHub, Repo, running
 from tests.small_artifact import FINGERPRINT, contents_of, fetched, write_artifact
 

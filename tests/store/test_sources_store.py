@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.store.sources import fetch, open_source
+from eva_dist.store.artifact_ref import fetch, open_source
 from eva_dist.store.store import Store
 from tests.small_artifact import FINGERPRINT, contents_of
 
@@ -90,7 +90,7 @@ def test_a_bit_that_flipped_in_a_bucket_is_not_kept(artifact, cache):
 KILLED = """
 import os, sys
 from pathlib import Path
-from eva_dist.store.sources import fetch
+from eva_dist.store.artifact_ref import fetch
 from eva_dist.store.store import Store
 
 Store("memory://killed").publish_folder(Path(sys.argv[1]), "team/name", "v1")

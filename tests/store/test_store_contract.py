@@ -8,12 +8,12 @@ import logging
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.plan import fingerprint
+from eva_dist.hashing import fingerprint
 from eva_dist.store.cache import Cache
+from eva_dist.store.maintenance import verify
 from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
 from eva_dist.store.store_source import OpenedStore
-from eva_dist.store.upkeep import verify
 from tests.store.artifacts import FILES, ONE, TWO, builder, content_of, names, refuse_to_build, write_artifact
 
 # --- published and found ---

@@ -1,0 +1,1 @@
+"""The command line: `eva-dist` and each of its commands."""

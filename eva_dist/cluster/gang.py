@@ -1,0 +1,239 @@
+"""The gang: all actors of one run, started together, driven in step, and gone together.
+
+Every call goes to all members and has a timeout. The first error, a lost member or a
+member that gives no sign of life ends the gang: it is killed whole (a member that raised
+leaves its peers inside a collective, so there is nothing to save). What follows is for
+`run.py` to decide; `max_restarts=0` keeps Ray from trying.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from eva_dist.calibration.worker import Assignment
+from eva_dist.cluster.connect import is_own_ray, reserved
+from eva_dist.cluster.placement import Request
+from eva_dist.cluster.ray_worker import as_actor
+from eva_dist.cluster.stop_request import StopRequest
+from eva_dist.config import ClusterConfig
+from eva_dist.errors import EvaDistError, GangTimeoutError, WorkerFailedError, WorkerLostError
+
+_GRACE_S = 2.0
+"""How long to wait, after a first error, for the members that failed because of it or before it."""
+_LOOK_EVERY_S = 1.0
+_ASK_EVERY_S = 5.0
+_NOTHING_LOST = ("address", "join", "load", "probe", "begin", "restore")
+"""Calls that a request to stop may leave at once; after the others a checkpoint is worth its while."""
+_STEP_MAY_TAKE_S = 20.0
+"""After a request to stop: pods have 30 s by default, and the processes have to go too."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The members in order of `global_rank`."""
+
+    members: tuple[Any, ...]
+    timeout_s: float
+    heartbeat_s: float
+    stop: StopRequest
+    _heard: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def start(cls, assignment: Assignment, request: Request, stop: StopRequest) -> Iterator["Gang"]:
+        """Start one actor a worker; kill them all when the context closes, however it closes."""
+        cluster = assignment.config.cluster
+        environment = _environment(cluster, request)
+        members: list[Any] = []
+        with reserved(request, cluster.timeout_s, stop) as place:
+            try:
+                for global_rank in range(request.num_workers):
+                    options = _options(place, request, global_rank, environment)
+                    actor = as_actor().options(**options)
+                    members.append(actor.remote(assignment, global_rank, request.num_workers))
+                yield cls(tuple(members), cluster.timeout_s, cluster.heartbeat_s, stop)
+            finally:
+                for member in members:
+                    with suppress(RayError):  # the cluster itself is gone
+                        ray.kill(member, no_restart=True)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method on every member and return their answers by `global_rank`."""
+        return self.call_some(range(len(self.members)), method, *arguments)
+
+    def meet(self) -> None:
+        """Let the members form their process group; from now on each is expected to give signs of life."""
+        self.call("join", self.call_one(0, "address"))
+        self.call("status")
+        self._heard.update(dict.fromkeys(range(len(self.members)), time.monotonic()))
+
+    def call_one(self, global_rank: int, method: str, *arguments: Any) -> Any:
+        """Call a method on one member and return its answer."""
+        return self.call_some([global_rank], method, *arguments)[0]
+
+    def call_some(self, global_ranks: Sequence[int], method: str, *arguments: Any) -> list[Any]:
+        """Call a method on some members and return their answers in that order."""
+        return self._wait(
+            method, {rank: getattr(self.members[rank], method).remote(*arguments) for rank in global_ranks}
+        )
+
+    def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
+        """Hand the SVDs of groups that change their owner to the new one."""
+        moved = tuple(group for group, owner in new_owners.items() if owners[group] != owner)
+        if not moved:
+            return
+        given = {group: svd for part in self.call("give", moved) for group, svd in part.items()}
+        for owner in sorted({new_owners[group] for group in given}):
+            self.call_one(owner, "receive", {g: svd for g, svd in given.items() if new_owners[g] == owner})
+
+    def _wait(self, method: str, pending: dict[int, Any]) -> list[Any]:
+        rank_of = {ref: global_rank for global_rank, ref in pending.items()}
+        started = time.monotonic()
+        deadline = started + self.timeout_s
+        answers: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        waiting = list(rank_of)
+        signs = _Signs(self.members, self._heard, self.heartbeat_s)
+        while waiting and time.monotonic() < deadline:
+            left = max(0.0, min(_LOOK_EVERY_S, deadline - time.monotonic()))
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+            for ref in ready:
+                try:
+                    answers[rank_of[ref]] = ray.get(ref)
+                except RayError as error:
+                    failures[rank_of[ref]] = error
+                    deadline = min(deadline, time.monotonic() + _GRACE_S)
+            if not ready and not failures:
+                signs.look([rank_of[ref] for ref in waiting], method)
+                if method in _NOTHING_LOST:
+                    self.stop.check()
+                elif self.stop.waited_s > _STEP_MAY_TAKE_S:
+                    self.stop.check(
+                        f"{method} did not end within {_STEP_MAY_TAKE_S:.0f} s; an older checkpoint is kept"
+                    )
+        if failures:
+            raise _failure(method, failures)
+        if waiting:
+            late = sorted(rank_of[ref] for ref in waiting)
+            raise GangTimeoutError(
+                f"global_rank {', '.join(map(str, late))} did not answer {method} in "
+                f"cluster.timeout_s={self.timeout_s:g}; {signs.describe(late)}; look at its log, or raise "
+                "cluster.timeout_s"
+            )
+        return [answers[global_rank] for global_rank in pending]
+
+
+class _Signs:
+    """Signs of life of members that keep the driver waiting: `status` is answered by a thread of its own.
+
+    Only members that have met are expected to answer: one that is being started cannot yet.
+    """
+
+    def __init__(self, members: Sequence[Any], heard: dict[int, float], heartbeat_s: float) -> None:
+        self._members, self._heard, self._heartbeat_s = members, heard, heartbeat_s
+        self._asked: dict[int, Any] = {}
+        self._last: dict[int, Any] = {}
+        self._next = 0.0
+        now = time.monotonic()
+        self._heard.update(dict.fromkeys(self._heard, now))
+
+    def look(self, global_ranks: Sequence[int], method: str) -> None:
+        """Take in answers, ask again, and raise `GangTimeoutError` for a member that has fallen silent."""
+        self._collect()
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + min(_ASK_EVERY_S, self._heartbeat_s / 3)
+            for rank in global_ranks:
+                if rank not in self._asked:
+                    self._asked[rank] = self._members[rank].status.remote()
+        silent = [rank for rank in global_ranks if now - self._heard.get(rank, now) > self._heartbeat_s]
+        if silent:
+            raise GangTimeoutError(
+                f"global_rank {', '.join(map(str, silent))} gave no sign of life in {method} for "
+                f"cluster.heartbeat_s={self._heartbeat_s:g} ({self.describe(silent)}); its process stands "
+                "still, or its node is lost"
+            )
+
+    def describe(self, global_ranks: Sequence[int]) -> str:
+        """Return what is known of these members."""
+        self._collect()
+        return ", ".join(str(self._last.get(rank, f"global_rank {rank} is silent")) for rank in global_ranks)
+
+    def _collect(self) -> None:
+        for rank, ref in list(self._asked.items()):
+            if ray.wait([ref], timeout=0)[0]:
+                del self._asked[rank]
+                with suppress(RayError):  # it died: the call that is waited for will say so
+                    self._last[rank] = ray.get(ref)
+                    if rank in self._heard:
+                        self._heard[rank] = time.monotonic()
+
+
+def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
+    """Return the error to raise: the cause, rather than the peers' broken connections that follow from it."""
+    global_rank, error = min(failures.items(), key=lambda item: (_blame(item[1]), item[0]))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, EvaDistError):
+        return cause
+    lost = isinstance(error, RayActorError)
+    others = (
+        f" (then global_rank {', '.join(str(r) for r in sorted(failures) if r != global_rank)})"
+        if len(failures) > 1
+        else ""
+    )
+    kind = WorkerLostError if lost else WorkerFailedError
+    what = "died" if lost else "failed"
+    return kind(f"global_rank {global_rank} {what} in {method}{others}; its own report:\n{error}")
+
+
+def _blame(error: Exception) -> int:
+    """Order failures by how likely they are the first: our own errors, deaths, others, broken connections."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, EvaDistError):
+        return 0
+    if isinstance(error, ActorDiedError):
+        return 1
+    text = str(error).lower()
+    follows = isinstance(error, RayTaskError) and any(word in text for word in ("gloo", "nccl", "connection closed"))
+    return 3 if follows else 2
+
+
+def _options(place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]) -> dict[str, Any]:
+    asked = dict(request.worker)
+    return {
+        "max_restarts": 0,
+        "num_cpus": asked.pop("CPU", 0),
+        "num_gpus": asked.pop("GPU", 0),
+        "resources": asked,
+        "runtime_env": {"env_vars": environment},
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(place, global_rank // request.shard_size),
+    }
+
+
+def _threads(cluster: ClusterConfig, request: Request) -> int:
+    if cluster.threads_per_worker is not None:
+        return cluster.threads_per_worker
+    if is_own_ray(cluster):
+        return max(1, (os.cpu_count() or 1) // request.num_workers)
+    return max(1, int(request.worker.get("CPU", 1)))
+
+
+def _environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
+    fixed = {
+        "OMP_NUM_THREADS": str(_threads(cluster, request)),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if request.shard_size > 1:
+        fixed["THP_MEM_ALLOC_ENABLE"] = "1"  # on a CPU, units that are gathered and freed fault in fewer, larger pages
+    if cluster.network_interface is not None:
+        fixed |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), cluster.network_interface)
+    return fixed

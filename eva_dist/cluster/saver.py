@@ -1,0 +1,102 @@
+"""Write checkpoints beside the steps: members set their states aside, a thread of the driver collects and writes."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from eva_dist.calibration.pass_state import PassState
+from eva_dist.cluster.checkpoint import CheckpointFolder
+from eva_dist.cluster.gang import Gang
+
+_log = logging.getLogger(__name__)
+
+
+def kept_after(steps: int) -> str:
+    """Return what is not lost when a run ends and its last checkpoint is of so many steps, in words."""
+    return f"checkpoint after step {steps}; the same command goes on from there"
+
+
+class Saver:
+    """Writes a checkpoint every `every` steps (0: never). One that is due while another is written comes after it.
+
+    A disk that is full costs the checkpoint, not the run: it is said, and the older one stays. Open it
+    before the gang: when it closes, the gang is gone and nothing that is still under way can wait for it.
+    """
+
+    def __init__(self, folder: CheckpointFolder | None, every: int) -> None:
+        self._folder, self._every = folder, every
+        self._thread: threading.Thread | None = None
+        self._saved = 0
+        self._due = every
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._join()
+
+    def begin_at(self, steps: int) -> None:
+        """Count from here: a pass begins, or goes on from a checkpoint of so many steps."""
+        self._saved = steps
+        self._due = steps + self._every
+
+    def save_if_due(self, gang: Gang, state: PassState) -> None:
+        """Begin to write a checkpoint if it is time; called between steps."""
+        if self._folder is None or self._every == 0 or state.steps < self._due or self._busy():
+            return
+        self._due = state.steps + self._every
+        self._begin(gang, state)
+
+    def save_now(self, gang: Gang, state: PassState) -> str:
+        """Write a checkpoint and return what is kept, in words."""
+        self._join()
+        if self._folder is None or self._every == 0:
+            return "nothing is kept (cluster.checkpoint_every=0)"
+        if self._saved < state.steps:
+            self._begin(gang, state)
+            self._join()
+        return kept_after(self._saved) if self._saved else "no checkpoint could be written"
+
+    def _begin(self, gang: Gang, state: PassState) -> None:
+        marked = gang.call("mark", state.steps)
+        holders = {group: rank for rank, groups in enumerate(marked) for group in groups}
+        self._thread = threading.Thread(target=self._write, args=(gang, holders, state), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
+        def fetch(group: int) -> Mapping[str, Tensor]:
+            found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(state.steps, group))
+            return found
+
+        assert self._folder is not None
+        try:
+            self._folder.write(state, fetch)
+            self._saved = state.steps
+        except (OSError, SafetensorError, RayTaskError) as error:
+            _log.warning(
+                "the checkpoint after step %d could not be written (%s); the run goes on, and would go on from step %d",
+                state.steps,
+                str(error).strip().rpartition("\n")[2],
+                self._saved,
+            )
+        except RayError as error:  # the gang is gone, and the steps say why
+            _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
+        finally:
+            for member in gang.members:
+                member.forget.remote(state.steps)
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -1,0 +1,115 @@
+"""Code that loads an artifact from this server, to copy; what a manifest names can only ever be a string in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eva_dist.artifact.card.auto_classes import auto_class
+from eva_dist.artifact.manifest_facts import ADAPTER_FILES, STATE_DICT_FILE
+from eva_dist.artifact.reading import Reading, shown
+from eva_dist.gateway.access import TOKEN_NAME
+from eva_dist.render.markup import element, said
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from eva_dist.gateway.catalogue.cache import Listed
+
+TOKEN_VARIABLE = "EVA_DIST_TOKEN"
+"""What our own commands and `load_eva_state_dict` give a gateway; the Hub's clients give HF_TOKEN."""
+_HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+
+@dataclass(frozen=True)
+class Server:
+    """This server as the reader knows it: its address, and whether it asks for tokens."""
+
+    url: str
+    needs_token: bool = False
+
+    @property
+    def for_hub(self) -> str:
+        """What a command of the Hub's is to have in its environment."""
+        return f"{'HF_TOKEN=... ' if self.needs_token else ''}HF_ENDPOINT={shlex.quote(self.url)} "
+
+    @property
+    def for_ours(self) -> str:
+        """Likewise for a command of ours."""
+        return f"{TOKEN_VARIABLE}=... " if self.needs_token else ""
+
+    def token_line(self, variable: str) -> str:
+        """Return the line of Python that sets the token, if one is needed."""
+        return f'os.environ["{variable}"] = "..."  # your token, or set {variable}\n' if self.needs_token else ""
+
+
+def server_of(request: web.Request) -> Server:
+    """Return this server's address as the reader's browser has it; who was asked for a token is told to give one."""
+    forwarded = request.headers.get("X-Forwarded-Proto", "")
+    scheme = forwarded if forwarded in ("http", "https") else request.scheme
+    host = request.host if _HOST.fullmatch(request.host) else "localhost"
+    return Server(f"{scheme}://{host}", TOKEN_NAME in request)
+
+
+def snippets(one: Listed, server: Server) -> str:
+    """Return the blocks of code, each with its heading."""
+    repo_id, revision = one.revision.repo_id, one.revision.revision
+    source = f"{server.url}/{repo_id}@{revision}"
+    files = one.snapshot.files
+    blocks = []
+    if all(file in files for file in ADAPTER_FILES):
+        blocks.append(_block("Ready adapter, with PEFT", _peft(one, server)))
+    if STATE_DICT_FILE in files:
+        token = f"import os\n\n{server.token_line(TOKEN_VARIABLE)}\n" if server.needs_token else ""
+        code = f"{token}import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict(\n    {_literal(source)}\n)"
+        blocks.append(_block("As an initialisation, with eva_dist", code))
+    hf = f"{server.for_hub}hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
+    blocks.append(_block("Files, with the Hub's command", hf))
+    blocks.append(_block("Files, with eva-dist", f"{server.for_ours}eva-dist pull {shlex.quote(source)}"))
+    return element("div", *blocks, class_="snippets")
+
+
+def _block(name: str, code: str) -> str:
+    written = element("code", said(code), class_="load", data_name=name)
+    return element("div", element("h3", said(name)), element("pre", written, tabindex="0"), class_="snippet")
+
+
+def _peft(one: Listed, server: Server) -> str:
+    reading = Reading(one.snapshot.manifest)
+    cls = auto_class(reading.found("model.task_type"))
+    options = {key: reading.text(*paths) for key, paths in (
+        ("revision", ("model.revision", "config.model.revision")), ("gguf_file", ("config.model.gguf_file",)),
+    )}  # fmt: skip
+    given = [_literal(one.facts.base_model or "the base model")]
+    given += [f"{key}={_literal(value)}" for key, value in options.items() if value is not None]
+    given += _overrides(reading)
+    return f"""\
+import os
+
+os.environ["HF_ENDPOINT"] = {_literal(server.url)}  # before the imports
+{server.token_line("HF_TOKEN")}
+from peft import PeftModel
+from transformers import {cls}
+
+base = {cls}.from_pretrained({", ".join(given)})
+model = PeftModel.from_pretrained(
+    base, {_literal(one.revision.repo_id)}, revision={_literal(one.revision.revision)}, is_trainable=True
+)"""
+
+
+def _overrides(reading: Reading) -> list[str]:
+    """Return what the run changed of the model's config, where it is plain; whatever runs code is never repeated."""
+    found = reading.mapping("config.model.config_overrides")
+    return [
+        f"{key}={_literal(shown(value))}" if isinstance(value, str) else f"{key}={value!r}"
+        for key, value in found.items()
+        if key.isidentifier() and key.isascii() and key != "trust_remote_code" and isinstance(value, (str, int, float))
+    ]
+
+
+def _literal(text: str) -> str:
+    """Return a text as a string of Python: what JSON escapes, Python reads as the same."""
+    return json.dumps(text, ensure_ascii=False)

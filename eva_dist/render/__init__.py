@@ -1,0 +1,1 @@
+"""What reports, pages and terminals draw with: words, colours, markup, charts."""

@@ -1,0 +1,159 @@
+"""What can be seen of a run from outside: workers' status, their logs, Ray's metrics, and who computes what."""
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+import urllib.request
+
+import pytest
+import ray
+
+from eva_dist.calibration.controller import PointState
+from eva_dist.cluster.connect import connected
+from eva_dist.cluster.gang import Gang
+from eva_dist.cluster.lock import alone
+from eva_dist.cluster.metrics import PassMetrics
+from eva_dist.cluster.placement import Request
+from eva_dist.cluster.stop_request import StopRequest
+from eva_dist.config import ClusterConfig
+from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
+from eva_dist.run.sweep import precompute
+from tests.gang_processes import assignment_of, run_alone, worker_pids
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+FINGERPRINT = "ab" * 32
+
+
+def test_status_answers_while_a_worker_waits_in_a_collective(prepared):
+    """One member joins, the other never does."""
+    assignment = assignment_of(prepared())
+    with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
+        address = gang.call_one(0, "address")
+        waiting = gang.members[0].join.remote(address)
+        first, second = gang.call("status")
+        while first.doing != "join":
+            first = gang.call_one(0, "status")
+        time.sleep(1.0)
+        later = gang.call_one(0, "status")
+        assert ray.wait([waiting], timeout=0)[0] == []
+        assert (later.doing, later.global_rank, later.pid in worker_pids()) == ("join", 0, True)
+        assert later.for_s >= 1.0 and second.doing == "start"
+        assert re.fullmatch(rf"global_rank 0 \(\S+, pid {later.pid}\) is in join for \d+ s", str(later))
+
+
+def test_one_driver_computes_and_the_others_wait(caplog):
+    order, inside = [], threading.Event()
+
+    def first():
+        with alone(FINGERPRINT, StopRequest()) as waited:
+            order.append(("first", waited))
+            inside.set()
+            time.sleep(1.5)
+            order.append(("first is done", waited))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(20)
+    with caplog.at_level(logging.WARNING), alone(FINGERPRINT, StopRequest()) as waited:
+        order.append(("second", waited))
+    thread.join()
+    assert order == [("first", False), ("first is done", False), ("second", True)]
+    assert f"computes {FINGERPRINT[:16]} already; waiting for it" in caplog.text
+    with alone(FINGERPRINT, StopRequest()) as waited:
+        assert not waited  # nothing is left of them
+
+
+def test_who_waits_can_be_asked_to_end():
+    stop = StopRequest()
+    with alone(FINGERPRINT, StopRequest()):
+        stop.make()
+        with pytest.raises(PreemptedError, match="another driver computes the same"), alone(FINGERPRINT, stop):
+            pass
+
+
+def test_two_that_ask_for_the_same_get_one_computation(prepared):
+    """Threads stand for drivers: the second is answered from the store when the first has published."""
+    runs, outcomes, steps = [prepared(), prepared()], {}, {0: 0, 1: 0}
+
+    def go(at):
+        def count(state):
+            steps[at] += 1
+
+        outcomes[at] = precompute(runs[at], count, time.perf_counter())
+
+    threads = [threading.Thread(target=go, args=(at,)) for at in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(outcome.status for outcome in outcomes.values()) == ["cached", "done"]
+    assert sorted(steps.values())[0] == 0 < sorted(steps.values())[1]
+    assert outcomes[0].url == outcomes[1].url
+
+
+def test_metrics_reach_rays_endpoint(prepared):
+    state: PointState | None = None
+
+    def keep(found):
+        nonlocal state
+        state = found
+
+    run = prepared()
+    precompute(run, keep, time.perf_counter())
+    metrics = PassMetrics(run.fingerprint, run.repo_id)
+    metrics(state)
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline = time.monotonic() + 40
+    text = ""
+    while time.monotonic() < deadline and "eva_dist_layers_converged" not in text:
+        time.sleep(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as answer:
+            text = answer.read().decode()
+    line = next(line for line in text.splitlines() if line.startswith("ray_eva_dist_layers_converged{"))
+    assert f'fingerprint="{run.fingerprint[:16]}"' in line and 'repo_id="tests/tiny"' in line and line.endswith(" 14.0")
+    for name in ("tokens_per_second", "layers", "steps", "tokens_total", "step_seconds_bucket"):
+        assert f"ray_eva_dist_{name}" in text
+
+
+def test_a_worker_that_stands_still_is_named_with_what_it_was_doing(prepared):
+    assignment = assignment_of(prepared(cluster={"heartbeat_s": 6.0}))
+    with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
+        gang.meet()
+        gang.call("load")
+        pid = gang.call_one(1, "status").pid
+        os.kill(pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(GangTimeoutError, match=r"global_rank 1 gave no sign of life in mark for .*heartbeat_s=6"):
+            gang.call("mark", 0)
+        assert 6.0 <= time.monotonic() - started < 18.0
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    started = time.monotonic()
+    with (
+        pytest.raises(GangError, match=r"cluster\.address=127\.0\.0\.1:1 cannot be reached"),
+        connected(ClusterConfig(address="127.0.0.1:1")),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+
+
+def test_a_request_to_stop_does_not_wait_for_a_step_that_hangs(prepared, monkeypatch):
+    """What is younger than the last checkpoint is lost then, and the processes have time to go."""
+    monkeypatch.setattr("eva_dist.cluster.gang._STEP_MAY_TAKE_S", 1.0)
+    stop, pids = StopRequest(), []
+
+    def hang(state):
+        if state.steps == 3:
+            pids.append(worker_pids()[1])
+            os.kill(pids[0], signal.SIGSTOP)
+            threading.Timer(2.0, stop.make).start()
+
+    run = prepared(eva={"tau": 1.0, "max_steps": 10_000}, cluster={"heartbeat_s": 300.0, "checkpoint_every": 0})
+    with pytest.raises(PreemptedError, match=r"step did not end within 1 s"):
+        run_alone(assignment_of(run), hang, None, stop)
+    assert len(pids) == 1
