@@ -18,6 +18,7 @@ from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.group_svds import make_tracker
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.run.prepare import Prepared, assignment, prepare
 from jobs.contenders import Floor, begin, in_float32, median, session
@@ -186,7 +187,7 @@ def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult
     worker = session(run, threads)
     plan = begin(worker, run)
     state = run_pass(
-        one_point(first_state(plan, 1.0, steps, accept=True)), lambda decision: [worker.step(decision)]
+        one_point(first_state(plan, Eva(1.0), steps, accept=True)), lambda decision: [worker.step(decision)]
     ).only()
     worker.leave()
     return finish(state, worker.components())

@@ -18,6 +18,7 @@ import jobs.shared_points
 from eva_dist.calibration.controller import first_state
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import NotConvergedError, PreemptedError
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import make_layer, make_plan
 from eva_dist.run.outcome import Outcome
 from jobs.hydra_main import BadSettings, exit_code
@@ -25,7 +26,9 @@ from tests.recording_callback import Recorder
 
 SHARED = "hydra/launcher=shared_pass"
 BOTH = pytest.mark.parametrize("launcher", [SHARED, "hydra/launcher=basic"])
-STATE = replace(first_state(make_plan([make_layer("layer", 8, 8, 1, 1.0)], [["layer"]]), tau=0.9, max_steps=5), steps=1)
+STATE = replace(
+    first_state(make_plan([make_layer("layer", 8, 8, 1, 1.0)], [["layer"]]), Eva(0.9), max_steps=5), steps=1
+)
 
 
 def outcome_of(run):
