@@ -22,7 +22,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
+from eva_dist.errors import (
+    EmptyStreamError,
+    EvaDistError,
+    NonFiniteActivationsError,
+    NotConvergedError,
+    TooFewTokensError,
+)
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Plan
 
@@ -230,6 +236,10 @@ class PointResult:
     components: Mapping[int, Components]
     world_size: int = 1
     covariance: Path | None = None
+
+
+PointEnd = PointResult | EvaDistError
+"""How a point ended: with a result, converged or not, or by what refused it (too few tokens, activations)."""
 
 
 def first_state(plan: Plan, method: Method, max_steps: int, accept: bool = False) -> PointState:
