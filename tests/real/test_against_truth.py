@@ -10,10 +10,10 @@ from peft.utils.incremental_pca import IncrementalPCA
 from transformers import AutoModel
 
 from eva_dist.modeling.forward import TokenForward, Trunk
-from eva_dist.modeling.taps import collect_rows
 from eva_dist.numerics.components import Components, component_cosines
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.subspace import SubspaceTracker
+from tests.collecting import collect_rows
 
 pytestmark = pytest.mark.real
 
