@@ -186,9 +186,11 @@ class PointState:
         known, rank = self.groups[group], self.group_rank(group)
         if known.updates == 0:
             return False
-        if known.converged_to is not None and self._settles(torch.tensor([known.converged_to], dtype=torch.float64)):
+        if known.converged_to is not None and self._all_settled(
+            torch.tensor([known.converged_to], dtype=torch.float64)
+        ):
             return True
-        return rank == 0 or (known.cosines_K is not None and self._settles(known.cosines_K[:rank]))
+        return rank == 0 or (known.cosines_K is not None and self._all_settled(known.cosines_K[:rank]))
 
     def shortfall(self, group: int) -> tuple[int, float | None]:
         """Return how many of the components that the allocation gives a group still turn, and their lowest cosine.
@@ -201,7 +203,7 @@ class PointState:
         judged_K = cosines_K[:rank]
         return int((~self.method.settled_K(judged_K)).sum()), float(judged_K.min()) if rank else None
 
-    def _settles(self, cosines_K: Tensor) -> bool:
+    def _all_settled(self, cosines_K: Tensor) -> bool:
         return bool(self.method.settled_K(cosines_K).all())
 
     @cached_property

@@ -158,7 +158,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         prefix=prefix,
         targets=targets,
         store=store,
-        decisive=_decisive(config, architecture, targets, model, tokenizer, read.digest),
+        decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read.digest),
         model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
         data=asdict(read),
@@ -226,7 +226,7 @@ def versions() -> dict[str, str]:
     return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
-def _decisive(
+def _decisive_facts(
     config: Config,
     architecture: Architecture,
     targets: Targets,
