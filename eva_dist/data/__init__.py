@@ -15,8 +15,19 @@ Nothing here keeps a position: any worker can ask for any step, twice or out of 
 and a run resumes by asking for the step it stopped at.
 """
 
+from eva_dist.data.label_check import check_rows
 from eva_dist.data.rows import Rows, open_rows
 from eva_dist.data.samples import Sample, sample_from_row
 from eva_dist.data.stream import Batching, TokenStream, Window, WorkerStream
 
-__all__ = ["Batching", "Rows", "Sample", "TokenStream", "Window", "WorkerStream", "open_rows", "sample_from_row"]
+__all__ = [
+    "Batching",
+    "Rows",
+    "Sample",
+    "TokenStream",
+    "Window",
+    "WorkerStream",
+    "check_rows",
+    "open_rows",
+    "sample_from_row",
+]
