@@ -112,7 +112,10 @@ def _load_files(
     escaped = {split: [glob.escape(file) for file in some] for split, some in absolute.items()}
     builder = BUILDERS[kind](data_files=escaped, dataset_name=kind, **options)
     if config.streaming:
-        return builder.as_streaming_dataset(split=config.split)
+        stream = builder.as_streaming_dataset(split=config.split)
+        # A stream of JSON arrays knows no types at first, and would not notice that those of a later file are others.
+        has_no_types = stream.features is None and not widened and sum(map(len, files.values())) > 1
+        return _load_files(config, files, fields, widened=True) if has_no_types and kind == "json" else stream
     builder.download_and_prepare()
     return builder.as_dataset(split=config.split)
 
@@ -178,7 +181,9 @@ def _explain(config: DataConfig, error: Exception) -> DataError:
         return DataError(
             f"data.split={config.split} must be one of the splits of data.path={config.path}; choose one: {said}"
         )
-    return _cannot_be_read(config, f"{type(root).__name__}: {said}")
+    refused = _cannot_be_read(config, f"{type(root).__name__}: {said}")
+    # JSON arrays are compared only when all are read
+    return NarrowTypesError(str(refused)) if said.startswith("Schema at index") else refused
 
 
 def missing_column(config: DataConfig, name: str, columns: Iterable[str], file: str | None = None) -> DataError:
