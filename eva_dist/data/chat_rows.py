@@ -63,5 +63,6 @@ def chat_shape(messages: list[dict[str, Any]], has_tools: bool) -> Any:
 
 def _traits(message: dict[str, Any]) -> Any:
     content = message.get("content") or ""
-    keys = frozenset(key for key, value in message.items() if value is not None)
-    return message["role"], keys, bool(content.strip()), THOUGHTS.match(content) is not None
+    keys = tuple(key for key, value in message.items() if value is not None)
+    has_block = ("</" in content or "[/" in content) and THOUGHTS.match(content) is not None  # the search is dear
+    return message["role"], keys, not content or content.isspace(), has_block

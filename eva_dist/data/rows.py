@@ -99,15 +99,14 @@ class _Found:
         self.kind = _check(row, number, self.kind, config)
         if _is_blank(row[config.text_field]):
             return False
-        row = _normalised(row, number, config)
-        self.digest.update(_canonical(row, config))
-        text = row[config.text_field]
-        if isinstance(text, list):
-            tools = row.get(tools_field(config))
+        if self.kind is list:
+            row = _normalised(row, number, config)
+            text, tools = row[config.text_field], row.get(tools_field(config))
             self.has_tools |= tools is not None
-            self.tools_digest.update(json.dumps(tools).encode() + b"\n")
+            self.tools_digest.update(f"{tools}\n".encode())  # JSON in one line, or None
             self.roles |= dict.fromkeys(message["role"] for message in text)
             self.shapes.setdefault(chat_shape(text, tools is not None), len(self.kept))
+        self.digest.update(_canonical(row, config))
         self.kept.append(number)
         return True
 
