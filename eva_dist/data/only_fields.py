@@ -102,7 +102,9 @@ class _OnlyFields(_NamesFile):
             yield held
 
     def _cast_table(self, pa_table: pa.Table, **options: Any) -> pa.Table:
-        self._seen |= dict.fromkeys(pa_table.column_names)
+        # a column that is wanted as JSON is made up by `datasets` where a file has none: of nulls alone
+        made_up = {n for n in self.config.optional if n in pa_table.column_names and not _has_values(pa_table[n])}
+        self._seen |= dict.fromkeys(name for name in pa_table.column_names if name not in made_up)
         if paths := options.get("json_field_paths"):
             options["json_field_paths"] = [path for path in paths if path[0] in self._wanted]
         kept = pa_table.select([name for name in pa_table.column_names if name in self._wanted])
@@ -166,6 +168,10 @@ class ArrowFields(_OnlyFields, arrow.Arrow):
 
 class TextLines(_NamesFile, text.Text):
     """Plain text, whose one column is `text`."""
+
+
+def _has_values(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count < len(column))
 
 
 def column_names(info: Any) -> list[str]:
