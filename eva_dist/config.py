@@ -182,7 +182,7 @@ class DataConfig:
             if not (isinstance(name, str) and role and name):
                 yield (
                     f"data.role_map.{role}={name!r} must be the name of a role; "
-                    "e.g. 'data.role_map={human: user, gpt: assistant}'"
+                    "e.g. '+data.role_map={human: user, gpt: assistant}'"
                 )
 
 

@@ -85,7 +85,7 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("data__num_samples", 0, "data.num_samples=0 must be >= 1; use null for all samples"),
         ("data__streaming", True, "data.num_samples=null must be set when data.streaming=true; say how many"),
         ("data__tools_field", "text", "data.tools_field='text' must be a column of its own; use null where there"),
-        ("data__role_map", {"human": ""}, "data.role_map.human='' must be the name of a role; e.g. 'data.role_map={"),
+        ("data__role_map", {"human": ""}, "data.role_map.human='' must be the name of a role; e.g. '+data.role_map={"),
         ("data__seed", -1, "data.seed=-1 must be in 0..2**32-1; use 0"),
         ("data__seed", 2**32, "data.seed=4294967296 must be in 0..2**32-1; use 0"),
         ("eva__r", 0, f"eva.r=0 must be >= 1; {R}"),

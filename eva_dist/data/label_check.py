@@ -126,7 +126,7 @@ def _nobody_speaks(stream: TokenStream) -> DataError:
     config, roles = stream.config, ", ".join(stream.rows.roles)
     return DataError(
         f"data.text_field={config.text_field} holds no turn of role assistant; roles are {roles}; name the one that "
-        "answers with data.role_map, e.g. 'data.role_map={human: user, gpt: assistant}', or let every token count "
+        "answers with data.role_map, e.g. '+data.role_map={human: user, gpt: assistant}', or let every token count "
         "with eva.use_label_mask=false"
     )
 
