@@ -58,6 +58,7 @@ from eva_dist.modeling.forward import (
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
 from eva_dist.numerics.components import adapter_rows
+from eva_dist.numerics.data_rank import beyond_data
 from eva_dist.plan import Layer, make_plan, share
 
 _log = logging.getLogger(__name__)
@@ -139,11 +140,12 @@ def get_eva_state_dict(
             accept = when_short is OnMaxSteps.accept
             progress = Progress() if show_progress_bar and _is_first_process() else None
             state, svds = _run(worker, eva.tau, max_steps, accept, ring, progress)
+    found = _state_dict(state, worker, svds, ring, eva.whiten)
     if accept:
         _warn_unconverged(state)
     else:
         refuse_unconverged(state)
-    return _state_dict(state, worker, svds, ring, eva.whiten)
+    return found
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,9 @@ def _state_dict(state: PointState, worker: Worker, svds: Svds, ring: _Ring, whit
     owned = {group: found for part in ring.everyones(mine) for group, found in part.items()}
     components = finish(state, owned).components
     group_of = {name: group.index for group in state.plan.groups for name in group.members}
+    in_use = [(name, rank, components[group_of[name]]) for name, rank in state.ranks.items() if rank]
+    if (hint := beyond_data(in_use)) and _is_first_process():
+        _log.warning("%s", hint)
     return {
         layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(device)
         for layer in state.plan.layers
