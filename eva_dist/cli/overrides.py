@@ -11,6 +11,7 @@ from eva_dist.config import Config, EvaConfig, config_groups
 from eva_dist.errors import ConfigError
 
 _GROUP = "eva"
+_PATTERN_KEY = "eva.rank_pattern."
 _ELSEWHERE = {
     "store.url": "give --store",
     "artifact.repo_id": "give --repo-id",
@@ -26,7 +27,8 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Return EVA's settings that these words give, by field name.
 
     A value is a bool, an integer, a number, a name, `null`, `[a,b]` or `{pattern: 2}`, as its field has it;
-    names may be quoted.
+    names may be quoted. As on a job's command line, a word may begin with `+` or `++`, and the pattern may stand in
+    the key (`+eva.rank_pattern.q_proj=8`); such words add up.
 
     Raises:
         ConfigError: one line for each word that is no setting, cannot be set here, or has another type.
@@ -35,20 +37,35 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
     problems: list[str] = []
     hints = get_type_hints(EvaConfig)
     for word in words:
-        key, equals, text = word.partition("=")
+        key, equals, text = _parts(word)
         group, _, name = key.partition(".")
         if not equals or group != _GROUP or name not in hints:
             problems.append(_refusal(word, key, bool(equals)))
-        elif name in found:
+        elif name in found and not _adds_up(found[name], word):
             problems.append(f"{word}: {key} is given twice; give it once")
         else:
             try:
-                found[name] = _parse(text.strip(), hints[name])
+                value = _parse(text.strip(), hints[name])
+                found[name] = found[name] | value if name in found else value
             except ValueError as error:
                 problems.append(f"{word} must be {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     return found
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    """Split a word into key, `=` and value; a pattern in the key is moved into the value."""
+    bare = word[len(word) - len(word.lstrip("+")) :]
+    if bare.startswith(_PATTERN_KEY):
+        pattern, equals, text = bare.removeprefix(_PATTERN_KEY).rpartition("=")
+        quote = "'" if '"' in pattern else '"'
+        return _PATTERN_KEY.rstrip("."), equals, f"{{{quote}{pattern}{quote}: {text}}}"
+    return bare.partition("=")
+
+
+def _adds_up(known: Any, word: str) -> bool:
+    return isinstance(known, dict) and word.lstrip("+").startswith(_PATTERN_KEY)
 
 
 def _refusal(word: str, key: str, is_setting: bool) -> str:

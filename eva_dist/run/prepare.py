@@ -25,9 +25,9 @@ from eva_dist.data.chat_template import takes_tools
 from eva_dist.errors import LayerError
 from eva_dist.hashing import fingerprint
 from eva_dist.methods.eva import AFTER_THE_PASS, NAME, Eva, decisive_settings
+from eva_dist.modeling.heads import is_multimodal
 from eva_dist.modeling.load import (
     Architecture,
-    check_length,
     check_shardable,
     describe_model,
     describe_tokenizer,
@@ -35,6 +35,8 @@ from eva_dist.modeling.load import (
     read_architecture,
 )
 from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
+from eva_dist.modeling.positions import check_length
+from eva_dist.modeling.text_only import check_text_reaches
 from eva_dist.store.store import Store
 
 T = TypeVar("T")
@@ -137,6 +139,7 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     _refuse_or_warn_unsupported(targets)
     refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
+    check_text_reaches(architecture, [layer.name for layer in targets.layers])
     prefix = architecture.prefix([layer.name for layer in targets.layers])
     check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
     loaded = known.get(("tokenizer", config.model), lambda: load_tokenizer(config.model))
@@ -151,7 +154,7 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
         targets=targets,
         store=store,
         decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read),
-        model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
+        model=model | _names_of_model(config, architecture),
         tokenizer=tokenizer,
         data=read,
     )
@@ -161,6 +164,12 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     if not answers or store.fingerprint_of(run.repo_id, run.revision) != run.fingerprint:
         store.check_writable()  # else a store that can only be read has the answer
     return run
+
+
+def _names_of_model(config: Config, architecture: Architecture) -> dict[str, Any]:
+    """Return what an artifact says of the model beside its hashes: where it lies, and its class if the task has two."""
+    names = {"id": config.model.name_or_path, "revision": config.model.revision}
+    return names | ({"auto_class": architecture.auto_class.__name__} if is_multimodal(architecture.auto_class) else {})
 
 
 def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import logging
 
 from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import PointResult, refuse_unconverged
+from eva_dist.numerics.data_rank import beyond_data
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, provenance
 from eva_dist.store.store import Published
@@ -32,6 +33,7 @@ def publish(run: Prepared, result: PointResult) -> Published:
         StoreError: the store cannot take it; nothing half-done is left.
     """
     _warn_of_lost_samples(run, result)
+    _warn_beyond_data(result)  # before it is refused for what can never converge
     if not run.accepts:
         refuse_unconverged(result.state)
     if (found := answer(run)) is not None:
@@ -54,6 +56,14 @@ def _warn_of_lost_samples(run: Prepared, result: PointResult) -> None:
             result.state.steps * run.config.data.step_size,
             run.config.data.max_length,
         )
+
+
+def _warn_beyond_data(result: PointResult) -> None:
+    state, components = result.state, result.components
+    group_of = {name: group.index for group in state.plan.groups for name in group.members}
+    found = [(name, rank, components[group_of[name]]) for name, rank in state.ranks.items() if rank]
+    if hint := beyond_data(found):
+        _log.warning("%s", hint)
 
 
 def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:

@@ -68,7 +68,7 @@ initialize_lora_eva_weights(model, eva_state_dict=eva_state_dict)"""
 
 
 def _auto_class(provenance: Provenance) -> str:
-    return auto_class(provenance.model.get("task_type"))
+    return auto_class(provenance.model.get("task_type"), provenance.model.get("auto_class"))
 
 
 def _base_model(provenance: Provenance) -> str:

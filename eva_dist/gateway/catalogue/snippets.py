@@ -79,7 +79,7 @@ def _block(name: str, code: str) -> str:
 
 def _peft(one: Listed, server: Server) -> str:
     reading = Reading(one.snapshot.manifest)
-    cls = auto_class(reading.found("model.task_type"))
+    cls = auto_class(reading.found("model.task_type"), reading.found("model.auto_class"))
     options = {key: reading.text(*paths) for key, paths in (
         ("revision", ("model.revision", "config.model.revision")), ("gguf_file", ("config.model.gguf_file",)),
     )}  # fmt: skip
