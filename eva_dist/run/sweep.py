@@ -21,7 +21,7 @@ from eva_dist.hashing import fingerprint
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, assignment
 from eva_dist.run.publish import answer, is_stored, outcome_of, publish
-from eva_dist.store.files import remove_older
+from eva_dist.store.durable_files import remove_older
 
 if TYPE_CHECKING:
     from eva_dist.cluster.attempts import PointEnd

@@ -1,0 +1,48 @@
+"""Compare the layers of two opened artifacts: ranks and subspaces (`compare.py`); errors name the artifact."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from eva_dist.artifact.file_names import STATE_DICT_FILE
+from eva_dist.artifact.layer_table import layers_of
+from eva_dist.errors import ConfigError, IntegrityError
+from eva_dist.store.artifact_reader import ArtifactReader
+from eva_dist.transform.compare import Comparison, compare_layers
+
+
+def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> Comparison:
+    """Compare two artifacts layer by layer, in the order of A's manifest.
+
+    Raises:
+        IntegrityError: the tensors of one are damaged, or have other layers than its manifest.
+        ConfigError: they have no layer in common.
+    """
+    rows_a, rows_b = _read_rows(a), _read_rows(b)
+    shapes_a, shapes_b = _layer_shapes(a, rows_a), _layer_shapes(b, rows_b)
+    if not set(shapes_a) & set(shapes_b):
+        raise ConfigError(
+            f"A and B have no layer in common: {next(iter(shapes_a), 'none')}, ... and "
+            f"{next(iter(shapes_b), 'none')}, ...; compare artifacts of one base model"
+        )
+    try:
+        return compare_layers(shapes_a, shapes_b, rows_a.__getitem__, rows_b.__getitem__)
+    except ValueError as error:
+        raise IntegrityError(f"{a.where} and {b.where} cannot be compared: {error}") from error
+
+
+def _read_rows(artifact: ArtifactReader) -> dict[str, Any]:
+    try:
+        return load(artifact.read(STATE_DICT_FILE))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} is no safetensors file ({error})") from error
+
+
+def _layer_shapes(artifact: ArtifactReader, rows: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    """Return the shape of each layer's rows, in the order of the manifest, after checking that the names agree."""
+    names = [layer.name for layer in layers_of(artifact.snapshot.manifest)]
+    if set(names) != set(rows) or any(tensor.ndim != 2 for tensor in rows.values()):
+        raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} has other layers than its manifest")
+    return {name: rows[name].shape for name in names}
