@@ -30,7 +30,7 @@ def complete_names(context: typer.Context, incomplete: str) -> list[str]:
 
 @contextlib.contextmanager
 def whole_words(environment: MutableMapping[str, str] | None = None) -> Iterator[None]:
-    """While bash asks for a completion, let it be of whole words; print of each what bash has not got yet."""
+    """While bash asks for a completion, complete whole words; print of each only the part that bash replaces."""
     environment = os.environ if environment is None else environment
     if environment.get(_ASKED) != "complete_bash":
         yield
@@ -70,7 +70,7 @@ def _names_in_store(url: str) -> list[str]:
 
 
 def _within_patience(find: Callable[[], list[str]]) -> list[str]:
-    """Return what is found within the time that a person waits at a prompt; nothing if it fails."""
+    """Return what `find` finds within a second, the time that a person waits at a prompt; nothing if it fails."""
     found: list[str] = []
 
     def look() -> None:

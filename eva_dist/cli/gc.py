@@ -1,4 +1,4 @@
-"""`eva-dist gc`: what nothing names in a store, and removing it."""
+"""`eva-dist gc`: show what nothing in a store names any more, or remove it."""
 
 import contextlib
 from collections.abc import Iterator

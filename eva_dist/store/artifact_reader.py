@@ -116,7 +116,7 @@ class FetchingArtifactReader(ArtifactReader):
         super().__init__(snapshot, where, cache)
 
     @abstractmethod
-    def _download(self, entry: FileEntry) -> Iterator[bytes]:
+    def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
         """Yield the bytes of a file, piece by piece."""
 
     def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
@@ -126,7 +126,7 @@ class FetchingArtifactReader(ArtifactReader):
         with counting(self.where, sum(entry.size for entry in missing), progress) as arrived:
             for entry in missing:
                 # The cache hashes what arrives, and keeps nothing of a file that is not the manifest's.
-                self.cache.receive(self.snapshot, entry, report_sizes(self._download(entry), arrived), self.where)
+                self.cache.receive(self.snapshot, entry, report_sizes(self._download_file(entry), arrived), self.where)
         return self.cache.folder(self.snapshot)
 
 

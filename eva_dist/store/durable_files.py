@@ -41,7 +41,7 @@ def remove_older(folder: Path, seconds: float) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the kernel write a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from eva_dist.store.store_reader import BLOBS, blob_key, manifest_key
 
 @dataclass(frozen=True)
 class Garbage:
-    """What nothing names, and nobody has touched for a while.
+    """Manifests, blobs and paths that nothing names, and that nobody has touched for a while.
 
     Attributes:
         manifests: fingerprints of artifacts that no revision points to.

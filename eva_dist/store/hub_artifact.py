@@ -23,7 +23,7 @@ class HubArtifactReader(FetchingArtifactReader):
         self.repository = repository
         self.commit = commit
 
-    def _download(self, entry: FileEntry) -> Iterator[bytes]:
+    def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
         return self.repository.stream(self.commit, entry.path, 0, entry.size)
 
     def _read_remote_range(self, name: str, start: int, end: int) -> bytes:

@@ -26,7 +26,7 @@ from eva_dist.store.snapshot import LARGEST_MANIFEST, MANIFEST_FILE
 log = logging.getLogger(__name__)
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
-"""What the client below `huggingface_hub` raises; which library that is depends on its version."""
+"""Raised by the HTTP client below `huggingface_hub`; which library that is depends on its version."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_ANSWER = 16 << 20
@@ -134,7 +134,7 @@ class HubRepository:
 
     @contextmanager
     def translate_errors(self, revision: str | None, path: str = "a file") -> Iterator[None]:
-        """Turn what `huggingface_hub` raises into errors of ours."""
+        """Turn the errors of `huggingface_hub` into ours, with the remedy."""
         try:
             yield
         except hub_errors.GatedRepoError as error:
@@ -207,7 +207,7 @@ class HubRepository:
         return None
 
     def _read_json(self, route: str) -> object:
-        """Return what the server says at a route; None if that is no JSON, or more than any Hub says."""
+        """Return the JSON that the server answers at a route; None if it is not JSON, or longer than any Hub's."""
         content = bytearray()
         with http_stream_backoff(
             "GET",
@@ -238,7 +238,7 @@ class _BrokenError(StoreError):
 
 
 def _values_of_key(listed: object, key: str) -> list[str]:
-    """Return what a list of objects, if it is one, has under a key."""
+    """Return the values under a key in a list of JSON objects; nothing if it is not such a list."""
     return [str(one[key]) for one in listed if isinstance(one, dict) and key in one] if isinstance(listed, list) else []
 
 

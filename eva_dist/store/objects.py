@@ -74,7 +74,7 @@ class Objects:
         if self.root is None:
             self._opened = _open_backend(url)
 
-    def _backend(self) -> ObjectStore:
+    def _obstore_backend(self) -> ObjectStore:
         """Return obstore's store; a folder is created with the first object that is put there."""
         if self._opened is None:
             self._opened = LocalStore(self.root, mkdir=True)
@@ -85,7 +85,7 @@ class Objects:
         if self._is_missing(key):
             return None
         with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            return _describe_object(obstore.head(self._backend(), key))
+            return _describe_object(obstore.head(self._obstore_backend(), key))
         return None
 
     def get(self, key: str, at_most: int | None = None) -> bytes | None:
@@ -102,7 +102,7 @@ class Objects:
         if self._is_missing(key):
             return None
         with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            answer = obstore.get(self._backend(), key)
+            answer = obstore.get(self._obstore_backend(), key)
             if at_most is not None and answer.meta["size"] > at_most:
                 raise IntegrityError(
                     f"store.url={self.url}: {key} has {answer.meta['size']} bytes, more than {at_most}; it is not ours"
@@ -117,7 +117,7 @@ class Objects:
         if self._is_missing(key):
             return None
         with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            return bytes(obstore.get_range(self._backend(), key, start=start, end=end))
+            return bytes(obstore.get_range(self._obstore_backend(), key, start=start, end=end))
         return None
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
@@ -132,7 +132,9 @@ class Objects:
         async def part(at: int) -> bytes:
             with self._translate_errors("cannot be read"):
                 try:
-                    return bytes(await obstore.get_range_async(self._backend(), key, start=at, end=min(at + size, end)))
+                    return bytes(
+                        await obstore.get_range_async(self._obstore_backend(), key, start=at, end=min(at + size, end))
+                    )
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise ArtifactNotFoundError(f"store.url={self.url}: {key} is gone; publish it again") from error
 
@@ -154,7 +156,7 @@ class Objects:
         self._refuse_symlinks(key)
         with self._translate_errors("cannot be written"):
             try:
-                obstore.put(self._backend(), key, content, mode="create" if create else "overwrite")
+                obstore.put(self._obstore_backend(), key, content, mode="create" if create else "overwrite")
             except AlreadyExistsError:
                 return False
         return True
@@ -165,7 +167,7 @@ class Objects:
         # larger parts for a larger file: the number of parts is limited, their size is not
         part = max(PART_BYTES, -(-path.stat().st_size // _MOST_UPLOAD_PARTS))
         with self._translate_errors("cannot be written"):
-            obstore.put(self._backend(), key, path, chunk_size=part, max_concurrency=4)
+            obstore.put(self._obstore_backend(), key, path, chunk_size=part, max_concurrency=4)
             if self.root is not None:
                 (self.root / key).chmod(0o444)
 
@@ -183,21 +185,21 @@ class Objects:
             # A bucket has no utime: the same bytes are put again, and only onto the version that was read.
             mode: Any = {"e_tag": known[0].version} if self.root is None else "overwrite"
             with self._translate_errors("cannot be written"), suppress(PreconditionError, FileNotFoundError):
-                obstore.put(self._backend(), key, known[1], mode=mode)
+                obstore.put(self._obstore_backend(), key, known[1], mode=mode)
         return None
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is gone is fine."""
         self._refuse_symlinks(key)
         with self._translate_errors("cannot be written"), suppress(FileNotFoundError):
-            obstore.delete(self._backend(), key)
+            obstore.delete(self._obstore_backend(), key)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects below a prefix, sorted by key."""
         if self._is_missing(prefix):
             return
         with self._translate_errors("cannot be listed"):
-            listed = [meta for chunk in obstore.list(self._backend(), prefix + "/") for meta in chunk]
+            listed = [meta for chunk in obstore.list(self._obstore_backend(), prefix + "/") for meta in chunk]
         yield from sorted(map(_describe_object, listed), key=lambda found: found.key)
 
     def path(self, key: str) -> Path:

@@ -50,7 +50,7 @@ def _is_own_fingerprint(snapshot: Snapshot) -> bool:
 
 
 class Store(StoreReader):
-    """A store that can be written too; see `StoreReader` for what it is and holds."""
+    """A store that can be written too; `StoreReader` says what it holds and how it is read."""
 
     def check_writable(self) -> None:
         """Try each kind of write that `publish` needs, on a few bytes, before hours of work depend on it.
@@ -121,6 +121,7 @@ class Store(StoreReader):
         """
         check_names(repo_id, revision)
         snapshot = folder_snapshot(folder)
+        # A folder may come from anywhere: every file is hashed before the first byte goes into the store.
         for entry in snapshot.files.values():
             if not (path := folder / entry.path).is_file():
                 raise IntegrityError(f"{path} is missing though the manifest lists it; copy the artifact again")
@@ -155,6 +156,7 @@ class Store(StoreReader):
         with self._translate_os_errors(f"cannot point {repo_id}/{revision} to {fingerprint}"):
             if before != fingerprint:
                 self._renew_manifest(fingerprint)
+            # The folder before the pointer: who follows the name in a folder store finds the files there.
             if self._folder_view is not None:
                 self._folder_view.show(snapshot, fingerprint)
             if before != fingerprint:
@@ -163,6 +165,7 @@ class Store(StoreReader):
                 self._sync_object(key)
             self._show_revision(repo_id, revision)
         if before not in (None, fingerprint):
+            # The artifact that lost the name ages from now on: its readers have a day before `gc` may remove it.
             self._objects.touch(manifest_key(str(before)))
             log.info("%s/%s moved from %s to %s in %s", repo_id, revision, before, fingerprint, self.url)
         return self._published_artifact(self._whole_or_raise(fingerprint), fingerprint, (repo_id, revision))

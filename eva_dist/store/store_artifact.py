@@ -17,7 +17,7 @@ class StoreArtifactReader(FetchingArtifactReader):
         super().__init__(snapshot, where, cache)
         self.store = store
 
-    def _download(self, entry: FileEntry) -> Iterator[bytes]:
+    def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
         for start, end in part_ranges(entry.size):
             yield self.store.read_range(entry, start, end)
 
