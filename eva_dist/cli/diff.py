@@ -1,7 +1,6 @@
 """`eva-dist diff`: settings, ranks and subspaces in which two artifacts differ."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +68,8 @@ def diff(
 
 def print_comparison(words: tuple[str, str], settings: dict[str, Any], found: "Comparison", every: bool) -> None:
     """Print settings that differ, totals, ranks by module kind, and the layers that differ most, or every layer."""
+    from eva_dist.transform.compare_artifacts import most_different
+
     console = results_console()
     print_parts(console, cell(f"A  {words[0]}"), cell(f"B  {words[1]}"), "")
     if not settings:
@@ -81,7 +82,7 @@ def print_comparison(words: tuple[str, str], settings: dict[str, Any], found: "C
         ]
         print_parts(console, fitting_table(columns, rows, console.width))
     print_parts(console, "", cell(summarise_layers(found), "bold"), "", kinds_table(found, console))
-    layers = found.comparable if every else most_different(found.comparable)
+    layers = found.comparable if every else most_different(found, _MOST_LAYERS)
     if layers:
         head = "every layer" if every else f"the {len(layers)} layers that differ most"
         print_parts(
@@ -112,34 +113,21 @@ def summarise_layers(found: "Comparison") -> str:
 
 def kinds_table(found: "Comparison", console: "Console") -> Any:
     """Return a table with a row for each module kind."""
-    from eva_dist.artifact.places import kinds_in_order, places
+    from eva_dist.transform.compare_artifacts import compare_kinds
 
-    where = places([pair.name for pair in found.comparable])
-    rows = []
-    for kind in kinds_in_order(where):
-        pairs = [pair for pair in found.comparable if where[pair.name].kind == kind]
-        angles = [pair.angles for pair in pairs if pair.angles is not None]
-        overlap = sum(one.overlap for one in angles) / len(angles) if angles else None
-        largest = max((one.largest_deg for one in angles), default=None)
-        ranks = (sum(pair.rank_a for pair in pairs), sum(pair.rank_b for pair in pairs))
-        equal = sum(pair.rank_a == pair.rank_b for pair in pairs) / len(pairs)
-        counts = (cell(len(pairs)), *(cell(f"{rank:,}") for rank in ranks), cell(share(equal, 0)))
-        rows.append([cell(kind), *counts, cell(overlap_text(overlap)), cell(angle_text(largest))])
-    return fitting_table(_KIND_COLUMNS, rows, console.width)
-
-
-def most_different(pairs: "Sequence[LayerPair]") -> "list[LayerPair]":
-    """Return layers that differ in rank or subspace: those with the least overlap first, then the largest gap."""
-    different = [
-        pair
-        for pair in pairs
-        if pair.rank_a != pair.rank_b or (pair.angles is not None and pair.angles.overlap < 1 - 1e-6)
+    rows = [
+        [
+            cell(one.kind),
+            cell(one.layers),
+            cell(f"{one.rank_a:,}"),
+            cell(f"{one.rank_b:,}"),
+            cell(share(one.equal_share, 0)),
+            cell(overlap_text(one.overlap)),
+            cell(angle_text(one.largest_deg)),
+        ]
+        for one in compare_kinds(found)
     ]
-
-    def likeness(pair: "LayerPair") -> tuple[float, int]:
-        return (round(pair.angles.overlap, 6) if pair.angles else -1.0, -abs(pair.rank_a - pair.rank_b))
-
-    return sorted(different, key=likeness)[:_MOST_LAYERS]
+    return fitting_table(_KIND_COLUMNS, rows, console.width)
 
 
 def layer_row(pair: "LayerPair") -> list[Any]:

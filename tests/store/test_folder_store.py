@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 import stat
 import time
@@ -280,3 +281,9 @@ def test_leftovers_of_the_killed_are_removed_a_day_later(store, root):
     os.utime(root / ".incoming" / "link", (day_ago, day_ago), follow_symlinks=False)
     store.publish(ONE, "team/name", "v1", builder())
     assert list((root / ".incoming").iterdir()) == [young]
+
+
+def test_a_store_can_be_sent_to_another_process(tmp_path):
+    """As a server that is started by `multiprocessing` gets it."""
+    store = pickle.loads(pickle.dumps(Store(str(tmp_path))))
+    assert store.root == tmp_path and store.revisions() == []
