@@ -34,7 +34,7 @@ from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointSta
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.errors import EvaDistError
 from eva_dist.plan import InputGroup, PassPlan, Plan
-from eva_dist.store.files import sync, sync_tree
+from eva_dist.store.durable_files import sync, sync_tree
 
 _log = logging.getLogger(__name__)
 

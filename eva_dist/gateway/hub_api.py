@@ -37,7 +37,7 @@ from eva_dist.gateway.responses import (
     no_revision,
 )
 from eva_dist.gateway.upstream import Upstream, base_url
-from eva_dist.store.reader import MAIN
+from eva_dist.store.name_rules import MAIN
 
 _PAGE = 1000
 _MOST_PATHS = 2000
