@@ -68,9 +68,12 @@ def make_minibatches() -> Callable[..., list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray on this machine, for as long as the tests need it."""
+    """Ray on this machine, for as long as the tests need it; its workers begin with their imports done."""
     import ray
 
+    from tests.warm.processes import warm_workers
+
+    warm_workers()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
