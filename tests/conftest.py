@@ -12,6 +12,7 @@ import torch
 from eva_dist.config import Config
 from eva_dist.run.prepare import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
+from tests.quick_figures import figures_by, write_one_pixel
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -100,9 +101,18 @@ def prepared(configure: Callable[..., Config]) -> Callable[..., Prepared]:
     return lambda **changes: prepare(configure(**changes))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_figures() -> Iterator[None]:
+    """Artifacts of this process get figures of one pixel: to draw them takes longer than all else of a tiny run.
+
+    What looks at the pictures is built inside `drawn_figures()`; jobs in processes of their own draw theirs as ever.
+    """
+    with figures_by(write_one_pixel):
+        yield
+
+
 @pytest.fixture(scope="module")
 def no_figures() -> Iterator[None]:
-    """Artifacts without their figures, which take longest to make, for tests that do not look at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eva_dist.artifact.write.write_plots", lambda *given: None)
+    """Artifacts without any figure, for tests that count or compare files."""
+    with figures_by(lambda *given: None):
         yield
