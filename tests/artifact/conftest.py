@@ -146,7 +146,8 @@ def built(build) -> Built:
 
 @pytest.fixture(scope="session")
 def unconverged(build) -> Built:
-    return build(turning=("model.layers.0.mlp.gate_proj",))
+    with drawn_figures():
+        return build(turning=("model.layers.0.mlp.gate_proj",))
 
 
 def make_provenance(folder: Path, base_folder: Path, eva: EvaConfig, plan: Plan) -> Provenance:

@@ -1,4 +1,7 @@
-"""Merged against one run, on blocks of SmolLM2 and two halves of real text, and what the sums take on disk."""
+"""Merged against one run, on two blocks of SmolLM2 and two halves of real text, and what the sums take on disk.
+
+Slow: sums of the widest inputs are decomposed a dozen times. The same in little: tests/transform/test_merge.py.
+"""
 
 import json
 import time
@@ -24,18 +27,12 @@ from eva_dist.config import (
 from eva_dist.transform.merge import merge_and_publish
 from tests.own_run import own_run
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 STEP = 24
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids="{} blocks".format)
-def blocks(request):
-    """Of the model: the widest inputs are what takes long."""
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def compute(blocks, smollm2_folder, docstrings_file, tmp_path_factory):
+def compute(smollm2_folder, docstrings_file, tmp_path_factory):
     """Run an epoch over some of the docstrings, no layer leaving before its end, and keep the sums.
 
     In their order, so that both ways forward the same minibatches: others round otherwise, in float32.
@@ -49,7 +46,7 @@ def compute(blocks, smollm2_folder, docstrings_file, tmp_path_factory):
         assert (end - begin) % STEP == 0
         return own_run(
             Config(
-                model=ModelConfig(name_or_path=str(smollm2_folder), config_overrides={"num_hidden_layers": blocks}),
+                model=ModelConfig(name_or_path=str(smollm2_folder), config_overrides={"num_hidden_layers": 2}),
                 data=DataConfig(path=str(path), max_length=64, step_size=STEP, shuffle=False),
                 eva=EvaConfig(
                     r=8,
@@ -70,7 +67,7 @@ def compute(blocks, smollm2_folder, docstrings_file, tmp_path_factory):
     return run
 
 
-def test_two_halves_merged_are_one_run_over_both(blocks, compute, tmp_path):
+def test_two_halves_merged_are_one_run_over_both(compute, tmp_path):
     first, second = compute("first", 0, STEP), compute("second", STEP, 2 * STEP)
     both = compute("both", 0, 2 * STEP)
     started = time.perf_counter()
@@ -95,4 +92,4 @@ def test_two_halves_merged_are_one_run_over_both(blocks, compute, tmp_path):
     assert cosine >= 1 - 1e-10 and max(off.values()) <= 1e-10
     assert merged.tokens == both.manifest["tokens"]
     # a packed triangle, mean, rows and total variance for each input, and a header
-    assert size == pytest.approx(8 * blocks * sum(d * (d + 1) // 2 + d + 2 for d in (576, 576, 576, 1536)), rel=1e-3)
+    assert size == pytest.approx(8 * 2 * sum(d * (d + 1) // 2 + d + 2 for d in (576, 576, 576, 1536)), rel=1e-3)
