@@ -85,7 +85,8 @@ class StepReport:
     `epoch` counts how often the data has been used up when the step ends; `exhausted` says
     that there was no data left for this step and never will be. `sent_bytes` counts token
     rows sent to other workers; `svd_processor_seconds` is time of this worker's processors.
-    `point_tokens` has the token rows of points whose active groups saw fewer than `tokens`.
+    `point_tokens` has the token rows of points whose active groups saw fewer than `tokens`; `unlabelled` counts
+    samples without a token that counts: all are masked, or lie behind `data.max_length`.
     """
 
     groups: tuple[GroupReport, ...]
@@ -96,6 +97,7 @@ class StepReport:
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
     point_tokens: Mapping[int, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class PointState:
     reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
     `tokens` counts token rows; `elapsed` is the seconds of all steps, `pass_seconds` with the
     decisions between them, `seconds` the slowest worker's by phase; points of one pass share them.
-    `sent_bytes` and `svd_processor_seconds` are summed over the workers.
+    `sent_bytes`, `svd_processor_seconds` and `unlabelled` are summed over the workers.
     """
 
     plan: Plan
@@ -173,6 +175,7 @@ class PointState:
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
     pass_seconds: float = 0.0
+    unlabelled: int = 0
 
     def group_rank(self, group: int) -> int:
         """Return the largest rank among the group's members."""
@@ -186,9 +189,11 @@ class PointState:
         known, rank = self.groups[group], self.group_rank(group)
         if known.updates == 0:
             return False
-        if known.converged_to is not None and self._settles(torch.tensor([known.converged_to], dtype=torch.float64)):
+        if known.converged_to is not None and self._all_settled(
+            torch.tensor([known.converged_to], dtype=torch.float64)
+        ):
             return True
-        return rank == 0 or (known.cosines_K is not None and self._settles(known.cosines_K[:rank]))
+        return rank == 0 or (known.cosines_K is not None and self._all_settled(known.cosines_K[:rank]))
 
     def shortfall(self, group: int) -> tuple[int, float | None]:
         """Return how many of the components that the allocation gives a group still turn, and their lowest cosine.
@@ -201,7 +206,7 @@ class PointState:
         judged_K = cosines_K[:rank]
         return int((~self.method.settled_K(judged_K)).sum()), float(judged_K.min()) if rank else None
 
-    def _settles(self, cosines_K: Tensor) -> bool:
+    def _all_settled(self, cosines_K: Tensor) -> bool:
         return bool(self.method.settled_K(cosines_K).all())
 
     @cached_property
@@ -275,7 +280,9 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
         seconds=add_seconds(state.seconds, _slowest_worker([report.seconds for report in reports])),
         sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
         svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
+        unlabelled=state.unlabelled + sum(report.unlabelled for report in reports),
     )
+    # a group that all data could not update would keep the allocation, and so everybody, waiting
     if _is_last_chance_gone(moved):
         _refuse_starving(moved)
     moved = replace(moved, ranks=_allocate_ranks(moved))
@@ -309,6 +316,7 @@ def _is_last_chance_gone(state: PointState) -> bool:
 
 
 def _allocate_ranks(state: PointState) -> Mapping[str, int]:
+    # PEFT allocates when every layer has components; until then each layer keeps its maximum
     ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
     if not all(len(ratios_K) for ratios_K in ratios) and not _is_last_chance_gone(state):
         return state.ranks

@@ -20,7 +20,8 @@ from eva_dist.artifact.write import Provenance
 from eva_dist.calibration.group_svds import make_tracker
 from eva_dist.calibration.worker import Assignment, PointAssignment
 from eva_dist.config import Budget, Config, DataConfig, EvaConfig, OnMaxSteps, Task
-from eva_dist.data import TokenStream, open_rows
+from eva_dist.data import TokenStream, check_rows, open_rows
+from eva_dist.data.chat_template import takes_tools
 from eva_dist.errors import LayerError
 from eva_dist.hashing import fingerprint
 from eva_dist.methods.eva import AFTER_THE_PASS, NAME, Eva, decisive_settings
@@ -102,7 +103,7 @@ class Prepared:
         return self.config.artifact.revision or default_revision(self.config.eva, self.decisive, holder)
 
 
-class Known:
+class ReadCache:
     """What has been read for earlier points of a sweep: most have model, tokenizer and data in common."""
 
     def __init__(self) -> None:
@@ -118,16 +119,7 @@ class Known:
         return found
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What the data is, once it is known that it can be tokenised."""
-
-    digest: str
-    samples: int
-    blank: int
-
-
-def prepare(config: Config, known: Known | None = None) -> Prepared:
+def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     """Check everything that can be checked without weights and actors.
 
     Args:
@@ -139,7 +131,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
     """
     store = Store(config.store.url)
     config = _with_absolute_paths(config)
-    known = known or Known()
+    known = known or ReadCache()
     architecture = known.get(config.model, lambda: read_architecture(config.model))
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
     _refuse_or_warn_unsupported(targets)
@@ -149,7 +141,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
     check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
     loaded = known.get(("tokenizer", config.model), lambda: load_tokenizer(config.model))
     tokenizer = describe_tokenizer(loaded)
-    mask = config.eva.label_mask_value
+    mask = config.eva.label_mask_value if config.eva.use_label_mask else None
     read = known.get((config.model, config.data, mask), lambda: _read_data(config.data, loaded, mask))
     model = known.get(("hashes", config.model), lambda: describe_model(config.model, architecture))
     run = Prepared(
@@ -158,10 +150,10 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         prefix=prefix,
         targets=targets,
         store=store,
-        decisive=_decisive(config, architecture, targets, model, tokenizer, read.digest),
+        decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read),
         model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
-        data=asdict(read),
+        data=read,
     )
     store.revision_url(run.repo_id, run.revision)  # refuses names that the store keeps for itself
     found = store.find(run.fingerprint)
@@ -171,10 +163,12 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
     return run
 
 
-def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int) -> _Data:
+def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int | None) -> dict[str, Any]:
+    """Return what the data is: digest, rows, blank rows; and a digest of its tools, where a template is handed some."""
     rows = open_rows(config)
-    TokenStream(rows, tokenizer, config, label_mask_value)  # refuses what it cannot tokenise
-    return _Data(rows.digest, len(rows), rows.blank)
+    check_rows(TokenStream(rows, tokenizer, config, label_mask_value))  # refuses what it cannot tokenise
+    tools = {} if rows.tools_digest is None or not takes_tools(tokenizer) else {"tools": rows.tools_digest}
+    return {"digest": rows.digest, "samples": len(rows), "blank": rows.blank, **tools}
 
 
 def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
@@ -200,6 +194,7 @@ def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
             for each in runs
         ),
         data_digest=run.data["digest"],
+        tools_digest=run.data.get("tools"),
     )
 
 
@@ -226,13 +221,13 @@ def versions() -> dict[str, str]:
     return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
-def _decisive(
+def _decisive_facts(
     config: Config,
     architecture: Architecture,
     targets: Targets,
     model: dict[str, Any],
     tokenizer: dict[str, Any],
-    data_digest: str,
+    read: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what decides the numbers, and nothing else: no topology, no path, no time."""
     eva, data = config.eva, config.data
@@ -242,11 +237,12 @@ def _decisive(
         "model": model,
         "tokenizer": tokenizer,
         "data": {
-            "digest": data_digest,
+            "digest": read["digest"],
             "prompt": data.prompt_field is not None,
             "max_length": data.max_length,
             "step_size": data.step_size,
             "order": ["shuffled", data.seed] if data.shuffle else "as it comes",
+            **({"tools": read["tools"]} if "tools" in read else {}),  # roles that are mapped are in the digest
         },
         "eva": decisive_settings(eva) | {"max_steps": eva.max_steps},
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],

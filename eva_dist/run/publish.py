@@ -1,10 +1,14 @@
 """From a point's result to a published artifact, and from the store to an answer."""
 
+import logging
+
 from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import PointResult, refuse_unconverged
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, provenance
 from eva_dist.store.store import Published
+
+_log = logging.getLogger(__name__)
 
 
 def is_stored(run: Prepared) -> bool:
@@ -27,6 +31,7 @@ def publish(run: Prepared, result: PointResult) -> Published:
         NotConvergedError: layers have not converged, and `eva.on_max_steps=error`.
         StoreError: the store cannot take it; nothing half-done is left.
     """
+    _warn_of_lost_samples(run, result)
     if not run.accepts:
         refuse_unconverged(result.state)
     if (found := answer(run)) is not None:
@@ -38,6 +43,17 @@ def publish(run: Prepared, result: PointResult) -> Published:
         lambda folder: build_artifact(folder, result, run.config.eva, provenance(run, result.world_size)),
         overwrite=run.config.artifact.overwrite or run.store.find(run.fingerprint) is not None,
     )
+
+
+def _warn_of_lost_samples(run: Prepared, result: PointResult) -> None:
+    """Say how many samples of the pass added nothing: what was looked at before it is only some of the rows."""
+    if lost := result.state.unlabelled:
+        _log.warning(
+            "%d of %d samples of the pass had no token that counts: all are masked, or lie behind data.max_length=%d",
+            lost,
+            result.state.steps * run.config.data.step_size,
+            run.config.data.max_length,
+        )
 
 
 def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
