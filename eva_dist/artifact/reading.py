@@ -21,10 +21,7 @@ class Reading:
     def found(self, *paths: str) -> Any:
         """Return the first value that is not None at dotted paths; None without one, silently."""
         for path in paths:
-            value: Any = self.manifest
-            for key in path.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is not None:
+            if (value := at(self.manifest, *path.split("."))) is not None:
                 return value
         return None
 
@@ -61,6 +58,13 @@ class Reading:
         return checked
 
 
+def at(manifest: Any, *keys: str) -> Any:
+    """Return what lies under these keys, None where there is no such place."""
+    for key in keys:
+        manifest = manifest.get(key) if isinstance(manifest, dict) else None
+    return manifest
+
+
 def as_number(value: Any) -> float | None:
     """Return a finite number of JSON as a float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
@@ -92,11 +96,12 @@ def short_name(name: str) -> str:
 
     Data that was merged has several, with a plus between them.
     """
-    return " + ".join(map(_last_part, name.split(" + ")))
+    return " + ".join(map(last_part, name.split(" + ")))
 
 
-def _last_part(name: str) -> str:
-    is_path = name.startswith(("/", "./", "../", "~", "file:")) or re.match(r"[A-Za-z]:\\", name)
+def last_part(name: str) -> str:
+    """Return the last part of a path on some machine; a name of the Hub as it is."""
+    is_path = name.startswith(("/", "./", "../", "~", "file:")) or re.match(r"[A-Za-z]:[\\/]", name)
     return (re.split(r"[\\/]+", name.rstrip("\\/"))[-1] or name) if is_path else name
 
 

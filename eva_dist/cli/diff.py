@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from eva_dist.store.artifact_reader import Opened
-    from eva_dist.transform.compare import Comparison, LayerPair
+    from eva_dist.transform.compare import ArtifactComparison, LayerPair
 
 _GROUPS = ("model", "data", "eva", "solver")
 _FACTS = (
@@ -77,7 +77,7 @@ def diff(
 
 def differing(manifest_a: dict[str, Any], manifest_b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return settings and facts whose values differ, by key; None for what one of the artifacts does not say."""
-    from eva_dist.artifact.listing import at
+    from eva_dist.artifact.reading import at
     from eva_dist.report.settings import flatten, same
 
     def known(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def differing(manifest_a: dict[str, Any], manifest_b: dict[str, Any]) -> dict[st
     }
 
 
-def _compare(one: "Opened", other: "Opened") -> "Comparison":
+def _compare(one: "Opened", other: "Opened") -> "ArtifactComparison":
     """Compare the layers of two artifacts; errors name the artifact."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    from eva_dist.artifact.layer_table import layers_of
+    from eva_dist.artifact.layer_table import described_layers
     from eva_dist.transform.compare import compare_layers
 
     rows = []
@@ -108,7 +108,7 @@ def _compare(one: "Opened", other: "Opened") -> "Comparison":
             raise IntegrityError(f"{STATE_DICT_FILE} of {opened.where} is no safetensors file ({error})") from error
     shapes: list[dict[str, Sequence[int]]] = []
     for opened, tensors in zip((one, other), rows, strict=True):
-        names = [layer.name for layer in layers_of(opened.snapshot.manifest)]
+        names = [layer.name for layer in described_layers(opened.snapshot.manifest)]
         if set(names) != set(tensors) or any(tensor.ndim != 2 for tensor in tensors.values()):
             raise IntegrityError(f"{STATE_DICT_FILE} of {opened.where} has other layers than its manifest")
         shapes.append({name: tensors[name].shape for name in names})
@@ -123,7 +123,7 @@ def _compare(one: "Opened", other: "Opened") -> "Comparison":
         raise IntegrityError(f"{one.where} and {other.where} cannot be compared: {error}") from error
 
 
-def _print(words: tuple[str, str], settings: dict[str, Any], found: "Comparison", every: bool) -> None:
+def _print(words: tuple[str, str], settings: dict[str, Any], found: "ArtifactComparison", every: bool) -> None:
     console = results()
     put(console, cell(f"A  {words[0]}"), cell(f"B  {words[1]}"), "")
     if not settings:
@@ -150,14 +150,14 @@ def _print(words: tuple[str, str], settings: dict[str, Any], found: "Comparison"
         say("the base models differ: layers are compared by their names, and inputs may not mean the same")
 
 
-def _summary(found: "Comparison") -> str:
+def _summary(found: "ArtifactComparison") -> str:
     layers = len(found.comparable)
     angles = "" if found.overlap is None else f"; overlap {found.overlap:.4f}, largest angle {found.largest_deg:.2f}°"
     return f"{found.equal_ranks} of {layers} layers have equal ranks{angles}"
 
 
-def _kinds(found: "Comparison", console: "Console") -> Any:
-    from eva_dist.artifact.places import kinds_in_order, places
+def _kinds(found: "ArtifactComparison", console: "Console") -> Any:
+    from eva_dist.artifact.layer_names import kinds_in_order, places
 
     where = places([pair.name for pair in found.comparable])
     rows = []
@@ -214,7 +214,7 @@ def _shown(value: Any, console: "Console") -> str | None:
 
 
 def _document(
-    words: tuple[str, str], opened: "tuple[Opened, Opened]", settings: dict[str, Any], found: "Comparison"
+    words: tuple[str, str], opened: "tuple[Opened, Opened]", settings: dict[str, Any], found: "ArtifactComparison"
 ) -> dict[str, Any]:
     return {
         **{key: {"source": word, "at": one.where, "fingerprint": one.snapshot.fingerprint}

@@ -133,7 +133,7 @@ def _read(source: str, store: str) -> _Given:
 
 
 def _config(content: bytes, where: object) -> dict[str, Any]:
-    from eva_dist.transform.adapter_config import check_adapter_config
+    from eva_dist.transform.uniform_rank import check_adapter_config
 
     try:
         config = json.loads(content)
@@ -149,7 +149,7 @@ def _uniform(given: _Given, source: str, wanted: Wanted) -> "Uniform":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from eva_dist.artifact.layer_table import layers_of
+    from eva_dist.artifact.layer_table import described_layers
     from eva_dist.artifact.restore import restore_artifact
     from eva_dist.transform.uniform_rank import fixed, padded, read_adapter
 
@@ -167,7 +167,7 @@ def _uniform(given: _Given, source: str, wanted: Wanted) -> "Uniform":
         raise IntegrityError(
             f"{ADAPTER_FILE} of {given.where} is no safetensors file ({error}); get it again"
         ) from error
-    layers = layers_of(given.manifest) if given.manifest else ()
+    layers = described_layers(given.manifest) if given.manifest else ()
     bare = {layer.name: (layer.in_features, layer.out_features) for layer in layers if layer.rank == 0}
     return padded(read_adapter(given.config, tensors), wanted.rank, bare)
 

@@ -17,7 +17,8 @@ from eva_dist.render.words import NONE, amount, share
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eva_dist.artifact.layer_table import Kind, Layer, Ratios
+    from eva_dist.artifact.layer_table import DescribedLayer, ModuleKind
+    from eva_dist.artifact.tables import Spectrum
     from eva_dist.store.artifact_reader import Opened
     from eva_dist.store.snapshot import Snapshot
 
@@ -54,21 +55,22 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show an artifact: what it is, ranks and spectra, files with sizes and sha256, and how to load it."""
-    from eva_dist.artifact.layer_table import kinds_of, layers_of, read_ratios
+    from eva_dist.artifact.layer_table import described_layers, module_kinds, spectrum_of
     from eva_dist.store.artifact_ref import open_source
 
     opened = open_source(source, store)
     snapshot, found = opened.snapshot, find(source, store, opened)
-    ratios = read_ratios(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
-    layers = layers_of(snapshot.manifest, ratios)
-    kinds = kinds_of(layers, ratios)
+    is_told = SPECTRUM_FILE in snapshot.files
+    spectrum = spectrum_of(opened.read(SPECTRUM_FILE), snapshot.manifest) if is_told else None
+    layers = described_layers(snapshot.manifest, spectrum)
+    kinds = module_kinds(layers, spectrum)
     if as_json:
         print_json(_document(source, snapshot, found, layers, kinds, with_layers))
         return
     console = results()
     sections: list[list[Any]] = [
         [facts_table(_facts(snapshot, found))],
-        list(_kinds(kinds, ratios, console)),
+        list(_kinds(kinds, spectrum, console)),
         list(_map(layers, console)),
         [_layers(layers, console)] if with_layers else [],
         [_files(snapshot, console)],
@@ -114,7 +116,7 @@ def find(source: str, store_url: str, opened: "Opened") -> Found:
 
 def first_name(manifest: Mapping[str, Any]) -> str | None:
     """Return what an artifact was first published as, which its manifest keeps: others may point to it since."""
-    from eva_dist.artifact.listing import at
+    from eva_dist.artifact.reading import at
 
     names = at(manifest, "repo_id"), at(manifest, "revision")
     return f"{names[0]}@{names[1]}" if all(isinstance(name, str) for name in names) else None
@@ -131,9 +133,10 @@ def loading(source: str, found: Found) -> dict[str, str]:
 
 
 def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
-    from eva_dist.artifact.listing import at, facts_of
+    from eva_dist.artifact.reading import at
+    from eva_dist.artifact.summary import read_summary
 
-    facts, manifest = facts_of(snapshot), snapshot.manifest
+    facts, manifest = read_summary(snapshot), snapshot.manifest
     eva, data = at(manifest, "config", "eva"), at(manifest, "config", "data")
     settings = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
     given, first = {key: at(data, key) for key in ("split", "num_samples")}, first_name(manifest)
@@ -150,13 +153,13 @@ def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
         "adapter": f"{_value(at(manifest, 'trainable_parameters'))} parameters, largest rank "
         f"{_value(at(manifest, 'largest_rank'))}",
         "derived from": at(manifest, "derived_from", "fingerprint"),
-        "created": facts.created,
+        "created": facts.created and facts.created.isoformat(),
         "fingerprint": snapshot.fingerprint,
         "size": f"{size_text(facts.size)} in {len(snapshot.files)} files",
     }
 
 
-def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console") -> Iterator[Any]:
+def _kinds(kinds: "Sequence[ModuleKind]", spectrum: "Spectrum | None", console: "Console") -> Iterator[Any]:
     from eva_dist.cli.text_charts import spectrum_bars
 
     ink = _ink(console)
@@ -175,7 +178,7 @@ def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console")
         for kind in kinds
     ]
     yield fitting_table(_KINDS, rows, console.width)
-    if ratios and values:
+    if spectrum and values:
         most = max(len(kind.spectrum) for kind in kinds)
         yield cell(
             f"ranks: least, median, most. spectrum: share of variance of components 1 to {most}, median over the "
@@ -184,7 +187,7 @@ def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console")
         )
 
 
-def _map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
+def _map(layers: "Sequence[DescribedLayer]", console: "Console") -> Iterator[Any]:
     from eva_dist.artifact.layer_table import rank_grid
     from eva_dist.cli.text_charts import heat_lines
 
@@ -203,7 +206,7 @@ def _map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
     yield cell(axis, "dim")
 
 
-def _layers(layers: "Sequence[Layer]", console: "Console") -> Any:
+def _layers(layers: "Sequence[DescribedLayer]", console: "Console") -> Any:
     rows = [
         [
             cell(one.name),
@@ -228,11 +231,12 @@ def _document(
     source: str,
     snapshot: "Snapshot",
     found: Found,
-    layers: "Sequence[Layer]",
-    kinds: "Sequence[Kind]",
+    layers: "Sequence[DescribedLayer]",
+    kinds: "Sequence[ModuleKind]",
     with_layers: bool,
 ) -> dict[str, Any]:
-    from eva_dist.artifact.listing import at, facts_of
+    from eva_dist.artifact.reading import at
+    from eva_dist.artifact.summary import read_summary
 
     manifest = snapshot.manifest
     names = ("repo_id", "revision", "method", "steps", "tokens", "layers_converged", "layers_total", "largest_rank")
@@ -245,15 +249,20 @@ def _document(
         "fingerprint": snapshot.fingerprint,
         "commit": snapshot.commit,
         **{key: at(manifest, key) for key in more},
-        "facts": asdict(facts_of(snapshot)),
+        "facts": read_summary(snapshot).to_dict(),
         "eva": at(manifest, "config", "eva"),
         "kinds": [asdict(kind) for kind in kinds],
         "files": [asdict(entry) for entry in snapshot.files.values()],
         "load": loading(source, found),
     }
     if with_layers:
-        document["layers"] = [asdict(layer) | {"parameters": layer.parameters} for layer in layers]
+        document["layers"] = [_layer_document(layer) for layer in layers]
     return document
+
+
+def _layer_document(layer: "DescribedLayer") -> dict[str, Any]:
+    keys = ("name", "rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained")
+    return {key: getattr(layer, key) for key in (*keys, "parameters")} | {"place": asdict(layer.place)}
 
 
 def _ink(console: "Console") -> Any:

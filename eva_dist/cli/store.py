@@ -15,7 +15,7 @@ from eva_dist.cli.terminal import stdout as results
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from eva_dist.artifact.listing import Listed
+    from eva_dist.artifact.listing import ListedName
     from eva_dist.store.store import Revision, Store
 
 _COLUMNS = (
@@ -134,18 +134,18 @@ def existing_store(url: str) -> "Store":
     return store
 
 
-def _cells(row: "Listed", now: datetime) -> list[Any]:
+def _cells(row: "ListedName", now: datetime) -> list[Any]:
     from eva_dist.artifact.listing import short_path
 
     facts = row.facts
-    numbers = (None if number is None else f"{number:g}" for number in (facts.r, facts.rho, facts.tau))
+    numbers = (None if number is None else f"{number:g}" for number in (facts["r"], facts["rho"], facts["tau"]))
     return [
         cell(row.name),
         status_cell(row.status),
-        cell(short_path(facts.base_model)),
+        cell(short_path(facts["base_model"])),
         *map(cell, numbers),
-        cell(short_path(facts.data)),
-        cell(size_text(facts.size)),
+        cell(short_path(facts["data"])),
+        cell(size_text(facts["size"])),
         cell(age_text(row.moved, now)),
         cell(row.fingerprint[:12]),
     ]

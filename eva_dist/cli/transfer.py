@@ -298,9 +298,9 @@ def _parts(opened: "Opened", entry: "FileEntry") -> Iterator[bytes]:
 
 
 def _is_right(path: Path, entry: "FileEntry") -> bool:
-    from eva_dist.store.snapshot import sha256_of
+    from eva_dist.hashing import sha256_of_file
 
-    return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
+    return path.is_file() and path.stat().st_size == entry.size and sha256_of_file(path) == entry.sha256
 
 
 @contextlib.contextmanager

@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -37,17 +34,14 @@ from transformers.utils.hub import extract_commit_hash
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
+from eva_dist.hashing import sha256_of_file
+from eva_dist.modeling.auto_classes import AUTO_CLASSES
 from eva_dist.modeling.shard import Sharding, load_shard, refuse_unshardable, units
 
 _log = logging.getLogger(__name__)
 
-_AUTO_CLASSES = {
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-    Task.FEATURE_EXTRACTION: AutoModel,
-    Task.SEQ_CLS: AutoModelForSequenceClassification,
-    Task.TOKEN_CLS: AutoModelForTokenClassification,
-    Task.QUESTION_ANS: AutoModelForQuestionAnswering,
-}
+_TASKS = [task for task in Task if task is not Task.auto]
+_AUTO_CLASSES: dict[Task, Any] = {task: getattr(transformers, AUTO_CLASSES[task.value]) for task in _TASKS}
 _HEADS = {
     Task.CAUSAL_LM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     Task.SEQ_CLS: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -274,8 +268,7 @@ def _identify_weights(model: ModelConfig) -> str:
 def _hash_weights(folder: Path, gguf_file: str | None) -> str:
     digest = hashlib.sha256()
     for name in _weight_files(folder, gguf_file):
-        with name.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of_file(name)))
     return f"sha256:{digest.hexdigest()}"
 
 

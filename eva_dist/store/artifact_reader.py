@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.hashing import open_regular, sha256_of_file
 from eva_dist.store.cache import Cache, told
 from eva_dist.store.progress_bar import Progress, counting
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, open_regular, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
@@ -92,7 +93,7 @@ class OpenedFolder(Opened):
         for entry in self.entries(names):
             path = self.folder / entry.path
             try:
-                actual = sha256_of(path)
+                actual = sha256_of_file(path)
             except OSError as error:
                 raise missing(path, error) from error
             if actual != entry.sha256:

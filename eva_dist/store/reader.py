@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.folder_view import View
 from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
 from eva_dist.store.objects import Found, Objects
@@ -23,7 +24,6 @@ from eva_dist.store.snapshot import (
     Revision,
     Snapshot,
     read_snapshot,
-    sha256_of,
 )
 
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
@@ -233,7 +233,7 @@ class Reader:
         if found is None:
             raise self._gone(entry)
         if (path := self.local_path(entry)) is not None:
-            return self._refuse_other(entry, sha256_of(path), found.size)
+            return self._refuse_other(entry, sha256_of_file(path), found.size)
         digest, key = hashlib.sha256(), blob_key(entry.sha256)
         for start in range(0, found.size, 8 << 20):
             part = self._objects.get_range(key, start, min(start + (8 << 20), found.size))

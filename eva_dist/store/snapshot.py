@@ -4,16 +4,13 @@ A manifest may come from anywhere, so nothing in it is believed before it is che
 reader's disk, and its hashes become keys in a store.
 """
 
-import errno
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -159,19 +156,6 @@ def lacking(folder: Path, snapshot: Snapshot) -> list[str]:
         for entry in snapshot.files.values()
         if not (path := folder / entry.path).is_file() or path.stat().st_size != entry.size
     ]
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read it; `OSError` for what is none: opening a pipe would wait for whoever writes it."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path.open("rb")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file, however large; `OSError` for a pipe, which would never end."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _entry(path: object, described: object) -> FileEntry:

@@ -22,11 +22,12 @@ from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.hashing import fingerprint as fingerprint_of
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.files import remove_older, sync, sync_tree
 from eva_dist.store.names import INCOMING, OBJECTS, check_fingerprint, check_names
 from eva_dist.store.objects import Found, scratch_name
 from eva_dist.store.reader import Published, Reader, blob_key, manifest_key, revision_key
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, folder_snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, folder_snapshot
 
 __all__ = ["GRACE", "Published", "Revision", "Store"]
 
@@ -124,7 +125,7 @@ class Store(Reader):
         for entry in snapshot.files.values():
             if not (path := folder / entry.path).is_file():
                 raise IntegrityError(f"{path} is missing though the manifest lists it; copy the artifact again")
-            self._refuse_other(entry, sha256_of(path), path.stat().st_size, str(path))
+            self._refuse_other(entry, sha256_of_file(path), path.stat().st_size, str(path))
         fingerprint = snapshot.fingerprint
         check_fingerprint(fingerprint)
         if not _is_own_fingerprint(snapshot):

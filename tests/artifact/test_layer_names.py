@@ -2,7 +2,7 @@
 
 import pytest
 
-from eva_dist.artifact.places import Place, kinds_in_order, places, ranks_by_kind
+from eva_dist.artifact.layer_names import Place, kinds_in_order, places, ranks_by_kind
 
 
 @pytest.mark.parametrize(

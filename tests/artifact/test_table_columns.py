@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eva_dist.artifact.columns import MOST_ROWS, read_columns
+from eva_dist.artifact.tables import MOST_ROWS, read_columns
 
 ROWS = 5000
 
