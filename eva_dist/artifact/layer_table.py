@@ -151,12 +151,13 @@ def spectrum_of(content: bytes, manifest: Mapping[str, Any]) -> Spectrum:
     """Return the spectrum of an artifact, from the bytes of `spectrum.parquet`.
 
     Raises:
-        IntegrityError: it is none, or larger than layers of this manifest can have.
+        IntegrityError: it is none, or larger than layers of this manifest can have, or that describes none.
     """
     from eva_dist.artifact.tables import read_spectrum
 
+    most = most_components(described_layers(manifest))
     try:
-        return read_spectrum(content, most_components(layer_rows(manifest)))
+        return read_spectrum(content, most)
     except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's are some of them
         raise IntegrityError(f"{SPECTRUM_FILE} cannot be read ({error}); get the artifact again") from error
 

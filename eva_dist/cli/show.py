@@ -261,8 +261,8 @@ def _document(
 
 
 def _layer_document(layer: "DescribedLayer") -> dict[str, Any]:
-    keys = ("name", "rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained")
-    return {key: getattr(layer, key) for key in (*keys, "parameters")} | {"place": asdict(layer.place)}
+    keys = ("rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained", "parameters")
+    return {"name": layer.name, "place": asdict(layer.place), **{key: getattr(layer, key) for key in keys}}
 
 
 def _ink(console: "Console") -> Any:

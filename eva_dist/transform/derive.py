@@ -115,8 +115,7 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
         DerivationError: one line for each setting that cannot be derived, or the layers whose stored components
             have not converged to `tau`, unless `on_max_steps=accept`.
     """
-    typed: dict[str, Any] = {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
-    changed = {key: value for key, value in typed.items() if value != getattr(source.eva, key)}
+    changed = {key: value for key, value in typed_changes(changes).items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
     _refuse_problems([*eva.problems(), *_underivable(source, changed)])
     plan = plan_of(source, eva, changed)
@@ -124,6 +123,11 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
     result = _pass_of_plan(source.result, plan, eva)
     _refuse_unconverged(result, eva, source.result.state)
     return Stored(result, eva, _derived_provenance(source, plan, eva, changed))
+
+
+def typed_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those numbers as floats that may be typed as whole ones: they are part of fingerprints."""
+    return {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
 
 
 def _refuse_problems(problems: list[str]) -> None:
@@ -210,6 +214,7 @@ def _pass_of_plan(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResul
         history=tuple(replace(row, group=new[row.group]) for row in state.history if row.group in new),
         pass_seconds=state.pass_seconds,
     )
+    # Components lie in order of strength, so the first are those that a smaller tracker is about.
     components = {
         group.index: Components(
             found.v_KD[: group.n_components],
@@ -219,6 +224,7 @@ def _pass_of_plan(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResul
         for group in plan.groups
         for found in [source.components[old[group.index]]]
     }
+    # Sums of some inputs alone would pass for those of all of them when they are merged.
     same_inputs = [group.tap for group in plan.groups] == [group.tap for group in state.plan.groups]
     covariance = source.covariance if same_inputs else None
     return PointResult(reallocated(known), components, source.world_size, covariance)
@@ -280,6 +286,8 @@ def _derived_provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Map
     free = {*AFTER_THE_PASS, "on_max_steps"} | (set() if _SHARED in before.decisive else {*_BY_LAYERS, *_LIMITS})
     same_pass = now["layers"] == before.decisive["layers"] and changed.keys() <= free
     derived_from = before.derived_from
+    # Exact: under the fingerprint of the run itself, which is then answered from here. What is near names its source
+    # instead, so that no run is ever answered with it; nor does what has no run's fingerprint gain one.
     if same_pass or not before.is_own_run:
         decisive = before.decisive | now
     else:

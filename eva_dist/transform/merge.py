@@ -46,7 +46,7 @@ from eva_dist.store.artifact_reader import REMEDY
 from eva_dist.store.names import check_names
 from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
-from eva_dist.transform.derive import find_source, name_of, named_as, plan_of
+from eva_dist.transform.derive import find_source, name_of, named_as, plan_of, typed_changes
 from eva_dist.transform.mergeable import MergeSource, leaves, problems
 
 _log = logging.getLogger(__name__)
@@ -143,11 +143,12 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
     """
     if wrong := list(problems(sources, changes)):
         raise DerivationError("\n".join(wrong))
+    # Sums of floats depend on their order: this one is the same however the sources were typed.
     in_order = tuple(sorted(sources, key=lambda source: source.fingerprint))
     for data, same in _same_data(in_order).items():
         _log.warning("%s are of the same data (%s): its rows count once for each", " and ".join(same), data)
     first = in_order[0].stored
-    typed: dict[str, Any] = {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
+    typed = typed_changes(changes)
     eva = replace(
         first.eva,
         **typed,
@@ -245,6 +246,7 @@ def _joined_group(states: Sequence[PointState], group: InputGroup, components: C
         rows=sum(known.rows for known in theirs),
         updates=sum(known.updates for known in theirs),
         skipped=sum(known.skipped for known in theirs),
+        # Shown to have converged only if every source was, and then to the loosest tau of them.
         converged_to=min(proven) if len(proven) == len(cosines) else None,
     )
 
