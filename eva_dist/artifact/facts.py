@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # torch, which who reads a manifest can do without
 
 FORMAT_VERSION = 2
 """1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
-METHOD = "eva"
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, Provenance
+from eva_dist.artifact.facts import FORMAT_VERSION, Provenance
 from eva_dist.artifact.file_names import COMPONENTS_FILE, CONVERGENCE_FILE, COVARIANCE_FILE, SPECTRUM_FILE
 from eva_dist.artifact.tables import RATIO, read_columns, read_spectrum
 from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps, config_groups
 from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import NAME, Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, make_plan
 from eva_dist.store.artifact_reader import REMEDY, OpenedFolder
@@ -106,8 +107,8 @@ def restore_artifact(folder: Path, snapshot: Snapshot | None = None) -> Stored:
 
 def _refuse_other_formats(folder: Path, manifest: Mapping[str, Any]) -> None:
     version, method = manifest.get("format_version"), manifest.get("method")
-    if method != METHOD:
-        raise DerivationError(f"{folder} holds method={method}, must be {METHOD}; give an artifact of EVA")
+    if method != NAME:
+        raise DerivationError(f"{folder} holds method={method}, must be {NAME}; give an artifact of EVA")
     if version != FORMAT_VERSION:
         older = isinstance(version, int) and version < FORMAT_VERSION
         raise DerivationError(
@@ -227,7 +228,7 @@ def _read_state(
     steps = _counted("steps", manifest["steps"])
     rows = read_columns(history, _CONVERGENCE, (steps + 1) * len(plan.groups)).to_pylist()
     return replace(
-        first_state(plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
+        first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
         groups=tuple(
             _read_group(manifest, group, components[group.index], cosines[group.index]) for group in plan.groups
         ),

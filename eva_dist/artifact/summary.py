@@ -14,7 +14,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.artifact.facts import METHOD
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, STATE_DICT_FILE
 from eva_dist.artifact.layer_table import LayerRow, layer_rows
 from eva_dist.artifact.reading import Reading, as_count, as_number, plain, short_name, shown
@@ -26,6 +25,7 @@ KNOWN_FORMATS = (1, 2)
 """Versions of the manifest that this was written for."""
 
 DONE, NOT_CONVERGED, UNKNOWN = "done", "not_converged", "unknown"
+METHOD = "eva"  # as in `methods/eva.py`, which takes torch
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE)
 
 _OF_A_POINT = ("eva", "layers", "method", "derived_from", "shared_tracker")

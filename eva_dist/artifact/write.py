@@ -32,8 +32,8 @@ from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
 from eva_dist.calibration.controller import PointResult
 from eva_dist.config import EvaConfig
+from eva_dist.methods.eva import adapter_rows, layer_alpha
 from eva_dist.modeling.peft_rules import write_adapter_config
-from eva_dist.numerics.components import adapter_rows
 
 __all__ = ["Provenance", "build_artifact"]
 
@@ -124,6 +124,4 @@ def alpha_pattern(layers: Sequence[LayerFacts], eva: EvaConfig) -> dict[str, flo
     """Return layer name to alpha where redistribution changed it, so that `alpha / rank` stays what it was."""
     if not eva.adjust_scaling_factors:
         return {}
-    return {
-        facts.name: eva.lora_alpha * (facts.rank / facts.layer.r) for facts in layers if facts.rank != facts.layer.r
-    }
+    return {facts.name: layer_alpha(eva, facts.layer.r, facts.rank) for facts in layers if facts.rank != facts.layer.r}

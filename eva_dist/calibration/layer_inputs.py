@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_dist.errors import LayerError
-from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own_rows, tap_inputs
 from eva_dist.plan import InputGroup
 
 Take = Callable[[int, Tensor], None]
@@ -198,16 +198,16 @@ class RowFeed:
         # A group that thawed since the window was forwarded was not tapped then.
         missing = [group for group in active if group not in held]
         if missing:
-            self._forward(window, step, missing, take)
+            self._forward_window(window, step, missing, take)
         for group in active:
             if group in held:
                 take(group, held.pop(group))
         return window.epochs[step - window.steps.start], window.exhausted
 
-    def _forward(self, window: Window, step: int, groups: Sequence[int], take: Take) -> None:
+    def _forward_window(self, window: Window, step: int, groups: Sequence[int], take: Take) -> None:
         """Forward a window and hand over the rows of `step`; hold those of the steps after it."""
         prepared = [self.forward.prepare(minibatch) for minibatch in window.minibatches]
-        spans = _spans(window, [self.forward.counts(p) for p in prepared] if window.places is not None else None)
+        spans = _locate_steps(window, [self.forward.counts(p) for p in prepared] if window.places is not None else None)
         whole = len(prepared) == 1 and len(window.steps) == 1
 
         def deliver(group: int, calls: Sequence[Sequence[Tensor]]) -> None:
@@ -274,7 +274,7 @@ class _Collected:
             )
         rows = self.select(arguments, name)
         single = self.views and known == 1
-        self._rows[group][-1].append(rows.detach() if single else own(rows, arguments))
+        self._rows[group][-1].append(rows.detach() if single else own_rows(rows, arguments))
         if known and len(self._rows[group][-1]) == known:
             self._lacking.discard(group)
             if len(self._rows[group]) == self._minibatches:
@@ -288,7 +288,7 @@ class _Collected:
             self._deliver(group, self._rows.pop(group))
 
 
-def _spans(window: Window, counts: Sequence[Sequence[int]] | None) -> dict[int, list[tuple[int, int, int]]]:
+def _locate_steps(window: Window, counts: Sequence[Sequence[int]] | None) -> dict[int, list[tuple[int, int, int]]]:
     """Return for each step, in sample order, where its rows lie: (minibatch, first row, end)."""
     if window.places is None:
         (step,) = window.steps

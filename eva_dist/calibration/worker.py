@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from eva_dist.calibration.controller import PointState, StepDecision, StepReport, first_state
+from eva_dist.calibration.controller import Method, PointState, StepDecision, StepReport, first_state
 from eva_dist.calibration.engine import Worker, run_step
 from eva_dist.calibration.group_svds import (
     GroupSvd,
@@ -53,7 +53,7 @@ class PointAssignment:
     key: str
     layers: tuple[Layer, ...]
     budget: Budget
-    tau: float
+    method: Method
     max_steps: int
     accept: bool
 
@@ -88,7 +88,7 @@ class Assignment:
     def begin(self, plan: PassPlan) -> list[PointState]:
         """Return the points before their first step."""
         return [
-            first_state(own, point.tau, point.max_steps, point.accept)
+            first_state(own, point.method, point.max_steps, point.accept)
             for own, point in zip(plan.points, self.points, strict=True)
         ]
 
@@ -133,7 +133,7 @@ class Session:
         stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)
         batching = Batching.choose(config.data, self._device.type, self._world_size)
         self.source = WorkerStream(stream, batching, self._global_rank, self._world_size)
-        sharding = self._sharding()
+        sharding = self._make_sharding()
         self.model: nn.Module = load_model(config.model, assignment.task, assignment.prefix, self._device, sharding)
         self.forward = TokenForward(
             Trunk(self.model), self._device, config.eva.use_label_mask, config.eva.label_mask_value
@@ -164,7 +164,7 @@ class Session:
     def begin(self, plan: PassPlan, probe: Probe, layout: Layout) -> None:
         """Take the plan and what the probe found."""
         self._open.enter_context(attention_by_segment(self.model, layout is Layout.segments))
-        exchange, forward = self._exchange(), replace(self.forward, layout=layout)
+        exchange, forward = self._make_exchange(), replace(self.forward, layout=layout)
         feed = RowFeed(
             model=self.model,
             forward=forward,
@@ -210,14 +210,14 @@ class Session:
     def on_phase(self, phase: str) -> None:
         """Be told what is about to be done: join, load, probe; forward, exchange, svd; idle."""
 
-    def _sharding(self) -> Sharding | None:
+    def _make_sharding(self) -> Sharding | None:
         """Return over whom the model is sharded; None if each worker holds all of it."""
         cluster = self._assignment.config.cluster
         if cluster.shard_size == 1:
             return None
         return Sharding(shard_mesh(cluster.shard_size, self._device, cluster.timeout_s), self._device, cluster.offload)
 
-    def _exchange(self) -> RowExchange:
+    def _make_exchange(self) -> RowExchange:
         if self._world_size == 1:
             return LocalExchange()
         return (

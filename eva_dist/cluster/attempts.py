@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from eva_dist.artifact.covariance import write_covariance
-from eva_dist.calibration.controller import PointResult, PointState, StepDecision, StepReport
+from eva_dist.calibration.controller import PointEnd, PointState, StepDecision, StepReport
 from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.calibration.worker import Assignment
 from eva_dist.cluster.checkpoint import Checkpoint, CheckpointFolder
@@ -23,7 +24,6 @@ from eva_dist.cluster.saver import Saver, kept_after
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import (
     ClusterBusyError,
-    EvaDistError,
     GangError,
     GangTimeoutError,
     PlacementError,
@@ -34,9 +34,6 @@ from eva_dist.errors import (
 from eva_dist.plan import InputGroup, PassPlan
 
 _log = logging.getLogger(__name__)
-
-PointEnd = PointResult | EvaDistError
-"""How a point ended: with a result, converged or not, or by what refused it."""
 
 _KINDS = {
     WorkerFailedError: FailureKind.raised,
@@ -49,21 +46,18 @@ _KINDS = {
 
 def run_on_gang(
     assignment: Assignment,
-    on_step: Callable[[PassState], None],
+    observer: PassObserver,
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
-    on_end: Callable[[str, PointEnd], None] = lambda key, end: None,
     scratch: Path | None = None,
 ) -> None:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
     Args:
         assignment: what to compute.
-        on_step: told the state after each step.
+        observer: told of each step, and how each point ended.
         checkpoints: where to go on from, and where to write; None: nowhere.
         stop: when made, the run writes a checkpoint and ends.
-        on_end: told a point's key and how it ended, when it has, while the others go on: with a result,
-            converged or not, or by what refused it (too few tokens, activations).
         scratch: a folder for what was summed up of each point, whose results name the files; None: it is not kept.
 
     Raises:
@@ -76,7 +70,7 @@ def run_on_gang(
     stop = stop or StopRequest()
     request = first_request(cluster, stop)
     failures: list[Failure] = []
-    attempt = _Attempt(assignment, on_step, checkpoints, stop, on_end, scratch)
+    attempt = _Attempt(assignment, observer, checkpoints, stop, scratch)
     while True:
         try:
             attempt.run(request)
@@ -84,7 +78,7 @@ def run_on_gang(
         except GangError as error:
             if stop.made:
                 stop.check(attempt.kept)
-            failures.append(_describe(error, attempt.steps, request.num_workers))
+            failures.append(_describe_failure(error, attempt.steps, request.num_workers))
             wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
             room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)
             decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
@@ -104,14 +98,13 @@ class _Attempt:
     def __init__(
         self,
         assignment: Assignment,
-        on_step: Callable[[PassState], None],
+        observer: PassObserver,
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
-        on_end: Callable[[str, PointEnd], None],
         scratch: Path | None,
     ) -> None:
-        self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
-        self._on_end, self._scratch = on_end, scratch
+        self._assignment, self._observer, self._checkpoints = assignment, observer, checkpoints
+        self._stop, self._scratch = stop, scratch
         self.steps = 0
         self._ended: set[str] = set()
 
@@ -126,7 +119,7 @@ class _Attempt:
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
         with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
-            plan = self._begin(gang, request)
+            plan = self._begin_pass(gang, request)
             state = self._first_state(gang, plan)
             saver.begin_at(state.steps)
             load_seconds = time.perf_counter() - started
@@ -134,12 +127,12 @@ class _Attempt:
 
             def after_step(state: PassState) -> None:
                 self.steps = state.steps
-                self._on_step(state)
+                self._observer.on_step(state)
                 self._take_ended(state, collect)
-                self._keep(gang, saver, state)
+                self._keep_state(gang, saver, state)
 
             self._take_ended(state, collect)  # of a run that was cut off before it published them
-            run_pass(state, self._stepper(gang, plan), after_step)
+            run_pass(state, self._make_step(gang, plan), after_step)
             with suppress(GangError):  # all that was wanted is here; the members go anyway
                 gang.call("leave")
 
@@ -149,9 +142,9 @@ class _Attempt:
             if key not in self._ended and point not in state.running:
                 end = state.errors[point] or collect(state.points[point], point)
                 self._ended.add(key)
-                self._on_end(key, end)
+                self._observer.on_point_end(key, end)
 
-    def _begin(self, gang: Gang, request: Request) -> PassPlan:
+    def _begin_pass(self, gang: Gang, request: Request) -> PassPlan:
         gang.meet()
         gang.call("load")
         probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
@@ -169,12 +162,12 @@ class _Attempt:
         if found is None:
             self.steps = 0
             return first_pass(plan, points)
-        _restore(gang, plan, found)
+        _restore_owners(gang, plan, found)
         self.steps = found.steps
         _log.warning("going on after step %d, from %s", found.steps, found.folder)
         return found.state(plan, points)
 
-    def _stepper(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
+    def _make_step(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
         owners = {group.index: group.owner for group in plan.groups}
 
         def step(decision: StepDecision) -> Sequence[StepReport]:
@@ -185,7 +178,7 @@ class _Attempt:
 
         return step
 
-    def _keep(self, gang: Gang, saver: Saver, state: PassState) -> None:
+    def _keep_state(self, gang: Gang, saver: Saver, state: PassState) -> None:
         if not state.running:
             return
         if self._stop.made:
@@ -209,7 +202,7 @@ class Collector:
         seconds = {**state.seconds, "load": self.load_seconds + state.seconds.get("load", 0.0)}
         holders = {group: rank for rank, part in enumerate(parts) for group in part}
         try:
-            covariance = self._covariance(state, point, holders)
+            covariance = self._write_covariance(state, point, holders)
         except OSError as error:
             return StoreError(
                 f"covariance.safetensors cannot be written to {self.scratch} ({error}); make room there, let TMPDIR "
@@ -217,7 +210,7 @@ class Collector:
             )
         return finish(replace(state, seconds=seconds), components, self.world_size, covariance)
 
-    def _covariance(self, state: PointState, point: int, holders: Mapping[int, int]) -> Path | None:
+    def _write_covariance(self, state: PointState, point: int, holders: Mapping[int, int]) -> Path | None:
         """Write what was summed up of a point, one group at a time: a driver holds no more."""
         if self.scratch is None:
             return None
@@ -231,7 +224,7 @@ class Collector:
         return path
 
 
-def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
+def _restore_owners(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
     """Hand each input group's states to its owner, one group at a time: a driver holds no more."""
     points = checkpoint.points(plan)
     for group in plan.groups:
@@ -239,7 +232,7 @@ def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
             gang.call_one(group.owner, "restore", group.index, tensors, points)
 
 
-def _describe(error: GangError, steps: int, num_workers: int) -> Failure:
+def _describe_failure(error: GangError, steps: int, num_workers: int) -> Failure:
     message = str(error)
     cause = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
     kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), FailureKind.raised)

@@ -51,12 +51,12 @@ class Gang:
     def start(cls, assignment: Assignment, request: Request, stop: StopRequest) -> Iterator["Gang"]:
         """Start one actor a worker; kill them all when the context closes, however it closes."""
         cluster = assignment.config.cluster
-        environment = _environment(cluster, request)
+        environment = _worker_environment(cluster, request)
         members: list[Any] = []
         with reserved(request, cluster.timeout_s, stop) as place:
             try:
                 for global_rank in range(request.num_workers):
-                    options = _options(place, request, global_rank, environment)
+                    options = _actor_options(place, request, global_rank, environment)
                     actor = as_actor().options(**options)
                     members.append(actor.remote(assignment, global_rank, request.num_workers))
                 yield cls(tuple(members), cluster.timeout_s, cluster.heartbeat_s, stop)
@@ -81,7 +81,7 @@ class Gang:
 
     def call_some(self, global_ranks: Sequence[int], method: str, *arguments: Any) -> list[Any]:
         """Call a method on some members and return their answers in that order."""
-        return self._wait(
+        return self._wait_for_all(
             method, {rank: getattr(self.members[rank], method).remote(*arguments) for rank in global_ranks}
         )
 
@@ -94,7 +94,7 @@ class Gang:
         for owner in sorted({new_owners[group] for group in given}):
             self.call_one(owner, "receive", {g: svd for g, svd in given.items() if new_owners[g] == owner})
 
-    def _wait(self, method: str, pending: dict[int, Any]) -> list[Any]:
+    def _wait_for_all(self, method: str, pending: dict[int, Any]) -> list[Any]:
         rank_of = {ref: global_rank for global_rank, ref in pending.items()}
         started = time.monotonic()
         deadline = started + self.timeout_s
@@ -120,7 +120,7 @@ class Gang:
                         f"{method} did not end within {_STEP_MAY_TAKE_S:.0f} s; an older checkpoint is kept"
                     )
         if failures:
-            raise _failure(method, failures)
+            raise _choose_failure(method, failures)
         if waiting:
             late = sorted(rank_of[ref] for ref in waiting)
             raise GangTimeoutError(
@@ -147,7 +147,7 @@ class _Signs:
 
     def look(self, global_ranks: Sequence[int], method: str) -> None:
         """Take in answers, ask again, and raise `GangTimeoutError` for a member that has fallen silent."""
-        self._collect()
+        self._take_answers()
         now = time.monotonic()
         if now >= self._next:
             self._next = now + min(_ASK_EVERY_S, self._heartbeat_s / 3)
@@ -164,10 +164,10 @@ class _Signs:
 
     def describe(self, global_ranks: Sequence[int]) -> str:
         """Return what is known of these members."""
-        self._collect()
+        self._take_answers()
         return ", ".join(str(self._last.get(rank, f"global_rank {rank} is silent")) for rank in global_ranks)
 
-    def _collect(self) -> None:
+    def _take_answers(self) -> None:
         for rank, ref in list(self._asked.items()):
             if ray.wait([ref], timeout=0)[0]:
                 del self._asked[rank]
@@ -177,9 +177,9 @@ class _Signs:
                         self._heard[rank] = time.monotonic()
 
 
-def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
+def _choose_failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
     """Return the error to raise: the cause, rather than the peers' broken connections that follow from it."""
-    global_rank, error = min(failures.items(), key=lambda item: (_blame(item[1]), item[0]))
+    global_rank, error = min(failures.items(), key=lambda item: (_blame_order(item[1]), item[0]))
     cause = getattr(error, "cause", None)
     if isinstance(cause, EvaDistError):
         return cause
@@ -194,7 +194,7 @@ def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
     return kind(f"global_rank {global_rank} {what} in {method}{others}; its own report:\n{error}")
 
 
-def _blame(error: Exception) -> int:
+def _blame_order(error: Exception) -> int:
     """Order failures by how likely they are the first: our own errors, deaths, others, broken connections."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, EvaDistError):
@@ -206,7 +206,9 @@ def _blame(error: Exception) -> int:
     return 3 if follows else 2
 
 
-def _options(place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]) -> dict[str, Any]:
+def _actor_options(
+    place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]
+) -> dict[str, Any]:
     asked = dict(request.worker)
     return {
         "max_restarts": 0,
@@ -218,7 +220,7 @@ def _options(place: PlacementGroup, request: Request, global_rank: int, environm
     }
 
 
-def _threads(cluster: ClusterConfig, request: Request) -> int:
+def _threads_per_worker(cluster: ClusterConfig, request: Request) -> int:
     if cluster.threads_per_worker is not None:
         return cluster.threads_per_worker
     if is_own_ray(cluster):
@@ -226,9 +228,9 @@ def _threads(cluster: ClusterConfig, request: Request) -> int:
     return max(1, int(request.worker.get("CPU", 1)))
 
 
-def _environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
+def _worker_environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
     fixed = {
-        "OMP_NUM_THREADS": str(_threads(cluster, request)),
+        "OMP_NUM_THREADS": str(_threads_per_worker(cluster, request)),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }

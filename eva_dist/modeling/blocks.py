@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from eva_dist.modeling.transformers_internals import declared_block_classes
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ class Blocks:
 
     def __len__(self) -> int:
         """Return how many blocks there are."""
-        return len(self._list)
+        return len(self._block_list)
 
     def needed(self, layers: Iterable[str]) -> int:
         """Return how many blocks a forward needs for these layers to be entered; all, if one lies outside them."""
@@ -39,7 +41,7 @@ class Blocks:
     @contextmanager
     def first(self, count: int) -> Iterator[None]:
         """While open, the model has its first `count` blocks and no more."""
-        blocks = self._list
+        blocks = self._block_list
         if count >= len(blocks):
             yield
             return
@@ -52,7 +54,7 @@ class Blocks:
             setattr(holder, attribute, blocks)
 
     @property
-    def _list(self) -> nn.ModuleList:
+    def _block_list(self) -> nn.ModuleList:
         found = self.model.get_submodule(self.name)
         assert isinstance(found, nn.ModuleList)
         return found
@@ -64,7 +66,7 @@ def block_lists(model: nn.Module) -> list[str]:
     Blocks are of the classes that the model declares (`_no_split_modules`), or, for some models declare
     none, of the class from which transformers derives what can be checkpointed as a whole.
     """
-    classes = set(getattr(model, "_no_split_modules", None) or ())
+    classes = declared_block_classes(model)
     found: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in found):

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from eva_dist.errors import LayerError
 from eva_dist.modeling.packing import Layout, agrees, attention_by_segment, can_segment, segments
-from eva_dist.modeling.taps import ForwardCut, SelectRows, own, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, SelectRows, own_rows, tap_inputs
+from eva_dist.modeling.transformers_internals import weights_are_moved_by_hooks
 
 _LAYERS_OF_LONG_CHECK = 32
 """Of the first target layers: enough blocks to meet each kind of attention, few enough to cost little."""
@@ -35,7 +36,7 @@ class Trunk:
     def may_cut(self) -> bool:
         """Whether a forward may be left in the middle: accelerate's hooks, and FSDP2's, would leave weights around."""
         return not any(
-            hasattr(module, "_hf_hook") or isinstance(module, FSDPModule) for module in self.module.modules()
+            weights_are_moved_by_hooks(module) or isinstance(module, FSDPModule) for module in self.module.modules()
         )
 
     def run(self, inputs: Mapping[str, Any]) -> None:
@@ -60,7 +61,7 @@ def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
     makes its decoder's inputs from them.
     """
     modules = [model.get_submodule(name) for name in tapped]
-    inner = _unwrap(model)
+    inner = _unwrap_one(model)
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return Trunk(inner, None, drops=frozenset())
     trunk = inner.base_model if isinstance(inner, PreTrainedModel) else inner
@@ -173,8 +174,8 @@ def find_layout(
     take a layout that holds for all of them (`all_agree`): each verdict decides what is forwarded next.
     """
     most = int(real_tokens(minibatch).sum(1).max())  # no piece is longer than a sample may be
-    short = _pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
-    long = _pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
+    short = _sample_pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
+    long = _sample_pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:
@@ -197,7 +198,7 @@ def entering(
     select = forward.select(prepared)
 
     def take(name: str, arguments: Any) -> None:
-        rows[name].append(own(select(arguments, name), arguments))
+        rows[name].append(own_rows(select(arguments, name), arguments))
         if forward.may_cut and len(rows) == len(layers):
             raise ForwardCut
 
@@ -207,7 +208,7 @@ def entering(
     return {name: torch.cat(calls) for name, calls in rows.items()}
 
 
-def _pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
+def _sample_pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
     """Return `count` pieces of the minibatch's text, `lengths` tokens in turn, padded, without labels."""
     text = minibatch["input_ids"][real_tokens(minibatch)]
     wanted = [lengths[i % len(lengths)] for i in range(count)]
@@ -272,7 +273,7 @@ def input_device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap_one(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     get_base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)

@@ -8,7 +8,7 @@ function that knows the samples in a row and gives back an empty tensor of the r
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -25,6 +24,13 @@ from eva_dist.errors import LayerError
 from eva_dist.modeling.forward import Placed, Trunk, select_tokens
 from eva_dist.modeling.packing import can_segment
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
+from eva_dist.modeling.transformers_internals import (
+    TorchDispatchMode,
+    grouped_product_counts,
+    is_matrix_product,
+    tensor_version,
+    writes_in_place,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +92,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
     try:
         if segmented:
             trunk.set_attn_implementation(_META)  # type: ignore[operator]
-        return _trace(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
+        return _trace_taps(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
     except LayerError:
         raise
     except Exception as error:  # whatever a model makes of tensors without numbers
@@ -97,7 +103,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
             trunk.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
-def _trace(
+def _trace_taps(
     trunk: Trunk, layers: Sequence[str], inputs: Mapping[str, Tensor], attention: "_Attention", layout: str
 ) -> Traced | None:
     whole = Placed({}, (inputs["input_ids"].shape[0], inputs["input_ids"].shape[1]), None, ())
@@ -109,13 +115,13 @@ def _trace(
     def take(name: str, arguments: Any) -> None:
         x = arguments[0]
         select_tokens(x, whole, name)  # refuses what a run refuses
-        entered.setdefault(name, (allocations.serial(x), x.storage_offset(), x.numel(), x.shape[-1], x._version))
+        entered.setdefault(name, (allocations.serial(x), x.storage_offset(), x.numel(), x.shape[-1], tensor_version(x)))
         live.setdefault(name, allocations.live)
         number_bytes.setdefault(name, x.element_size())
         if len(entered) == len(layers):
             raise ForwardCut
 
-    counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+    counter = FlopCounterMode(display=False, custom_mapping=grouped_product_counts())
     with torch.no_grad(), attention.open(), tap_inputs(trunk.module, layers, take), counter, allocations:
         with suppress(ForwardCut):
             trunk.run(inputs)
@@ -158,13 +164,13 @@ class _Allocations(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
-        written, read = _tensors((made,)), _tensors(args)
+        written, read = _find_tensors((made,)), _find_tensors(args)
         for tensor in written:
             self.serial(tensor)
         shared = {self.serial(x) for x in read} & {self.serial(x) for x in written}
-        if not shared or function._schema.is_mutable:
+        if not shared or writes_in_place(function):
             moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in [*read, *written])
-            if function._overloadpacket in flop_registry or function._overloadpacket in _grouped_products():
+            if is_matrix_product(function):
                 self.product_bytes += moved
             else:
                 self.other_bytes += moved
@@ -176,16 +182,16 @@ class _Allocations(TorchDispatchMode):
         if storage not in self._serials:
             self._made += 1
             self._serials[storage] = self._made
-            self._add(storage.nbytes())
-            weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False
+            self._add_bytes(storage.nbytes())
+            weakref.finalize(storage, self._add_bytes, -storage.nbytes()).atexit = False
         return self._serials[storage]
 
-    def _add(self, more: int) -> None:
+    def _add_bytes(self, more: int) -> None:
         self.live += more
         self.peak = max(self.peak, self.live)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
+def _find_tensors(values: Sequence[Any]) -> list[Tensor]:
     """Return the tensors among values, and in lists of them."""
     flat = [x for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
     return [x for x in flat if isinstance(x, Tensor)]
@@ -218,22 +224,12 @@ class _Attention:
 _attention: ContextVar[_Attention] = ContextVar("eva_dist_traced_attention")
 
 
-def _attend(
+def _attend_on_meta(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """Stand in for attention (the contract of transformers' attention functions)."""
     return _attention.get().attend(query, key, value), None
 
 
-def _grouped_products() -> dict[Any, Callable[..., int]]:
-    """Count products of tokens with the experts that they are routed to, which torch's counter leaves out."""
-
-    def count(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * a[0] * a[1] * b[-1]
-
-    operator = getattr(torch.ops.aten, "_grouped_mm", None)
-    return {} if operator is None else {operator: count}
-
-
-AttentionInterface.register(_META, _attend)
+AttentionInterface.register(_META, _attend_on_meta)
 AttentionMaskInterface.register(_META, lambda **_: None)

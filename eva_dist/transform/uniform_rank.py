@@ -28,8 +28,8 @@ from torch import Tensor
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_PREFIX
 from eva_dist.artifact.restore import Stored
 from eva_dist.errors import ConfigError, IntegrityError
+from eva_dist.methods.eva import adapter_rows
 from eva_dist.modeling.peft_rules import layer_r
-from eva_dist.numerics.components import adapter_rows
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 _BESIDE = ".lora_magnitude_vector"

@@ -28,7 +28,7 @@ def write_card(
         _head_section(layers, result, eva, provenance),
         _derived_section(provenance),
         _merged_section(provenance),
-        _merged_warning(layers) if provenance.merged_from else _unconverged_warning(layers, result.state),
+        _merged_warning(layers) if provenance.merged_from else _unconverged_warning(layers, eva, result.state),
         _loading_section(layers, eva, provenance),
         _ranks_section(layers, eva, result.state),
         _figures_section(result),
@@ -128,18 +128,18 @@ def _merged_warning(layers: Sequence[LayerFacts]) -> str:
 > They are {listed}."""
 
 
-def _unconverged_warning(layers: Sequence[LayerFacts], state: PointState) -> str:
+def _unconverged_warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
     unconverged = [facts for facts in layers if not facts.converged]
     if not unconverged:
         return ""
     why = "the data ran out" if state.exhausted else f"`eva.max_steps={state.max_steps}` was reached"
     rows = []
     for facts in unconverged[:_MOST_LISTED]:
-        below, lowest = facts.shortfall(state.tau)
+        below, lowest = facts.shortfall(eva.tau)
         cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
         rows.append((f"`{_one_line(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
     more = len(unconverged) - _MOST_LISTED
-    table = _markdown_table(("layer", "rank", f"components below {state.tau:g}", "lowest cosine"), rows)
+    table = _markdown_table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
     return f"""> [!WARNING]
 > **This initialisation has not converged**: {why} while {len(unconverged)} of {len(layers)} layers still turned,
 > and the run was told to accept that (`eva.on_max_steps=accept`). Their components may differ from those that more
