@@ -71,7 +71,7 @@ def source_folder(source: str | os.PathLike[str], store_url: str | None = None) 
     """Return the folder that a source names, which need not be there; what lies elsewhere is fetched first, verified.
 
     Raises:
-        ConfigError: it is no source (`store/sources.py`).
+        ConfigError: it is no source (`store/artifact_ref.py`).
         ArtifactNotFoundError, IntegrityError, StoreError: elsewhere there is none, or it cannot be had.
     """
     parsed = parse_source(source, store_url)

@@ -27,26 +27,28 @@ class Reading:
 
     def text(self, *paths: str, needed: bool = False) -> str | None:
         """Return a text, cut where it is longer than any name."""
-        return self._checked(lambda v: shown(v) if isinstance(v, str) and v.strip() else None, "a text", paths, needed)
+        return self._read_checked(
+            lambda v: shown(v) if isinstance(v, str) and v.strip() else None, "a text", paths, needed
+        )
 
     def number(self, *paths: str, needed: bool = False) -> float | None:
         """Return a finite number."""
-        return self._checked(as_number, "a number", paths, needed)
+        return self._read_checked(as_number, "a number", paths, needed)
 
     def count(self, *paths: str, needed: bool = False) -> int | None:
         """Return a whole number that is not negative."""
-        return self._checked(as_count, "a whole number", paths, needed)
+        return self._read_checked(as_count, "a whole number", paths, needed)
 
     def time(self, path: str, needed: bool = False) -> datetime | None:
         """Return a time in UTC."""
-        return self._checked(_as_time, "a time as ISO 8601 has it", (path,), needed)
+        return self._read_checked(_as_time, "a time as ISO 8601 has it", (path,), needed)
 
     def mapping(self, *paths: str, needed: bool = False) -> dict[str, Any]:
         """Return a mapping, empty without one."""
-        found = self._checked(lambda v: v if isinstance(v, dict) else None, "a mapping", paths, needed)
+        found = self._read_checked(lambda v: v if isinstance(v, dict) else None, "a mapping", paths, needed)
         return found if found is not None else {}
 
-    def _checked(self, check: Any, kind: str, paths: tuple[str, ...], needed: bool) -> Any:
+    def _read_checked(self, check: Any, kind: str, paths: tuple[str, ...], needed: bool) -> Any:
         value = self.found(*paths)
         if value is None:
             if needed:

@@ -171,7 +171,7 @@ def _check_merged(sources: list[Any] | None, depth: int = 0) -> None:
         for key, kind in _OF_A_SOURCE.items():
             _of_kind(f"merged_from: {key}", said[key], kind)
         _of_kind("merged_from: data.path", said["data"]["path"], str)
-        if _measured("merged_from: weight", said["weight"]) <= 0:
+        if _finite_number("merged_from: weight", said["weight"]) <= 0:
             raise ValueError("merged_from: weight must be > 0")
         _check_merged(_of_kind("merged_from", said["merged_from"], list[Any] | None), depth + 1)
 
@@ -182,7 +182,7 @@ def _read_plan(manifest: Mapping[str, Any], budget: Budget) -> Plan:
     sizes = ("in_features", "out_features", "r", "max_rank")
     layers = []
     for name, *_ in manifest["decisive"]["layers"]:
-        numbers = {key: _counted(f"{key} of {name}", described[name][key], 1) for key in sizes}
+        numbers = {key: _whole_number(f"{key} of {name}", described[name][key], 1) for key in sizes}
         layers.append(Layer(str(name), **numbers, transposed=bool(described[name]["transposed"])))
     plan = make_plan(layers, [group["members"] for group in manifest["input_groups"].values()], budget=budget)
     # The plan counts components by its own rule: where the writer counted others, tensors and plan do not fit.
@@ -225,7 +225,7 @@ def _read_state(
     cosines: Mapping[int, Tensor | None],
 ) -> PointState:
     index = {group.tap: group.index for group in plan.groups}
-    steps = _counted("steps", manifest["steps"])
+    steps = _whole_number("steps", manifest["steps"])
     rows = read_columns(history, _CONVERGENCE, (steps + 1) * len(plan.groups)).to_pylist()
     return replace(
         first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
@@ -233,14 +233,14 @@ def _read_state(
             _read_group(manifest, group, components[group.index], cosines[group.index]) for group in plan.groups
         ),
         # As they were handed out, not handed out anew: a derivation does that when its settings ask for it.
-        ranks={layer.name: _counted("rank", manifest["layers"][layer.name]["rank"]) for layer in plan.layers},
+        ranks={layer.name: _whole_number("rank", manifest["layers"][layer.name]["rank"]) for layer in plan.layers},
         steps=steps,
-        tokens=_counted("tokens", manifest["tokens"]),
-        epoch=_counted("epoch", manifest["epoch"]),
+        tokens=_whole_number("tokens", manifest["tokens"]),
+        epoch=_whole_number("epoch", manifest["epoch"]),
         exhausted=bool(manifest["exhausted"]),
-        seconds={key: _measured("seconds_by_phase", spent) for key, spent in manifest["seconds_by_phase"].items()},
+        seconds={key: _finite_number("seconds_by_phase", spent) for key, spent in manifest["seconds_by_phase"].items()},
         history=tuple(ConvergenceRow(group=index[row.pop("input_group")], **row) for row in rows),
-        pass_seconds=_measured("seconds", manifest["seconds"]),
+        pass_seconds=_finite_number("seconds", manifest["seconds"]),
     )
 
 
@@ -249,7 +249,7 @@ def _read_group(
 ) -> GroupState:
     """Return what the driver knew of a group when its pass ended."""
     counts = manifest["input_groups"][group.tap]
-    rows, updates, skipped = (_counted(key, counts[key]) for key in ("rows", "updates", "skipped_steps"))
+    rows, updates, skipped = (_whole_number(key, counts[key]) for key in ("rows", "updates", "skipped_steps"))
     converged_to = counts.get("converged_to")
     return GroupState(
         ratios_K=components.explained_variance_ratio_K if updates else None,
@@ -257,19 +257,19 @@ def _read_group(
         rows=rows,
         updates=updates,
         skipped=skipped,
-        step=_counted("step", counts["step"], -1),
-        converged_to=None if converged_to is None else _measured("converged_to", converged_to),
+        step=_whole_number("step", counts["step"], -1),
+        converged_to=None if converged_to is None else _finite_number("converged_to", converged_to),
     )
 
 
-def _counted(name: str, value: Any, least: int = 0) -> int:
+def _whole_number(name: str, value: Any, least: int = 0) -> int:
     """Return a whole number that is at least `least`; `ValueError` for anything else."""
     if type(value) is not int or not least <= value < 1 << 50:
         raise ValueError(f"{name}={value!r:.60} must be a whole number from {least}")
     return value
 
 
-def _measured(name: str, value: Any) -> float:
+def _finite_number(name: str, value: Any) -> float:
     """Return a finite number; `ValueError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r:.60} must be a finite number")
@@ -281,7 +281,7 @@ def _of_kind(name: str, value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if hint is float:
-        return _measured(name, value)
+        return _finite_number(name, value)
     options = get_args(hint) if type(None) in get_args(hint) else [hint]
     kinds = [get_origin(option) or option for option in options]
     if type(value) not in kinds:  # a bool is no number here

@@ -103,7 +103,7 @@ def compare(points: Sequence[Point]) -> Comparison:
     alone = [None if point.artifact is None else _point_figures(point, point.artifact) for point in points]
     compared = tuple(place for place, figures in enumerate(alone) if figures is not None)
     agreed = agreement([artifact for point in points if (artifact := point.artifact) is not None])
-    reference = max(compared, key=lambda place: _dearness(points[place], alone[place]), default=None)
+    reference = max(compared, key=lambda place: _how_dear(points[place], alone[place]), default=None)
     found = Comparison(tuple(points), keys, tuple(alone), compared, agreed, reference, ())
     if reference is not None:
         told = list(alone)
@@ -143,7 +143,7 @@ def _point_figures(point: Point, artifact: StoredArtifact) -> PointFigures:
     )
 
 
-def _dearness(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
+def _how_dear(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
     assert figures is not None
     given: list[Any] = [point.settings.get(key) for key in ("eva.tau", "eva.rho", "eva.r")]
     numbers = [float(value) if is_number(value) else -math.inf for value in given]

@@ -118,7 +118,7 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
     """
     changed = {key: value for key, value in typed_changes(changes).items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
-    _refuse_problems([*eva.problems(), *_underivable(source, changed)])
+    _refuse_problems([*eva.problems(), *_underivable_settings(source, changed)])
     plan = plan_of(source, eva, changed)
     _refuse_problems(list(_uncovered_groups(source, plan, changed)))
     result = _pass_of_plan(source.result, plan, eva)
@@ -136,7 +136,7 @@ def _refuse_problems(problems: list[str]) -> None:
         raise DerivationError("\n".join(problems))
 
 
-def _underivable(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
+def _underivable_settings(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
     """Yield settings that no stored state can answer, or not this one."""
     state = source.result.state
     for key, value in changed.items():

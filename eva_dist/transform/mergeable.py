@@ -77,9 +77,9 @@ def problems(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Iter
     yield from _counted_twice(sources)
     first, *others = sources
     for other in others:
-        yield from _differences(_must_agree(first), _must_agree(other), first, other, _REMEDY)
+        yield from _differing_lines(_must_agree(first), _must_agree(other), first, other, _REMEDY)
         ours, theirs = _eva_settings(first, changes), _eva_settings(other, changes)
-        yield from _differences(ours, theirs, first, other, "; say which with {name}=...")
+        yield from _differing_lines(ours, theirs, first, other, "; say which with {name}=...")
 
 
 def command_for(provenance: Provenance) -> str:
@@ -126,7 +126,7 @@ def _names_of_run(fingerprint: str, sha256: str | None) -> tuple[str, str]:
     return f"fingerprint {fingerprint}", f"sha256 {sha256}"
 
 
-def _differences(
+def _differing_lines(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], first: MergeSource, other: MergeSource, remedy: str
 ) -> Iterator[str]:
     for name in {**ours, **theirs}:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from eva_dist.artifact.layer_table import described_layers, module_kinds, rank_grid
+from eva_dist.artifact.layer_table import described_layers, layer_rows, module_kinds, rank_grid
 from eva_dist.artifact.tables import KEPT, LAST_STEP, RATIO, Spectrum
+from eva_dist.errors import IntegrityError
 
 
 def manifest(ranks, order=None):
@@ -67,3 +68,18 @@ def test_the_grid_has_a_row_a_kind_and_a_column_a_block():
 
 def test_a_block_of_a_number_that_no_model_has_is_not_drawn():
     assert rank_grid(described_layers(manifest({"h.999999999.q": 1}))) == ([], [])
+
+
+def test_one_reader_shows_what_the_other_refuses():
+    odd = manifest({"h.10.q": 4, "h.2.q": 2}) | {"decisive": {"layers": [["h.10.q"], [3], "h.2.q", []]}}
+    odd["layers"]["h.2.q"] |= {"rank": 4.0, "max_rank": -1, "stop_reason": 3}
+    odd["layers"] |= {"h.1.q": "seven"}
+    rows = layer_rows(odd)
+    assert [row.name for row in rows] == ["h.10.q", "h.1.q", "h.2.q"]  # as `decisive` has them, then by number
+    assert (rows[0].rank, rows[2].rank, rows[2].max_rank, rows[2].stop_reason) == (4, None, None, None)
+    assert (rows[0].parameters, rows[1].parameters) == (120, None)
+    with pytest.raises(IntegrityError, match=r"layer 'h.1.q' is not described \(its rank is missing"):
+        described_layers(odd)
+    assert layer_rows({"layers": [1]}) == layer_rows({}) == ()
+    with pytest.raises(IntegrityError, match="does not describe layers"):
+        described_layers({"layers": [1]})
