@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from eva_dist.data.stream import Window
 from eva_dist.errors import LayerError
 from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own_rows, tap_inputs
 from eva_dist.plan import InputGroup
@@ -27,31 +28,7 @@ _ALL = 2**62
 """End of a span that takes every row of a minibatch."""
 
 
-class Window(Protocol):
-    """One worker's minibatches of one or more steps."""
-
-    @property
-    def steps(self) -> range:
-        """The steps whose samples these are."""
-
-    @property
-    def minibatches(self) -> Sequence[Any]:
-        """What the worker forwards, one after the other; there may be none."""
-
-    @property
-    def places(self) -> Sequence[Sequence[tuple[int, int]]] | None:
-        """For each minibatch and sample its step and its place in it; None: all rows are one step's, in order."""
-
-    @property
-    def epochs(self) -> Sequence[int]:
-        """For each step, how often the data has been used up when it ends."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether there was nothing left for these steps, and never will be."""
-
-
-class Source(Protocol):
+class WindowSource(Protocol):
     """Gives the window that holds a step."""
 
     def window(self, step: int) -> Window:
@@ -177,7 +154,7 @@ class RowFeed:
 
     model: nn.Module
     forward: Forward
-    source: Source
+    source: WindowSource
     taps: Mapping[int, Tap]
     device: torch.device
     consumed_at_once: bool = False

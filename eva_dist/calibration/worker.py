@@ -1,6 +1,6 @@
 """One worker's run, from its assignment to the components that it owns: the steps in order, no ray.
 
-A driver calls the methods of all members alike; what it asks of the first shard group alone
+A driver calls the methods of all workers alike; what it asks of the first shard group alone
 (`probe`) it hands to all of them (`begin`), so that nothing is found out twice, and nobody
 comes to another conclusion.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_dist.calibration.controller import Method, PointState, StepDecision, StepReport, first_state
-from eva_dist.calibration.engine import Worker, run_step
+from eva_dist.calibration.engine import PassContext, run_step
 from eva_dist.calibration.group_svds import (
     GroupSvd,
     Svds,
@@ -98,7 +98,7 @@ class Assignment:
         return {layer.name: layer.name.removeprefix(self.prefix) for layer in self.layers}
 
 
-class Session:
+class Worker:
     """Methods are called one at a time, in the order in which they stand here."""
 
     def __init__(self, assignment: Assignment, global_rank: int, world_size: int, device: torch.device) -> None:
@@ -175,11 +175,11 @@ class Session:
             lockstep=replace(self._lockstep, forward=forward) if self._lockstep else Alone(),
         )
         trackers = make_trackers(self._assignment.config.solver, plan)
-        self.worker = Worker(plan, feed, exchange, trackers, self.on_phase)
+        self.context = PassContext(plan, feed, exchange, trackers, self.on_phase)
 
     def step(self, decision: StepDecision) -> StepReport:
         """Run one step."""
-        report = run_step(self.worker, decision, self.svds)
+        report = run_step(self.context, decision, self.svds)
         self.on_phase("idle")
         return report
 
@@ -193,15 +193,15 @@ class Session:
 
     def restore(self, group: int, tensors: Mapping[str, Tensor], points: Mapping[int, int]) -> None:
         """Keep a group's SVDs from now on, as a checkpoint holds them; `points` maps those of then to those of now."""
-        self.svds[group] = restore(self.worker.trackers[group], self._device, tensors, points)
+        self.svds[group] = restore(self.context.trackers[group], self._device, tensors, points)
 
     def components(self, point: int = 0) -> dict[int, Components]:
         """Return a point's components of the groups that this worker owns."""
-        return collect_components(self.worker.plan, self.svds, point)
+        return collect_components(self.context.plan, self.svds, point)
 
     def covariance(self, point: int, own_group: int) -> dict[str, Tensor]:
         """Return what was summed up of one of a point's own groups, which this worker owns: `solver=covariance`."""
-        return collect_covariance(self.worker.plan, self.svds, point, own_group)
+        return collect_covariance(self.context.plan, self.svds, point, own_group)
 
     def leave(self) -> None:
         """Leave the process group in good order."""

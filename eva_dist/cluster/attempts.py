@@ -133,7 +133,7 @@ class _Attempt:
 
             self._take_ended(state, collect)  # of a run that was cut off before it published them
             run_pass(state, self._make_step(gang, plan), after_step)
-            with suppress(GangError):  # all that was wanted is here; the members go anyway
+            with suppress(GangError):  # all that was wanted is here; the workers go anyway
                 gang.call("leave")
 
     def _take_ended(self, state: PassState, collect: "Collector") -> None:

@@ -40,10 +40,11 @@ def check_fits(request: Request, nodes: Sequence[Resources]) -> None:
         return
     has = "; ".join(_describe_request(node) for node in nodes) or "no node"
     together = f" (cluster.shard_size={request.shard_size} of them on one node)" if request.shard_size > 1 else ""
+    each = _describe_request(request.worker)
     raise PlacementError(
-        f"cluster.num_workers={request.num_workers} workers{together} of {_describe_request(request.worker)} each do not "
-        f"fit: the cluster has room for {room}. Its nodes have: {has}; lower cluster.num_workers, cluster.shard_size or "
-        "cluster.resources, or add nodes"
+        f"cluster.num_workers={request.num_workers} workers{together} of {each} each do not fit: the cluster has room "
+        f"for {room}. Its nodes have: {has}; lower cluster.num_workers, cluster.shard_size or cluster.resources, or "
+        "add nodes"
     )
 
 

@@ -1,4 +1,4 @@
-"""Write checkpoints beside the steps: members set their states aside, a thread of the driver collects and writes."""
+"""Write checkpoints beside the steps: workers set their states aside, a thread of the driver collects and writes."""
 
 import logging
 import threading
@@ -73,7 +73,7 @@ class Saver:
 
     def _write_checkpoint(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
         def fetch(group: int) -> Mapping[str, Tensor]:
-            found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(state.steps, group))
+            found: Mapping[str, Tensor] = ray.get(gang.workers[holders[group]].fetch.remote(state.steps, group))
             return found
 
         assert self._folder is not None
@@ -90,8 +90,8 @@ class Saver:
         except RayError as error:  # the gang is gone, and the steps say why
             _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
         finally:
-            for member in gang.members:
-                member.forget.remote(state.steps)
+            for worker in gang.workers:
+                worker.forget.remote(state.steps)
 
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

@@ -21,7 +21,7 @@ from eva_dist.numerics.tracker import (
     add_rows_to_all,
     centring_bytes,
     once,
-    own,
+    own_part,
     together,
 )
 
@@ -168,7 +168,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
         well_G = well_G & fresh_G
         fine = [True] * len(rows) if bool(well_G.all()) else well_G.tolist()
         return {
-            i: SubspaceState(moments[at], own(v_GQD, at), own(singular_values_GQ, at))
+            i: SubspaceState(moments[at], own_part(v_GQD, at), own_part(singular_values_GQ, at))
             if fine[at]
             else self._update_carefully(states[i], rows[at])
             for at, i in enumerate(states)

@@ -84,7 +84,7 @@ def add_rows_to_all(moments: Sequence[Moments], x_GTD: Tensor) -> tuple[list[Mom
     correction_GD = math.sqrt(kept * rows) * shift_GD
     totals_G = together([known.total_variance for known in moments]) + within_G + _sum_squares(correction_GD)
     means_GD = torch.add(mean_GD, shift_GD, alpha=kept)
-    merged = [Moments(before + rows, own(means_GD, i), own(totals_G, i)) for i in range(len(moments))]
+    merged = [Moments(before + rows, own_part(means_GD, i), own_part(totals_G, i)) for i in range(len(moments))]
     return merged, centred_GTD, correction_GD.to(x_GTD.dtype)
 
 
@@ -93,7 +93,7 @@ def together(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def own(stacked: Tensor, at: int) -> Tensor:
+def own_part(stacked: Tensor, at: int) -> Tensor:
     """Return one group's part, in memory of its own: a group that stops must not keep the others' alive."""
     return stacked[at] if len(stacked) == 1 else stacked[at].clone()
 

@@ -161,11 +161,11 @@ class _Sweep:
                 self._fail_points(group, error)
 
     def _compute_group(self, group: tuple[int, ...]) -> None:
-        from eva_dist.cluster.lock import alone
+        from eva_dist.cluster.lock import exclusive_run
 
         name = _pass_name([self._runs[point] for point in group])
         try:
-            with alone(name, self._stop):
+            with exclusive_run(name, self._stop):
                 self._answer_from_store(group)  # another driver may have been here meanwhile
                 if left := self._without_answer(group):
                     self._run_pass(left, self._runs[group[0]], name)
