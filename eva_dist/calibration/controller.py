@@ -278,6 +278,7 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
         sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
         svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
     )
+    # a group that all data could not update would keep the allocation, and so everybody, waiting
     if _is_last_chance_gone(moved):
         _refuse_starving(moved)
     moved = replace(moved, ranks=_allocate_ranks(moved))
@@ -311,6 +312,7 @@ def _is_last_chance_gone(state: PointState) -> bool:
 
 
 def _allocate_ranks(state: PointState) -> Mapping[str, int]:
+    # PEFT allocates when every layer has components; until then each layer keeps its maximum
     ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
     if not all(len(ratios_K) for ratios_K in ratios) and not _is_last_chance_gone(state):
         return state.ranks

@@ -74,6 +74,7 @@ def run_step(context: PassContext, decision: StepDecision, svds: Svds) -> StepRe
     def take(group: int, x_TD: Tensor) -> None:
         for point in decision.points_of(group):
             tokens[point] = max(tokens[point], len(x_TD))
+        # alone, the rows are consumed here, in the hook: they need not outlive the layer's forward
         if context.exchange.is_local:
             updates.add(group, x_TD)
         else:
@@ -85,6 +86,7 @@ def run_step(context: PassContext, decision: StepDecision, svds: Svds) -> StepRe
     if not context.exchange.is_local:
         with clock.phase("exchange"):
             owned = context.exchange.bring({group: mine.pop(group) for group in decision.active}, decision.owners)
+        # popped one by one: the rows of a group can be freed as soon as its SVD has them
         for group in list(owned):
             updates.add(group, owned.pop(group))
     updates.flush()

@@ -185,6 +185,7 @@ class Updates:
 
     def flush(self) -> None:
         """Update what is waiting."""
+        # taken out first: if an update raises, its rows are not kept for a second try
         waiting, self._waiting, self._bytes = self._waiting, {}, 0
         with self._clock.phase("svd"):
             updates = [u for group, x_TD in self._finite_rows(waiting).items() for u in self._due_updates(group, x_TD)]
@@ -206,12 +207,14 @@ class Updates:
                 short.append(point)  # too few rows: the SVD stays as it was
                 continue
             before = by_point.get(_SHARED if plan.shared_tracker else point)
+            # same object and same lineage: the update would give the same numbers, so it is made once
             alike.setdefault((tracker.lineage(x_TD.shape[1]), id(before)), []).append(point)
         if short:
             self.reports.append(GroupReport(group, len(x_TD), points=tuple(short)))
         updates = []
         x_TD = x_TD.float() if len(alike) > 1 else x_TD  # once for all; each would do it for itself
         for points in alike.values():
+            # points of one lineage differ in how many components they read; the widest tracker serves all of them
             tracker = max((self._trackers[group][p] for p in points), key=lambda tracker: tracker.n_components)
             slots = (*points, _SHARED) if plan.shared_tracker else tuple(points)
             n_components = max(plan.n_components(point, group) for point in points)
@@ -235,6 +238,7 @@ class Updates:
                 )
                 for svd, u in zip(after, updates, strict=True)
             ]
+        # one transfer for all summaries: each would cost an accelerator a synchronisation
         on_cpu = iter(_to_cpu([t for pair in found for t in pair if t is not None]))
         for svd, update, (_, cosines_K) in zip(after, updates, found, strict=True):
             self._svds.setdefault(update.group, {}).update(dict.fromkeys(update.slots, svd))

@@ -184,10 +184,13 @@ class RowFeed:
     def _forward_window(self, window: Window, step: int, groups: Sequence[int], take: Take) -> None:
         """Forward a window and hand over the rows of `step`; hold those of the steps after it."""
         prepared = [self.forward.prepare(minibatch) for minibatch in window.minibatches]
+        # a window may hold several steps, and a minibatch samples of each: which rows belong to which step
         spans = _locate_steps(window, [self.forward.counts(p) for p in prepared] if window.places is not None else None)
+        # rows may be views of the model's own memory only if nobody holds them beyond the hook that sees them
         whole = len(prepared) == 1 and len(window.steps) == 1
 
         def deliver(group: int, calls: Sequence[Sequence[Tensor]]) -> None:
+            # one forward has brought the rows of all later steps of the window, too; those before are done with
             for at in window.steps[window.steps.index(step) :]:
                 rows_TD = self._join(group, [call[start:end] for m, start, end in spans[at] for call in calls[m]])
                 if at == step:
@@ -198,6 +201,7 @@ class RowFeed:
         collected = _Collected({g: self.taps[g] for g in groups}, deliver, len(prepared), self.forward.may_cut)
         collected.views = whole and self.consumed_at_once
         by_name = {self.taps[group].name: group for group in groups}
+        # with a sharded model every worker of the group gathers weights in each forward, so all forward equally often
         with torch.no_grad(), self.lockstep.through(by_name):
             forwards = self.lockstep.forwards(len(prepared))
             for minibatch in prepared:
@@ -206,10 +210,12 @@ class RowFeed:
                 try:
                     with tap_inputs(self.model, by_name, lambda name, args: collected.add(by_name[name], name, args)):
                         self.forward.run(minibatch)
+                # the last tap has its rows: nothing that runs after it is needed
                 except ForwardCut:
                     pass
             for _ in range(len(prepared), forwards):
                 self.lockstep.idle()
+        # some taps were entered less often than in the first forward, e.g. experts that no token was routed to
         collected.finish()
 
     def _join(self, group: int, parts: Sequence[Tensor]) -> Tensor:
@@ -243,6 +249,7 @@ class _Collected:
 
     def add(self, group: int, name: str, arguments: Any) -> None:
         """Add what entered a tap; deliver the group if this completes it; cut the forward if it was the last."""
+        # calls counts entries of the first forward; 0 says that it varies, and only the end of the forward settles it
         known = self._taps[group].calls
         if known and group not in self._lacking:
             raise LayerError(

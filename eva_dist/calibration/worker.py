@@ -124,6 +124,7 @@ class Worker:
         self.on_phase("load")
         assignment, config = self._assignment, self._assignment.config
         rows = open_rows(config.data)
+        # workers that read other data would report statistics of a mixture, and nothing would show it
         if rows.digest != assignment.data_digest:
             raise DataError(
                 f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} "
@@ -138,6 +139,7 @@ class Worker:
         self.forward = TokenForward(
             Trunk(self.model), self._device, config.eva.use_label_mask, config.eva.label_mask_value
         )
+        # asked before anything is tapped: it forwards, and all of the shard group must forward with it
         self._lockstep = keep_in_step(self.forward, assignment.names.values(), sharding.mesh) if sharding else None
 
     def probe(self) -> tuple[Probe, Layout]:

@@ -74,6 +74,7 @@ class Checkpoint:
         if any(point["error"] is not None and point["accept"] is not accept for point in wanted):
             return False
         here = {name for group in plan.groups for name in group.members}
+        # points that are no longer wanted may have had layers of their own in these groups
         left = [kept for members in self.same_input if (kept := [name for name in members if name in here])]
         then = [self._points[key]["same_input"] for key in plan.keys]
         return left == _member_names(plan) and then == [_member_names(point) for point in plan.points]
@@ -156,7 +157,9 @@ class CheckpointFolder:
             incoming.mkdir(parents=True)
             facts = self._fill_folder(incoming, state, fetch)
             shutil.rmtree(target, ignore_errors=True)  # of the same step: it was damaged, or another run's
+            # the rename is the one moment at which the checkpoint becomes visible: whole or not at all
             os.rename(incoming, target)
+            # a rename is durable when its folder is
             sync(self.folder)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -185,6 +188,7 @@ class CheckpointFolder:
         facts = _pass_facts(state)
         now = Checkpoint(folder, state.steps, state.plan.keys, _member_names(state.plan), facts)
         last = self._last
+        # only the checkpoint before can be copied from, and only while points and groups are the same
         before = last if last and (last.keys, last.same_input) == (now.keys, now.same_input) else None
         hashes: dict[str, str] = {}
         for group in range(len(now.same_input)):
@@ -198,12 +202,14 @@ class CheckpointFolder:
         save_file(_summary_tensors(state), folder / _SUMMARIES)
         _write_json(folder / _PASS, facts)
         hashes |= {name: sha256_of_file(folder / name) for name in (_SUMMARIES, _PASS)}
+        # last: a folder without it was cut off while it was written
         _write_json(folder / _MANIFEST, {"version": _VERSION, "sha256": hashes})
         sync_tree(folder)
         return {**facts, "hashes": hashes}
 
     def _prune_older(self, newest: Path) -> None:
         """Keep the newest and those before it; what is of later steps was passed over when the pass began here."""
+        # names sort by step
         older = [folder for folder in self._stored_folders() if folder.name < newest.name]
         for folder in {*self._stored_folders()} - {newest, *older[: self._keep - 1]}:
             shutil.rmtree(folder, ignore_errors=True)

@@ -53,6 +53,7 @@ class Gang:
         cluster = assignment.config.cluster
         environment = _worker_environment(cluster, request)
         workers: list[Any] = []
+        # all or nothing: a gang that has some of its workers would hold them and wait for the others for ever
         with reserved(request, cluster.timeout_s, stop) as place:
             try:
                 for global_rank in range(request.num_workers):
@@ -87,6 +88,7 @@ class Gang:
 
     def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
         """Hand the SVDs of groups that change their owner to the new one."""
+        # by way of the driver: owners change seldom, and it needs no collective that could hang
         moved = tuple(group for group, owner in new_owners.items() if owners[group] != owner)
         if not moved:
             return
@@ -110,7 +112,9 @@ class Gang:
                     answers[rank_of[ref]] = ray.get(ref)
                 except RayError as error:
                     failures[rank_of[ref]] = error
+                    # its peers are stuck in a collective: a moment for other causes to show, then the end
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
+            # nobody has answered for a while: are they alive, and has somebody asked us to end?
             if not ready and not failures:
                 signs.look([rank_of[ref] for ref in waiting], method)
                 if method in _NOTHING_LOST:

@@ -164,6 +164,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
         singular_values_GQ = together([state.singular_values_Q for state in states.values()])
         probes_GPD, fresh_G = self._probe_rows(x_GTD, v_GQD)
         found = _range_and_ritz(x_GTD, correction_GD, singular_values_GQ, v_GQD, probes_GPD)
+        # groups that float32 products cannot serve are found after the fact, for nearly all can be
         v_GQD, singular_values_GQ, well_G = found
         well_G = well_G & fresh_G
         fine = [True] * len(rows) if bool(well_G.all()) else well_G.tolist()
@@ -181,6 +182,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
         mixed_GPD = once(("mix", width, self.seed), x_GTD, lambda: random_PT @ x_GTD)
         outside_GPD = torch.baddbmm(mixed_GPD, mixed_GPD @ v_GQD.mT, v_GQD, alpha=-1)
         norms_GP1 = torch.linalg.vector_norm(outside_GPD, dim=2, keepdim=True)
+        # a probe that lies in the block but for rounding would be normed to noise
         enough_GP = norms_GP1[..., 0] > _LEAST_FRESH * torch.linalg.vector_norm(mixed_GPD, dim=2)
         return outside_GPD / norms_GP1, enough_GP.all(1)
 
@@ -191,6 +193,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
             stack_RD = centred.x_TD
             basis_DW = self._first_basis(stack_RD)
         else:
+            # what is kept of all earlier rows, as rows again: their scatter is the block's
             kept_QD = state.singular_values_Q[:, None] * state.v_QD
             stack_RD = torch.vstack((kept_QD, centred.x_TD, centred.correction_D[None]))
             basis_DW = self._with_probes(state.v_QD.mT, stack_RD)
@@ -239,23 +242,30 @@ def _range_and_ritz(
     width = v_GQD.shape[1]
     block_GWD = torch.cat((v_GQD, probes_GPD), 1)
     squares_GQ = singular_values_GQ.square()
+    # the only two products with all rows: T x D x W each, float32
     new_GTW = x_GTD @ block_GWD.mT
     correction_GW1 = block_GWD @ correction_GD[..., None]
     image_GWD = correction_GW1 * correction_GD[:, None]
+    # the kept part of S is diag(singular values) v, so its image is known without a product
     image_GWD[:, :width].addcmul_(v_GQD, squares_GQ[..., None])
     image_GWD.baddbmm_(new_GTW.mT, x_GTD)
+    # float64 from here on: a Gram matrix squares the span of the spectrum, which float32 would not hold
     projected_GRW = torch.cat((new_GTW, correction_GW1.mT), 1).double()
     gram_GWW = projected_GRW.mT @ projected_GRW
     diagonal_GW = gram_GWW.diagonal(dim1=1, dim2=2)
     diagonal_GW[:, :width] += squares_GQ
+    # the least shift at which Cholesky goes through although probes may nearly depend on the block
     diagonal_GW += _CHOLESKY_SHIFT * diagonal_GW.sum(1, keepdim=True)
     factor_GWW, failed_G = torch.linalg.cholesky_ex(gram_GWW)
+    # rows of Cholesky QR: an orthonormal range in exact arithmetic, whose Gram says how far S stretches it
     rows_GWD = torch.linalg.solve_triangular(factor_GWW, image_GWD.double(), upper=False)
     spread_GWW = torch.nan_to_num(rows_GWD @ rows_GWD.mT)  # eigh would refuse what Cholesky could not factor
     eigenvalues_GW, rotation_GWW = torch.linalg.eigh(spread_GWW)
+    # eigh sorts upwards; components are strongest first
     singular_values_GQ = eigenvalues_GW.flip(1)[:, :width].clamp_min(_TINY).sqrt()
     weights_GQW = rotation_GWW.mT.flip(1)[:, :width] / singular_values_GQ[..., None]
     v_GQD = fix_signs((weights_GQW @ rows_GWD).to(x_GTD.dtype))
+    # how much of a row Cholesky had to take away to make it independent: its rounding grows by that factor
     dependence_G = (diagonal_GW.sqrt() / factor_GWW.diagonal(dim1=1, dim2=2)).amax(1)
     span_G = singular_values_GQ[:, 0] / singular_values_GQ[:, -1]
     well_G = (failed_G == 0) & (span_G < _WIDEST_SPAN) & (span_G * dependence_G < _WORST_ROUNDING)

@@ -133,11 +133,13 @@ class _Sweep:
         for group in groups:
             self._name_companions(group)
         self._tell_names_apart()
+        # names first: which point gets which default revision must not hang on what the store holds
         for group in groups:
             self._answer_from_store(group)
             if all(isinstance(self.answers.get(point), Outcome) for point in group):
                 # checkpoints are of a driver that died between publishing and clearing
                 self._checkpoint_folder(group, _pass_name([self._runs[point] for point in group])).clear()
+        # one connection serves all groups that ask for the same cluster
         by_cluster: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for group in groups:
             if self._without_answer(group):
