@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from eva_dist.artifact.facts import layer_facts
-from eva_dist.artifact.tensors import state_dict
-from eva_dist.artifact.write import build_artifact
+from eva_dist.artifact.write import build_artifact, state_dict
 from eva_dist.calibration.controller import StepDecision, StepReport, first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point

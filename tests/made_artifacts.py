@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from eva_dist.artifact.adapter import write_adapter
 from eva_dist.artifact.card.card import write_card
 from eva_dist.artifact.facts import Provenance, layer_facts
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
-from eva_dist.artifact.tensors import write_tensors
+from eva_dist.artifact.write import write_adapter, write_tensors
 from eva_dist.hashing import fingerprint
 from eva_dist.store.store import Store
 from tests.artifact.conftest import make_pass

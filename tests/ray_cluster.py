@@ -137,7 +137,7 @@ class RayCluster:
 
 
 def heed_interrupts() -> None:
-    """For `preexec_fn`: a shell without job control starts us with SIGINT ignored, and our children would inherit it."""
+    """For `preexec_fn`: a shell without job control starts us with SIGINT ignored, as our children would be."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -47,10 +47,10 @@ def write_covariance(
     """
     groups = tuple(groups)
     with path.open("wb") as file:
-        file.write(_header(groups))
+        file.write(_header_bytes(groups))
         for group in groups:
             packed = fetch(group)
-            for name, shape in _shapes(group.in_features).items():
+            for name, shape in _tensor_shapes(group.in_features).items():
                 tensor = packed[name]
                 assert (tensor.dtype, tensor.shape) == (torch.float64, shape), (group.tap, name)
                 file.write(tensor.contiguous().numpy().astype("<f8", copy=False).data)
@@ -75,10 +75,12 @@ class CovarianceFile:
             IntegrityError: it is not there in the shape that its input has, or holds what no sum can be.
         """
         try:
-            packed = {name: self._tensors.get_tensor(f"{group.tap}.{name}") for name in _shapes(group.in_features)}
+            packed = {
+                name: self._tensors.get_tensor(f"{group.tap}.{name}") for name in _tensor_shapes(group.in_features)
+            }
         except SafetensorError as error:
             raise IntegrityError(f"{self.path} lacks {group.tap} ({error}); {REMEDY}") from error
-        for name, shape in _shapes(group.in_features).items():
+        for name, shape in _tensor_shapes(group.in_features).items():
             tensor = packed[name]
             if (tensor.dtype, tensor.shape) != (torch.float64, shape) or not bool(tensor.isfinite().all()):
                 raise IntegrityError(
@@ -105,19 +107,19 @@ def open_covariance(path: Path) -> Iterator[CovarianceFile]:
         yield CovarianceFile(path, tensors, frozenset(tensors.keys()))
 
 
-def _shapes(in_features: int) -> dict[str, torch.Size]:
+def _tensor_shapes(in_features: int) -> dict[str, torch.Size]:
     """Return the tensors of a group in the order in which they lie in the file."""
     triangle = in_features * (in_features + 1) // 2
     shapes = {"rows": (), "mean": (in_features,), "total_variance": (), "scatter": (triangle,)}
     return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
-def _header(groups: Iterable[InputGroup]) -> bytes:
+def _header_bytes(groups: Iterable[InputGroup]) -> bytes:
     """Return the beginning of a safetensors file: its length, and JSON padded to a multiple of 8 bytes."""
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for group in groups:
-        for name, shape in _shapes(group.in_features).items():
+        for name, shape in _tensor_shapes(group.in_features).items():
             end = at + 8 * shape.numel()
             described[f"{group.tap}.{name}"] = {"dtype": "F64", "shape": list(shape), "data_offsets": [at, end]}
             at = end

@@ -1,11 +1,15 @@
 """What an artifact is built from: the facts of each layer, and the facts of the run."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from eva_dist.calibration.controller import GroupState, PointResult
-from eva_dist.numerics.components import Components
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 from eva_dist.plan import InputGroup, Layer
+
+if TYPE_CHECKING:  # torch, which who reads a manifest can do without
+    from eva_dist.calibration.controller import GroupState, PointResult
+    from eva_dist.numerics.components import Components
 
 FORMAT_VERSION = 2
 """1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
@@ -28,11 +32,11 @@ class Provenance:
         repo_id: `namespace/name`.
         revision: of the artifact, not of the model.
         created: ISO time.
-        derived_from: of an artifact that another one's vectors went into (`derive.py`): `fingerprint` of that
+        derived_from: of an artifact that another one's vectors went into (`transform/derive.py`): `fingerprint` of that
             other, its decisive `eva` settings, `exact` (whether a run would give the same numbers), and the version of
             `eva_dist`; all the rest, but for url, names and time, is of the pass that found the vectors.
-        merged_from: of an artifact whose statistics are the sum of others' (`merge.py`), each of these others:
-            `fingerprint`, `weight` and what it was computed from; `model` and `tokenizer` are those of all of them.
+        merged_from: of an artifact whose statistics are the sum of others' (`transform/merge.py`), each of these
+            others: `fingerprint`, `weight` and what it was computed from; `model` and `tokenizer` are those of all.
     """
 
     fingerprint: str

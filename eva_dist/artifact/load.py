@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eva_dist.artifact.layers import choose_layers
+from eva_dist.artifact.file_names import ADAPTER_PREFIX, STATE_DICT_FILE
+from eva_dist.artifact.layer_names import choose_layers
+from eva_dist.artifact.layer_table import layer_rows
 from eva_dist.artifact.safetensors_header import LENGTH_BYTES, Span, check_layers, header_length, merged, read_header
 from eva_dist.errors import IntegrityError
 from eva_dist.store.artifact_reader import REMEDY, ArtifactReader, NoRangesError
@@ -21,14 +22,13 @@ from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
 from eva_dist.store.open_artifact import fetch, open_artifact
 from eva_dist.store.transfer_progress import Progress, counting
 
-_TENSOR_FILE = "eva_state_dict.safetensors"
 _REQUESTS_AT_ONCE = 8
 
 
 def load_eva_state_dict(
     source: str | os.PathLike[str],
     *,
-    prefix: str = "base_model.model.",
+    prefix: str = ADAPTER_PREFIX,
     layers: str | Sequence[str] | None = None,
     store_url: str | None = None,
     progress: Progress = None,
@@ -61,11 +61,11 @@ def load_eva_state_dict(
     """
     opened = open_artifact(source, store_url)
     try:
-        return {prefix + name: tensor for name, tensor in _tensors(opened, layers, prefix, progress).items()}
+        return {prefix + name: tensor for name, tensor in _read_tensors(opened, layers, prefix, progress).items()}
     except IntegrityError as error:
         if opened.where in str(error):
             raise
-        raise IntegrityError(f"{opened.where}/{_TENSOR_FILE}: {error}; {REMEDY}") from error
+        raise IntegrityError(f"{opened.where}/{STATE_DICT_FILE}: {error}; {REMEDY}") from error
 
 
 def source_folder(source: str | os.PathLike[str], store_url: str | None = None) -> Path:
@@ -79,68 +79,78 @@ def source_folder(source: str | os.PathLike[str], store_url: str | None = None) 
     return Path(parsed.url) if parsed.kind is RefKind.folder else fetch(parsed)
 
 
-def _tensors(
+def _read_tensors(
     opened: ArtifactReader, layers: str | Sequence[str] | None, prefix: str, progress: Progress
 ) -> dict[str, Tensor]:
     """Return the tensors by the names of the base model."""
-    if layers is not None and not opened.is_here(_TENSOR_FILE) and (hashes := _hashes(opened.snapshot.manifest)):
+    if layers is not None and not opened.is_here(STATE_DICT_FILE) and (hashes := _tensor_hashes(opened)):
         names = choose_layers(layers, hashes, prefix)
         try:
             if len(names) < len(hashes):
-                return _travelled(opened, {name: hashes[name] for name in names}, progress)
+                return _fetch_tensors(opened, {name: hashes[name] for name in names}, progress)
         except NoRangesError:
             pass  # then the whole file comes
-    content = opened.read(_TENSOR_FILE, progress)
-    spans = _spans(opened, lambda start, end: content[start:end])
+    content = opened.read(STATE_DICT_FILE, progress)
+    spans = _find_tensors(opened, lambda start, end: content[start:end])
     names = list(spans) if layers is None else choose_layers(layers, spans, prefix)
-    return {name: _tensor(content[spans[name].start : spans[name].end], spans[name].shape) for name in names}
+    return {name: _as_tensor(content[spans[name].start : spans[name].end], spans[name].shape) for name in names}
 
 
-def _hashes(manifest: Mapping[str, Any]) -> dict[str, str] | None:
+def _layer_shapes(opened: ArtifactReader) -> dict[str, tuple[int, ...]] | None:
+    """Return layer name to `(rank, in_features)`, -1 for what the manifest does not say; None if it has no layers."""
+    manifest = opened.snapshot.manifest
+    if not isinstance(manifest.get("layers"), dict):
+        return None
+    sizes = {row.name: (row.rank, row.in_features) for row in layer_rows(manifest)}
+    return {name: tuple(-1 if size is None else size for size in of_one) for name, of_one in sizes.items()}
+
+
+def _tensor_hashes(opened: ArtifactReader) -> dict[str, str] | None:
     """Return the sha256 of each tensor; None where the manifest has none, or does not say the tensors' shapes."""
-    hashes = manifest.get("tensors")
-    if hashes is None or not isinstance(manifest.get("layers"), dict):
+    hashes, shapes = opened.snapshot.manifest.get("tensors"), _layer_shapes(opened)
+    if hashes is None or shapes is None:
         return None
     if not isinstance(hashes, dict) or not all(
         isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in hashes.values()
     ):
         raise IntegrityError("`tensors` in its manifest must be names with 64 lower-case hex digits each")
-    if other := sorted(hashes.keys() ^ manifest["layers"].keys()):
+    if other := sorted(hashes.keys() ^ shapes.keys()):
         raise IntegrityError(f"{other[0]} is in only one of `tensors` and `layers` in its manifest")
-    for name, layer in manifest["layers"].items():
-        sizes = (layer.get("rank"), layer.get("in_features")) if isinstance(layer, dict) else ()
-        if not sizes or any(type(size) is not int or size < 0 for size in sizes):
-            raise IntegrityError(f"{name} in its manifest must have a rank and in_features, whole numbers from 0")
+    if odd := next((name for name, shape in shapes.items() if -1 in shape), None):
+        raise IntegrityError(f"{odd} in its manifest must have a rank and in_features, whole numbers from 0")
     return hashes
 
 
-def _travelled(opened: ArtifactReader, hashes: Mapping[str, str], progress: Progress) -> dict[str, Tensor]:
+def _fetch_tensors(opened: ArtifactReader, hashes: Mapping[str, str], progress: Progress) -> dict[str, Tensor]:
     """Return tensors without the rest of their file: from the cache, else by their ranges, verified one by one."""
-    cache, layers = opened.cache, opened.snapshot.manifest["layers"]
-    assert cache is not None, "what has no cache is here"
+    cache, shapes = opened.cache, _layer_shapes(opened)
+    assert cache is not None and shapes is not None, "what has no cache is here, and hashes come with shapes"
     contents = {name: cache.tensor(sha256) for name, sha256 in hashes.items()}
     if missing := [name for name, content in contents.items() if content is None]:
-        spans = _spans(opened, lambda start, end: opened.read_range(_TENSOR_FILE, start, end))
+        spans = _find_tensors(opened, lambda start, end: opened.read_range(STATE_DICT_FILE, start, end))
         ranges = merged(spans[name] for name in missing)
         with counting(opened.where, sum(end - start for start, end in ranges), progress) as tell:
-            parts = _parts(opened, ranges, tell)
+            parts = _read_ranges(opened, ranges, tell)
         for name in missing:
             span = spans[name]
             start = next((start for start, end in ranges if start <= span.start and span.end <= end), span.start)
             content = parts.get(start, b"")[span.start - start : span.end - start]
+            # A part cannot be held against the file's sha256, so each tensor has one of its own.
             if (actual := hashlib.sha256(content).hexdigest()) != hashes[name]:
                 raise IntegrityError(f"{name} has sha256 {actual}, but its manifest says {hashes[name]}")
             cache.keep_tensor(actual, content)
             contents[name] = content
-    shapes = {name: (layers[name]["rank"], layers[name]["in_features"]) for name in hashes}
-    return {name: _tensor(content, shapes[name]) for name, content in contents.items() if content is not None}
+    # By the manifest's shapes, for nothing has read the header where every tensor came from the cache.
+    return {name: _as_tensor(content, shapes[name]) for name, content in contents.items() if content is not None}
 
 
-def _parts(opened: ArtifactReader, ranges: Sequence[tuple[int, int]], tell: Callable[[int], None]) -> dict[int, bytes]:
+def _read_ranges(
+    opened: ArtifactReader, ranges: Sequence[tuple[int, int]], tell: Callable[[int], None]
+) -> dict[int, bytes]:
     """Return the bytes of ranges by where they start."""
 
     def read(piece: tuple[int, int]) -> bytes:
-        content = opened.read_range(_TENSOR_FILE, *piece)
+        content = opened.read_range(STATE_DICT_FILE, *piece)
         tell(len(content))
         return content
 
@@ -148,17 +158,17 @@ def _parts(opened: ArtifactReader, ranges: Sequence[tuple[int, int]], tell: Call
         return dict(zip((start for start, _ in ranges), pool.map(read, ranges), strict=True))
 
 
-def _spans(opened: ArtifactReader, read: Callable[[int, int], bytes]) -> dict[str, Span]:
+def _find_tensors(opened: ArtifactReader, read: Callable[[int, int], bytes]) -> dict[str, Span]:
     """Return where each tensor lies in the file, proven by the manifest as far as it goes."""
-    size = opened.entry(_TENSOR_FILE).size
+    size = opened.entry(STATE_DICT_FILE).size
     start = LENGTH_BYTES + header_length(read(0, min(LENGTH_BYTES, size)), size)
     spans = read_header(read(LENGTH_BYTES, start), size)
-    if isinstance(layers := opened.snapshot.manifest.get("layers"), dict):
-        check_layers(spans, layers)
+    if (shapes := _layer_shapes(opened)) is not None:
+        check_layers(spans, shapes)
     return spans
 
 
-def _tensor(content: bytes, shape: Sequence[int]) -> Tensor:
+def _as_tensor(content: bytes, shape: Sequence[int]) -> Tensor:
     """Return a float32 tensor with memory of its own."""
     if len(content) != 4 * math.prod(shape):
         raise IntegrityError(f"a tensor of {len(content)} bytes cannot be float32 {list(shape)}")

@@ -1,7 +1,6 @@
 """`manifest.json`: what produced the artifact, how each layer ended, and the sha256 of every other file."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from eva_dist.artifact.file_names import STATE_DICT_FILE
 from eva_dist.artifact.safetensors_header import tensor_hashes
 from eva_dist.calibration.controller import PointResult
 from eva_dist.config import EvaConfig
+from eva_dist.hashing import sha256_of_file
 from eva_dist.methods.eva import NAME
 from eva_dist.store.snapshot import MANIFEST_FILE, sealed
 
@@ -56,10 +56,10 @@ def write_manifest(
         "largest_rank": max(facts.rank for facts in layers),
         "layers_converged": state.layers_converged,
         "layers_total": len(layers),
-        "layers": {facts.name: _layer(facts, eva.tau, stop.value if stop else "stopped") for facts in layers},
-        "input_groups": {facts.group.tap: _input_group(facts) for facts in layers if facts.name == facts.group.tap},
+        "layers": {facts.name: _describe_layer(facts, eva.tau, stop.value if stop else "stopped") for facts in layers},
+        "input_groups": {facts.group.tap: _describe_group(facts) for facts in layers if facts.name == facts.group.tap},
         "tensors": tensor_hashes(folder / STATE_DICT_FILE),
-        "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
+        "files": {path.name: _describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
     }
     read_back = sealed(json.loads(json.dumps(manifest, allow_nan=False)))
     text = json.dumps(read_back, sort_keys=True, indent=2) + "\n"
@@ -67,7 +67,7 @@ def write_manifest(
     return read_back
 
 
-def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
+def _describe_layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "rank": facts.rank,
         **{key: getattr(facts.layer, key) for key in ("in_features", "out_features", "r", "max_rank", "transposed")},
@@ -82,7 +82,7 @@ def _layer(facts: LayerFacts, tau: float, stop: str) -> dict[str, Any]:
     return described
 
 
-def _input_group(facts: LayerFacts) -> dict[str, Any]:
+def _describe_group(facts: LayerFacts) -> dict[str, Any]:
     """Return what the driver knew of the group: `step` is the last that updated it (from 0), -1 for none.
 
     `converged_to` (see `GroupState`) is there where artifacts were merged that knew it.
@@ -99,6 +99,5 @@ def _input_group(facts: LayerFacts) -> dict[str, Any]:
     }
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+def _describe_file(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of_file(path), "size": path.stat().st_size}

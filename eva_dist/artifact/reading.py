@@ -21,35 +21,34 @@ class Reading:
     def found(self, *paths: str) -> Any:
         """Return the first value that is not None at dotted paths; None without one, silently."""
         for path in paths:
-            value: Any = self.manifest
-            for key in path.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is not None:
+            if (value := at(self.manifest, *path.split("."))) is not None:
                 return value
         return None
 
     def text(self, *paths: str, needed: bool = False) -> str | None:
         """Return a text, cut where it is longer than any name."""
-        return self._checked(lambda v: shown(v) if isinstance(v, str) and v.strip() else None, "a text", paths, needed)
+        return self._read_checked(
+            lambda v: shown(v) if isinstance(v, str) and v.strip() else None, "a text", paths, needed
+        )
 
     def number(self, *paths: str, needed: bool = False) -> float | None:
         """Return a finite number."""
-        return self._checked(as_number, "a number", paths, needed)
+        return self._read_checked(as_number, "a number", paths, needed)
 
     def count(self, *paths: str, needed: bool = False) -> int | None:
         """Return a whole number that is not negative."""
-        return self._checked(as_count, "a whole number", paths, needed)
+        return self._read_checked(as_count, "a whole number", paths, needed)
 
     def time(self, path: str, needed: bool = False) -> datetime | None:
         """Return a time in UTC."""
-        return self._checked(_as_time, "a time as ISO 8601 has it", (path,), needed)
+        return self._read_checked(_as_time, "a time as ISO 8601 has it", (path,), needed)
 
     def mapping(self, *paths: str, needed: bool = False) -> dict[str, Any]:
         """Return a mapping, empty without one."""
-        found = self._checked(lambda v: v if isinstance(v, dict) else None, "a mapping", paths, needed)
+        found = self._read_checked(lambda v: v if isinstance(v, dict) else None, "a mapping", paths, needed)
         return found if found is not None else {}
 
-    def _checked(self, check: Any, kind: str, paths: tuple[str, ...], needed: bool) -> Any:
+    def _read_checked(self, check: Any, kind: str, paths: tuple[str, ...], needed: bool) -> Any:
         value = self.found(*paths)
         if value is None:
             if needed:
@@ -59,6 +58,13 @@ class Reading:
         if checked is None:
             self.problems.append(f"{paths[0]} is {shown(repr(value), 60)}, which is not {kind}")
         return checked
+
+
+def at(manifest: Any, *keys: str) -> Any:
+    """Return what lies under these keys, None where there is no such place."""
+    for key in keys:
+        manifest = manifest.get(key) if isinstance(manifest, dict) else None
+    return manifest
 
 
 def as_number(value: Any) -> float | None:
@@ -92,11 +98,12 @@ def short_name(name: str) -> str:
 
     Data that was merged has several, with a plus between them.
     """
-    return " + ".join(map(_last_part, name.split(" + ")))
+    return " + ".join(map(last_part, name.split(" + ")))
 
 
-def _last_part(name: str) -> str:
-    is_path = name.startswith(("/", "./", "../", "~", "file:")) or re.match(r"[A-Za-z]:\\", name)
+def last_part(name: str) -> str:
+    """Return the last part of a path on some machine; a name of the Hub as it is."""
+    is_path = name.startswith(("/", "./", "../", "~", "file:")) or re.match(r"[A-Za-z]:[\\/]", name)
     return (re.split(r"[\\/]+", name.rstrip("\\/"))[-1] or name) if is_path else name
 
 

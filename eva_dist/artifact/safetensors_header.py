@@ -52,10 +52,10 @@ def read_header(header: bytes, file_size: int) -> dict[str, Span]:
         IntegrityError: it is no JSON, names a tensor twice, or the tensors do not fill the file exactly.
     """
     try:
-        described = json.loads(header, object_pairs_hook=_once)
+        described = json.loads(header, object_pairs_hook=_refuse_repeats)
         described.pop("__metadata__", None)
         at = LENGTH_BYTES + len(header)
-        spans = {str(name): _span(name, said, at) for name, said in described.items()}
+        spans = {str(name): _read_span(name, said, at) for name, said in described.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"its header is none ({type(error).__name__}: {error})") from error
     in_order = dict(sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)))
@@ -70,21 +70,19 @@ def read_header(header: bytes, file_size: int) -> dict[str, Span]:
     return in_order
 
 
-def check_layers(spans: Mapping[str, Span], layers: Mapping[str, Any]) -> None:
+def check_layers(spans: Mapping[str, Span], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse tensors that are not the layers of a manifest, each float32 `[rank, in_features]`.
 
     Raises:
         IntegrityError: a layer is missing, or there is one too many, or of another type or shape.
     """
-    if spans.keys() != layers.keys():
-        name = sorted(spans.keys() ^ layers.keys())[0]
+    if spans.keys() != shapes.keys():
+        name = sorted(spans.keys() ^ shapes.keys())[0]
         raise IntegrityError(f"layer {name} is in only one of its header and its manifest")
     for name, span in spans.items():
-        described = layers[name]
-        shape = (described.get("rank"), described.get("in_features")) if isinstance(described, dict) else None
-        if span.dtype != "F32" or span.shape != shape:
+        if span.dtype != "F32" or span.shape != shapes[name]:
             raise IntegrityError(
-                f"its header has {name} as {span.dtype} {list(span.shape)}, but its manifest says F32 {shape}"
+                f"its header has {name} as {span.dtype} {list(span.shape)}, but its manifest says F32 {shapes[name]}"
             )
 
 
@@ -107,14 +105,14 @@ def tensor_hashes(path: Path) -> dict[str, str]:
         return {name: hashlib.sha256(file.read(span.end - span.start)).hexdigest() for name, span in spans.items()}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
 
 
-def _span(name: str, said: Mapping[str, Any], at: int) -> Span:
+def _read_span(name: str, said: Mapping[str, Any], at: int) -> Span:
     dtype, shape, (start, end) = said["dtype"], tuple(said["shape"]), said["data_offsets"]
     if any(type(number) is not int or not 0 <= number < 1 << 50 for number in (*shape, start, end)):
         raise ValueError(f"{name} has sizes or offsets that are none")

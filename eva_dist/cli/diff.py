@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from eva_dist.store.artifact_reader import ArtifactReader
-    from eva_dist.transform.compare import Comparison, LayerPair
+    from eva_dist.transform.compare import ArtifactComparison, LayerPair
 
 _MOST_LAYERS = 20
 _KIND_COLUMNS = (
@@ -66,7 +66,9 @@ def diff(
     print_comparison((a, b), settings, compared, every)
 
 
-def print_comparison(words: tuple[str, str], settings: dict[str, Any], found: "Comparison", every: bool) -> None:
+def print_comparison(
+    words: tuple[str, str], settings: dict[str, Any], found: "ArtifactComparison", every: bool
+) -> None:
     """Print settings that differ, totals, ranks by module kind, and the layers that differ most, or every layer."""
     from eva_dist.transform.compare_artifacts import most_different
 
@@ -104,14 +106,14 @@ def print_comparison(words: tuple[str, str], settings: dict[str, Any], found: "C
         say("the base models differ: layers are compared by their names, and inputs may not mean the same")
 
 
-def summarise_layers(found: "Comparison") -> str:
+def summarise_layers(found: "ArtifactComparison") -> str:
     """Return a line on all layers that can be compared."""
     layers = len(found.comparable)
     angles = "" if found.overlap is None else f"; overlap {found.overlap:.4f}, largest angle {found.largest_deg:.2f}°"
     return f"{found.equal_ranks} of {layers} layers have equal ranks{angles}"
 
 
-def kinds_table(found: "Comparison", console: "Console") -> Any:
+def kinds_table(found: "ArtifactComparison", console: "Console") -> Any:
     """Return a table with a row for each module kind."""
     from eva_dist.transform.compare_artifacts import compare_kinds
 
@@ -164,7 +166,7 @@ def comparison_document(
     words: tuple[str, str],
     opened: "tuple[ArtifactReader, ArtifactReader]",
     settings: dict[str, Any],
-    found: "Comparison",
+    found: "ArtifactComparison",
 ) -> dict[str, Any]:
     """Return what `--json` prints."""
     return {

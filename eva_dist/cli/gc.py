@@ -96,7 +96,7 @@ def print_garbage(store: "Store", found: "Garbage", removed: int | None, older_t
 
 def list_garbage(store: "Store", found: "Garbage") -> Iterator[tuple[str, int | None, str]]:
     """Yield what would go, its size, and why: artifacts with the files that are theirs alone, then the rest."""
-    from eva_dist.artifact.listing import at
+    from eva_dist.artifact.reading import at
     from eva_dist.store.store_reader import blob_key
 
     sizes = {blob.key: blob.size for blob in found.blobs}

@@ -23,7 +23,7 @@ from eva_dist.cli.terminal import (
 from eva_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eva_dist.artifact.listing import Listed
+    from eva_dist.artifact.listing import ListedName
     from eva_dist.store.store import Store
 
 _ARTIFACT_COLUMNS = (
@@ -87,19 +87,19 @@ def ls(
         say(f"{len(shown)} of {len(found)} shown; --limit {len(found)} shows all")
 
 
-def artifact_cells(row: "Listed", now: datetime) -> list[Any]:
+def artifact_cells(row: "ListedName", now: datetime) -> list[Any]:
     """Return a row of the table; its cells are those of `_ARTIFACT_COLUMNS`."""
     from eva_dist.artifact.listing import short_path
 
     facts = row.facts
-    numbers = (None if number is None else f"{number:g}" for number in (facts.r, facts.rho, facts.tau))
+    numbers = (None if number is None else f"{number:g}" for number in (facts["r"], facts["rho"], facts["tau"]))
     return [
         cell(row.name),
         status_cell(row.status),
-        cell(short_path(facts.base_model)),
+        cell(short_path(facts["base_model"])),
         *map(cell, numbers),
-        cell(short_path(facts.data)),
-        cell(size_text(facts.size)),
+        cell(short_path(facts["data"])),
+        cell(size_text(facts["size"])),
         cell(age_text(row.moved, now)),
         cell(row.fingerprint[:12]),
     ]

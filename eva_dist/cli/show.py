@@ -24,7 +24,8 @@ from eva_dist.render.words import NONE, amount, share
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eva_dist.artifact.layer_table import Kind, Layer, Ratios
+    from eva_dist.artifact.layer_table import DescribedLayer, ModuleKind
+    from eva_dist.artifact.tables import Spectrum
     from eva_dist.store.open_artifact import ArtifactLocation
     from eva_dist.store.snapshot import Snapshot
 
@@ -63,21 +64,21 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show an artifact: what it is, ranks and spectra, files with sizes and sha256, and how to load it."""
-    from eva_dist.artifact.layer_table import kinds_of, layers_of, read_ratios
+    from eva_dist.artifact.layer_table import described_layers, module_kinds, spectrum_of
     from eva_dist.store.open_artifact import locate_artifact, open_artifact
 
     opened = open_artifact(source, store)
     snapshot, found = opened.snapshot, locate_artifact(source, store, opened)
-    ratios = read_ratios(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
-    layers = layers_of(snapshot.manifest, ratios)
-    kinds = kinds_of(layers, ratios)
+    spectrum = spectrum_of(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
+    layers = described_layers(snapshot.manifest, spectrum)
+    kinds = module_kinds(layers, spectrum)
     if as_json:
         print_json(artifact_document(source, snapshot, found, layers, kinds, with_layers))
         return
     console = results_console()
     sections: list[list[Any]] = [
         [facts_table(artifact_facts(snapshot, found))],
-        list(draw_kinds(kinds, ratios, console)),
+        list(draw_kinds(kinds, spectrum, console)),
         list(draw_rank_map(layers, console)),
         [layers_table(layers, console)] if with_layers else [],
         [files_table(snapshot, console)],
@@ -89,7 +90,7 @@ def show(
 
 def first_published_name(manifest: Mapping[str, Any]) -> str | None:
     """Return what an artifact was first published as, which its manifest keeps: others may point to it since."""
-    from eva_dist.artifact.listing import at
+    from eva_dist.artifact.reading import at
 
     names = at(manifest, "repo_id"), at(manifest, "revision")
     return f"{names[0]}@{names[1]}" if all(isinstance(name, str) for name in names) else None
@@ -107,9 +108,10 @@ def loading_lines(source: str, found: "ArtifactLocation") -> dict[str, str]:
 
 def artifact_facts(snapshot: "Snapshot", found: "ArtifactLocation") -> dict[str, object]:
     """Return what the artifact is, a line for each fact; None for what its manifest does not say."""
-    from eva_dist.artifact.listing import at, facts_of
+    from eva_dist.artifact.reading import at
+    from eva_dist.artifact.summary import read_summary
 
-    facts, manifest = facts_of(snapshot), snapshot.manifest
+    facts, manifest = read_summary(snapshot), snapshot.manifest
     first = first_published_name(manifest)
 
     def said(*keys: str) -> str:
@@ -128,13 +130,13 @@ def artifact_facts(snapshot: "Snapshot", found: "ArtifactLocation") -> dict[str,
         "data": " ".join([facts.data or NONE, *samples]),
         "adapter": f"{said('trainable_parameters')} parameters, largest rank {said('largest_rank')}",
         "derived from": at(manifest, "derived_from", "fingerprint"),
-        "created": facts.created,
+        "created": facts.created and facts.created.isoformat(),
         "fingerprint": snapshot.fingerprint,
         "size": f"{size_text(facts.size)} in {len(snapshot.files)} files",
     }
 
 
-def draw_kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console") -> Iterator[Any]:
+def draw_kinds(kinds: "Sequence[ModuleKind]", spectrum: "Spectrum | None", console: "Console") -> Iterator[Any]:
     """Yield a table with a row for each module kind, and the key of its spectra."""
     from eva_dist.cli.text_charts import ink_for, spectrum_bars
 
@@ -154,7 +156,7 @@ def draw_kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Conso
         for kind in kinds
     ]
     yield fitting_table(_KIND_COLUMNS, rows, console.width)
-    if ratios and values:
+    if spectrum and values:
         most = max(len(kind.spectrum) for kind in kinds)
         yield cell(
             f"ranks: least, median, most. spectrum: share of variance of components 1 to {most}, median over the "
@@ -163,7 +165,7 @@ def draw_kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Conso
         )
 
 
-def draw_rank_map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
+def draw_rank_map(layers: "Sequence[DescribedLayer]", console: "Console") -> Iterator[Any]:
     """Yield a map of ranks: a row for each module kind, a column for each transformer block."""
     from eva_dist.artifact.layer_table import rank_grid
     from eva_dist.cli.text_charts import heat_lines, ink_for
@@ -183,7 +185,7 @@ def draw_rank_map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any
     yield cell(axis, "dim")
 
 
-def layers_table(layers: "Sequence[Layer]", console: "Console") -> Any:
+def layers_table(layers: "Sequence[DescribedLayer]", console: "Console") -> Any:
     """Return a table with a row for each layer; its cells are those of `_LAYER_COLUMNS`."""
     rows = [
         [
@@ -210,12 +212,13 @@ def artifact_document(
     source: str,
     snapshot: "Snapshot",
     found: "ArtifactLocation",
-    layers: "Sequence[Layer]",
-    kinds: "Sequence[Kind]",
+    layers: "Sequence[DescribedLayer]",
+    kinds: "Sequence[ModuleKind]",
     with_layers: bool,
 ) -> dict[str, Any]:
     """Return what `--json` prints."""
-    from eva_dist.artifact.listing import at, facts_of
+    from eva_dist.artifact.reading import at
+    from eva_dist.artifact.summary import read_summary
 
     manifest = snapshot.manifest
     names = ("repo_id", "revision", "method", "steps", "tokens", "layers_converged", "layers_total", "largest_rank")
@@ -228,15 +231,20 @@ def artifact_document(
         "fingerprint": snapshot.fingerprint,
         "commit": snapshot.commit,
         **{key: at(manifest, key) for key in more},
-        "facts": asdict(facts_of(snapshot)),
+        "facts": read_summary(snapshot).to_dict(),
         "eva": at(manifest, "config", "eva"),
         "kinds": [asdict(kind) for kind in kinds],
         "files": [asdict(entry) for entry in snapshot.files.values()],
         "load": loading_lines(source, found),
     }
     if with_layers:
-        document["layers"] = [asdict(layer) | {"parameters": layer.parameters} for layer in layers]
+        document["layers"] = [_layer_document(layer) for layer in layers]
     return document
+
+
+def _layer_document(layer: "DescribedLayer") -> dict[str, Any]:
+    keys = ("rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained", "parameters")
+    return {"name": layer.name, "place": asdict(layer.place), **{key: getattr(layer, key) for key in keys}}
 
 
 def setting_text(value: object) -> str:

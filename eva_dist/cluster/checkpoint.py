@@ -12,7 +12,6 @@ checkpoint before is copied from there, not fetched again. No pickle.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from eva_dist import errors
 from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointState
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.errors import EvaDistError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.plan import InputGroup, PassPlan, Plan
 from eva_dist.store.durable_files import sync, sync_tree
 
@@ -201,10 +201,10 @@ class CheckpointFolder:
             unchanged = before is not None and before.updates(group) == updates
             if not (unchanged and _copy_verified(before, name, folder)):
                 save_file(dict(fetch(group)), folder / name)
-            hashes[name] = _sha256(folder / name)
+            hashes[name] = sha256_of_file(folder / name)
         save_file(_summary_tensors(state), folder / _SUMMARIES)
         _write_json(folder / _PASS, facts)
-        hashes |= {name: _sha256(folder / name) for name in (_SUMMARIES, _PASS)}
+        hashes |= {name: sha256_of_file(folder / name) for name in (_SUMMARIES, _PASS)}
         # last: a folder without it was cut off while it was written
         _write_json(folder / _MANIFEST, {"version": _VERSION, "sha256": hashes})
         sync_tree(folder)
@@ -231,7 +231,7 @@ def _read_verified(folder: Path) -> Checkpoint:
     if manifest["version"] != _VERSION:
         raise ValueError(f"version {manifest['version']} is not {_VERSION}")
     for name, digest in manifest["sha256"].items():
-        if _sha256(folder / name) != digest:
+        if sha256_of_file(folder / name) != digest:
             raise ValueError(f"{name} differs from its sha256")
     facts = json.loads((folder / _PASS).read_text(encoding="utf-8"))
     same_input = facts["same_input"]
@@ -303,13 +303,8 @@ def _copy_verified(checkpoint: Checkpoint | None, name: str, folder: Path) -> bo
         shutil.copyfile(checkpoint.folder / name, folder / name)
     except FileNotFoundError:
         return False
-    return _sha256(folder / name) == checkpoint.facts["hashes"][name]
+    return sha256_of_file(folder / name) == checkpoint.facts["hashes"][name]
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+from eva_dist.artifact.card.front_matter import TAGS
 from eva_dist.gateway.index import Entry, last_moved
 from eva_dist.store.name_rules import MAIN
 from eva_dist.store.snapshot import FileEntry
@@ -63,7 +64,7 @@ def listed(entry: Entry, entries: Sequence[Entry], private: bool) -> dict[str, A
 def card(entry: Entry) -> dict[str, Any]:
     """Return the card's metadata, from the manifest."""
     base = _base_model(entry)
-    return {"library_name": LIBRARY, **({"base_model": base} if base else {}), "tags": ["eva", "lora", "eva_dist"]}
+    return {"library_name": LIBRARY, **({"base_model": base} if base else {}), "tags": list(TAGS)}
 
 
 def tags(entry: Entry) -> list[str]:
@@ -71,7 +72,7 @@ def tags(entry: Entry) -> list[str]:
     base = _base_model(entry)
     based = [f"base_model:{base}", f"base_model:adapter:{base}"] if base else []
     status = entry.snapshot.manifest.get("status")
-    return [LIBRARY, "safetensors", "eva", "lora", "eva_dist", *based, *([status] if isinstance(status, str) else [])]
+    return [LIBRARY, "safetensors", *TAGS, *based, *([status] if isinstance(status, str) else [])]
 
 
 def refs(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.modeling.heads import TASKS, auto_class, find_task, is_multimodal
 from eva_dist.modeling.shard import Sharding, load_shard, refuse_unshardable, units
 
@@ -267,8 +268,7 @@ def _identify_weights(model: ModelConfig) -> str:
 def _hash_weights(folder: Path, gguf_file: str | None) -> str:
     digest = hashlib.sha256()
     for name in _weight_files(folder, gguf_file):
-        with name.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of_file(name)))
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eva_dist.artifact.places import Place, kinds_in_order, places
+from eva_dist.artifact.layer_names import Place, kinds_in_order, places
 from eva_dist.render.heat_map import Heat, draw_heat, scale
 from eva_dist.render.markup import element, figure, said, table
 from eva_dist.render.words import NONE

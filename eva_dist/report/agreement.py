@@ -51,7 +51,7 @@ def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
                 both = np.ix_(alike, alike)
                 overlaps[both] += subspace_overlap([bases[i] for i in alike])
                 compared[both] += 1
-    return Agreement(_ratio(overlaps, compared), _ratio(equal, together))
+    return Agreement(_divide_counts(overlaps, compared), _divide_counts(equal, together))
 
 
 def none_if_nan(value: float) -> float | None:
@@ -59,5 +59,5 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _ratio(total: Array, count: Array) -> Array:
+def _divide_counts(total: Array, count: Array) -> Array:
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

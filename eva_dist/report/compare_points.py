@@ -100,10 +100,10 @@ class Comparison:
 def compare(points: Sequence[Point]) -> Comparison:
     """Return every figure of a sweep; artifacts' tensors are read, one layer at a time."""
     keys = varied(points)
-    alone = [None if point.artifact is None else _figures(point, point.artifact) for point in points]
+    alone = [None if point.artifact is None else _point_figures(point, point.artifact) for point in points]
     compared = tuple(place for place, figures in enumerate(alone) if figures is not None)
     agreed = agreement([artifact for point in points if (artifact := point.artifact) is not None])
-    reference = max(compared, key=lambda place: _dearness(points[place], alone[place]), default=None)
+    reference = max(compared, key=lambda place: _how_dear(points[place], alone[place]), default=None)
     found = Comparison(tuple(points), keys, tuple(alone), compared, agreed, reference, ())
     if reference is not None:
         told = list(alone)
@@ -111,7 +111,7 @@ def compare(points: Sequence[Point]) -> Comparison:
             overlap, equal_ranks = found.between(place, reference)
             told[place] = replace(found.known(place), overlap=overlap, equal_ranks=equal_ranks)
         found = replace(found, figures=tuple(told))
-    effects = [effect for key in keys if (effect := _effect(found, key)) is not None]
+    effects = [effect for key in keys if (effect := _effect_of_setting(found, key)) is not None]
     return replace(found, effects=tuple(effects))
 
 
@@ -125,7 +125,7 @@ def most_different(found: Comparison) -> tuple[int, int] | None:
     return min(pairs)[1:] if pairs else None
 
 
-def _figures(point: Point, artifact: StoredArtifact) -> PointFigures:
+def _point_figures(point: Point, artifact: StoredArtifact) -> PointFigures:
     result, layers = point.result, artifact.layers
     assert result is not None, "an artifact is found by what a run printed"
     return PointFigures(
@@ -143,18 +143,18 @@ def _figures(point: Point, artifact: StoredArtifact) -> PointFigures:
     )
 
 
-def _dearness(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
+def _how_dear(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
     assert figures is not None
     given: list[Any] = [point.settings.get(key) for key in ("eva.tau", "eva.rho", "eva.r")]
     numbers = [float(value) if is_number(value) else -math.inf for value in given]
-    return _converged(point), figures.layers, *numbers, figures.trainable_parameters, -point.number
+    return _is_converged(point), figures.layers, *numbers, figures.trainable_parameters, -point.number
 
 
-def _converged(point: Point) -> bool:
+def _is_converged(point: Point) -> bool:
     return point.result is not None and point.result.layers_converged == point.result.layers_total
 
 
-def _effect(found: Comparison, key: str) -> Effect | None:
+def _effect_of_setting(found: Comparison, key: str) -> Effect | None:
     """Pair the points at a setting's first value with those at its last that differ in nothing else."""
     points = [found.points[place] for place in found.compared]
     values = values_in_order(points, key)
@@ -163,12 +163,12 @@ def _effect(found: Comparison, key: str) -> Effect | None:
     at_ends: list[dict[str, int]] = []
     for value in (values[0], values[-1]):
         here = [p for p in found.compared if same(found.points[p].settings.get(key, _ABSENT)) == same(value)]
-        at_ends.append({_others(found, place, key): place for place in here})
+        at_ends.append({_other_settings(found, place, key): place for place in here})
     pairs = [(place, at_ends[1][others]) for others, place in at_ends[0].items() if others in at_ends[1]]
     if not pairs:
         return None
     between = [found.between(a, b) for a, b in pairs]
-    before, after = (_means([found.known(pair[end]) for pair in pairs]) for end in (0, 1))
+    before, after = (_mean_figures([found.known(pair[end]) for pair in pairs]) for end in (0, 1))
     overlap, equal_ranks = (_mean_known(column) for column in zip(*between, strict=True))
     return Effect(key, values[0], values[-1], len(pairs), before, after, overlap, equal_ranks)
 
@@ -176,12 +176,12 @@ def _effect(found: Comparison, key: str) -> Effect | None:
 _ABSENT = object()
 
 
-def _others(found: Comparison, place: int, key: str) -> str:
+def _other_settings(found: Comparison, place: int, key: str) -> str:
     settings = found.points[place].settings
     return same([same(settings.get(other, _ABSENT)) for other in found.varied if other != key])
 
 
-def _means(figures: Sequence[PointFigures]) -> Means:
+def _mean_figures(figures: Sequence[PointFigures]) -> Means:
     def mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(values)
 

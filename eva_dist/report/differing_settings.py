@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eva_dist.artifact.listing import at
+from eva_dist.artifact.reading import at
 from eva_dist.report.settings import flatten, same
 
 _GROUPS = ("model", "data", "eva", "solver")

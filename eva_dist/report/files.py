@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import eva_dist
+from eva_dist.artifact.layer_table import DescribedLayer
 from eva_dist.errors import StoreError
 from eva_dist.report.agreement import none_if_nan
 from eva_dist.report.compare_points import Comparison
-from eva_dist.report.point import LayerEnd, Point
+from eva_dist.report.point import Point
 from eva_dist.report.settings import is_number, label, shared
 
 SWEEP_FILE, TABLE_FILE, PAGE_FILE = "sweep.json", "sweep.parquet", "index.html"
@@ -53,7 +54,7 @@ def table_bytes(found: Comparison) -> bytes:
         for key, kind in types.items():
             value = point.settings.get(key)
             of_point[key] = value if kind is not None or value is None else json.dumps(value, default=str)
-        rows += [of_point | _layer_row(layer) for layer in point.artifact.layers]
+        rows += [of_point | _layer_record(layer) for layer in point.artifact.layers]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*point_fields, *_LAYER_FIELDS])), buffer)
     return buffer.getvalue()
@@ -85,7 +86,7 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
         "shared": shared(found.points),
         "reference": None if found.reference is None else found.points[found.reference].number,
         "points": [
-            _point(point, found.varied, None if figures is None else dataclasses.asdict(figures))
+            _point_record(point, found.varied, None if figures is None else dataclasses.asdict(figures))
             for point, figures in zip(found.points, found.figures, strict=True)
         ],
         "agreement": {
@@ -103,7 +104,7 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON for people and programs; NaN and infinity, which a setting can hold, as text."""
-    return (json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
+    return (json.dumps(_json_value(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
 
 
 def put(path: Path, content: bytes) -> None:
@@ -128,7 +129,7 @@ def put(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _point(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
+def _point_record(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
     result = point.result
     return {
         "number": point.number,
@@ -146,7 +147,7 @@ def _point(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) 
     }
 
 
-def _layer_row(layer: LayerEnd) -> dict[str, Any]:
+def _layer_record(layer: DescribedLayer) -> dict[str, Any]:
     return {
         "layer": layer.name,
         "input_group": layer.input_group,
@@ -158,9 +159,9 @@ def _layer_row(layer: LayerEnd) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_json_value(item) for item in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eva_dist.artifact.layer_table import DescribedLayer
 from eva_dist.run.outcome import Outcome
 
 FAILED, UNFINISHED, NOT_BEGUN, MISSING, DAMAGED = "failed", "unfinished", "not_begun", "missing", "damaged"
@@ -20,29 +21,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class LayerEnd:
-    """One layer of a point's artifact.
-
-    Attributes:
-        name: in the base model.
-        input_group: the layer whose input was tapped for it.
-        rank: components kept, 0 for none.
-        steps_to_converge: steps of the pass after which it was not updated any more; None if it did not converge.
-        explained_variance: share of its input's total variance that the kept components explain, 0..1.
-        parameters: LoRA's A and B, `rank * (in_features + out_features)`.
-        converged: whether its kept components passed tau.
-    """
-
-    name: str
-    input_group: str
-    rank: int
-    steps_to_converge: int | None
-    explained_variance: float
-    parameters: int
-    converged: bool
-
-
-@dataclass(frozen=True)
 class StoredArtifact:
     """What a report takes from an artifact: its folder, its manifest, and its layers in model order.
 
@@ -52,7 +30,7 @@ class StoredArtifact:
     folder: Path
     url: str
     manifest: Mapping[str, Any]
-    layers: tuple[LayerEnd, ...]
+    layers: tuple[DescribedLayer, ...]
 
 
 @dataclass(frozen=True)

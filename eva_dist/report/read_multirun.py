@@ -28,8 +28,8 @@ def read_points(folder: Path) -> tuple[Point, ...]:
     Raises:
         ConfigError: `folder` holds no numbered folder.
     """
-    numbered = sorted((int(entry.name), entry) for entry in _entries(folder) if entry.name.isdecimal())
-    points = tuple(_point(number, entry) for number, entry in numbered if entry.is_dir())
+    numbered = sorted((int(entry.name), entry) for entry in _folder_entries(folder) if entry.name.isdecimal())
+    points = tuple(_read_point(number, entry) for number, entry in numbered if entry.is_dir())
     if not points:
         raise ConfigError(
             f"FOLDER={folder} must be a Hydra multirun folder, with a folder 0, 1, ... a point; give the one that "
@@ -38,23 +38,25 @@ def read_points(folder: Path) -> tuple[Point, ...]:
     return points
 
 
-def _entries(folder: Path) -> list[Path]:
+def _folder_entries(folder: Path) -> list[Path]:
     return [*folder.iterdir()] if folder.is_dir() else []
 
 
-def _point(number: int, folder: Path) -> Point:
-    overrides = tuple(str(item) for item in _yaml(folder / ".hydra" / "overrides.yaml", list))
-    composed = flatten(_yaml(folder / ".hydra" / "config.yaml", dict))
-    known = Point(number, overrides, composed or _settings(overrides), NOT_BEGUN, complete=bool(composed))
+def _read_point(number: int, folder: Path) -> Point:
+    overrides = tuple(str(item) for item in _read_yaml(folder / ".hydra" / "overrides.yaml", list))
+    composed = flatten(_read_yaml(folder / ".hydra" / "config.yaml", dict))
+    known = Point(
+        number, overrides, composed or _settings_from_overrides(overrides), NOT_BEGUN, complete=bool(composed)
+    )
     result, error = folder / RESULT_FILE, folder / ERROR_FILE
-    ended = max(filter(Path.is_file, (result, error)), key=_age, default=None)
+    ended = max(filter(Path.is_file, (result, error)), key=_age_of_file, default=None)
     if ended is None:
         return replace(known, status=UNFINISHED) if (folder / PROGRESS_FILE).is_file() else known
     if ended == error:
-        problem = _failure(error)
+        problem = _read_failure(error)
         return replace(known, status=UNFINISHED if problem.type == _PREEMPTED else FAILED, problem=problem)
     try:
-        outcome = _result(result)
+        outcome = _read_result(result)
     except (OSError, ValueError, KeyError, TypeError) as why:
         problem = Problem(type(why).__name__, f"{result} is not what a run prints ({why!r}); run the point again")
         return replace(known, status=DAMAGED, problem=problem)
@@ -71,11 +73,11 @@ def _with_artifact(point: Point) -> Point:
     return replace(point, status=point.result.status, artifact=artifact)
 
 
-def _age(path: Path) -> tuple[int, bool]:
+def _age_of_file(path: Path) -> tuple[int, bool]:
     return path.stat().st_mtime_ns, path.name == RESULT_FILE
 
 
-def _result(path: Path) -> Outcome:
+def _read_result(path: Path) -> Outcome:
     read = json.loads(path.read_text(encoding="utf-8"))
     result = Outcome(**{field.name: read[field.name] for field in fields(Outcome)})
     for field in fields(Outcome):
@@ -87,7 +89,7 @@ def _result(path: Path) -> Outcome:
     return result
 
 
-def _failure(path: Path) -> Problem:
+def _read_failure(path: Path) -> Problem:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
         return Problem(str(read["type"]), str(read["message"]))
@@ -95,7 +97,7 @@ def _failure(path: Path) -> Problem:
         return Problem("unknown", f"the point failed, and {path} does not say why ({error!r})")
 
 
-def _yaml(path: Path, kind: type) -> Any:
+def _read_yaml(path: Path, kind: type) -> Any:
     """Return what a file of Hydra's holds, empty if it is not there or not YAML of that kind."""
     try:
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -104,13 +106,13 @@ def _yaml(path: Path, kind: type) -> Any:
     return read if isinstance(read, kind) else kind()
 
 
-def _settings(overrides: tuple[str, ...]) -> Mapping[str, Any]:
+def _settings_from_overrides(overrides: tuple[str, ...]) -> Mapping[str, Any]:
     """Return settings from overrides alone, for a point without a config; a key without a dot chooses a group."""
     pairs = [override.lstrip("+").partition("=") for override in overrides]
-    return {key: _value(text) for key, _, text in pairs if "." in key and not key.startswith("~")}
+    return {key: _parse_value(text) for key, _, text in pairs if "." in key and not key.startswith("~")}
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

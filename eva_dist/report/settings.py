@@ -36,10 +36,10 @@ def varied(points: Sequence[Point]) -> tuple[str, ...]:
     """
     typed = [override.lstrip("+~").partition("=")[0] for point in points for override in point.overrides]
     keys = dict.fromkeys([*typed, *(key for point in points for key in point.settings)])
-    return tuple(key for key in keys if not key.startswith(_NAMES) and _values(points, key) > 1)
+    return tuple(key for key in keys if not key.startswith(_NAMES) and _count_values(points, key) > 1)
 
 
-def _values(points: Sequence[Point], key: str) -> int:
+def _count_values(points: Sequence[Point], key: str) -> int:
     """Return how many values a key has; 0 if it is no setting but, say, the choice of a group of them."""
     found = {same(point.settings[key]) for point in points if key in point.settings}
     complete = [point for point in points if point.complete] or [point for point in points if point.settings]
@@ -52,7 +52,7 @@ def shared(points: Sequence[Point]) -> dict[str, Any]:
     return {
         key: value
         for key, value in complete[0].settings.items()
-        if all(key in point.settings for point in complete) and _values(points, key) == 1
+        if all(key in point.settings for point in complete) and _count_values(points, key) == 1
     }
 
 

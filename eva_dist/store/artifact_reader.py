@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.hashing import open_regular, sha256_of_file
 from eva_dist.store.cache import Cache, report_sizes
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, open_regular, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot
 from eva_dist.store.transfer_progress import Progress, counting
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
@@ -93,7 +94,7 @@ class FolderArtifactReader(ArtifactReader):
         for entry in self.entries(names):
             path = self.folder / entry.path
             try:
-                actual = sha256_of(path)
+                actual = sha256_of_file(path)
             except OSError as error:
                 raise _unreadable_file(path, error) from error
             _refuse_other_bytes(path, actual, entry)

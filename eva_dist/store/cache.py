@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.durable_files import remove_older
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
 
 _STALE_SECONDS = 24 * 3600
 """How old a file in `incoming` must be before it counts as left by a process that was killed."""
@@ -164,7 +165,7 @@ class Cache:
 
 def _is_whole(path: Path, size: int, sha256: str) -> bool:
     try:
-        return path.stat().st_size == size and sha256_of(path) == sha256
+        return path.stat().st_size == size and sha256_of_file(path) == sha256
     except OSError:
         return False
 

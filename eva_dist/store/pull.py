@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eva_dist.errors import ConfigError, IntegrityError, StoreError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.artifact_reader import ArtifactReader, NoRangesError
-from eva_dist.store.snapshot import MANIFEST_FILE, PART_BYTES, FileEntry, part_ranges, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, PART_BYTES, FileEntry, part_ranges
 from eva_dist.store.transfer_progress import counting
 
 _UNFINISHED = ".incomplete"
@@ -110,7 +111,7 @@ def _read_parts(reader: ArtifactReader, entry: FileEntry) -> Iterator[bytes]:
 
 def _is_there(path: Path, entry: FileEntry) -> bool:
     """Tell whether the file is there already, with the bytes that the manifest promises."""
-    return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
+    return path.is_file() and path.stat().st_size == entry.size and sha256_of_file(path) == entry.sha256
 
 
 @contextmanager

@@ -4,21 +4,17 @@ A manifest may come from anywhere, so nothing in it is believed before it is che
 reader's disk, and its hashes become keys in a store.
 """
 
-import errno
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.hashing import sha256_of_file
 
 MANIFEST_FILE = "manifest.json"
 SEAL = "manifest_sha256"
@@ -174,23 +170,6 @@ def part_ranges(size: int) -> Iterator[tuple[int, int]]:
     """Yield the bounds [start, end) of the parts in which a file of that size is read."""
     for start in range(0, size, PART_BYTES):
         yield start, min(start + PART_BYTES, size)
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; `OSError` for what is no regular file: opening a pipe would wait for its writer."""
-    _refuse_irregular(path)
-    return path.open("rb")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a regular file; `OSError` for a pipe, which would never end."""
-    _refuse_irregular(path)
-    return sha256_of_file(path)
-
-
-def _refuse_irregular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def _read_entry(path: object, described: object) -> FileEntry:

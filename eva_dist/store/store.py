@@ -23,10 +23,11 @@ from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.hashing import fingerprint as fingerprint_of
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.durable_files import remove_older, sync, sync_tree
 from eva_dist.store.name_rules import INCOMING, OBJECTS, check_fingerprint, check_names
 from eva_dist.store.objects import StoredObject, scratch_name
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, folder_snapshot, sha256_of
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Revision, Snapshot, folder_snapshot
 from eva_dist.store.store_reader import Published, StoreReader, blob_key, manifest_key, revision_key
 
 __all__ = ["GRACE", "Published", "Revision", "Store"]
@@ -125,7 +126,7 @@ class Store(StoreReader):
         for entry in snapshot.files.values():
             if not (path := folder / entry.path).is_file():
                 raise IntegrityError(f"{path} is missing though the manifest lists it; copy the artifact again")
-            self._refuse_other_bytes(entry, sha256_of(path), path.stat().st_size, str(path))
+            self._refuse_other_bytes(entry, sha256_of_file(path), path.stat().st_size, str(path))
         fingerprint = snapshot.fingerprint
         check_fingerprint(fingerprint)
         if not _is_own_fingerprint(snapshot):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.hashing import sha256_of_file
 from eva_dist.store.cache import cache_root
 from eva_dist.store.folder_view import FolderView
 from eva_dist.store.name_rules import (
@@ -33,7 +34,6 @@ from eva_dist.store.snapshot import (
     Snapshot,
     part_ranges,
     read_snapshot,
-    sha256_of,
 )
 
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
@@ -247,7 +247,7 @@ class StoreReader:
         if found is None:
             raise self._missing_blob_error(entry)
         if (path := self.local_path(entry)) is not None:
-            return self._refuse_other_bytes(entry, sha256_of(path), found.size)
+            return self._refuse_other_bytes(entry, sha256_of_file(path), found.size)
         digest, key = hashlib.sha256(), blob_key(entry.sha256)
         for start, end in part_ranges(found.size):
             part = self._objects.get_range(key, start, end)

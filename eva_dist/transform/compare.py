@@ -43,7 +43,7 @@ class LayerPair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArtifactComparison:
     """Layers of both in the order of A, and those that only one of the artifacts targets."""
 
     both: tuple[LayerPair, ...]
@@ -77,7 +77,7 @@ def compare_layers(
     shapes_b: Mapping[str, Sequence[int]],
     rows_a: Callable[[str], Array],
     rows_b: Callable[[str], Array],
-) -> Comparison:
+) -> ArtifactComparison:
     """Compare two artifacts, one layer at a time: a layer's rows are all that is in memory.
 
     Args:
@@ -99,7 +99,7 @@ def compare_layers(
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
         both.append(LayerPair(name, rank_a, rank_b, angles, width_a != width_b))
-    return Comparison(
+    return ArtifactComparison(
         tuple(both),
         tuple(name for name in shapes_a if name not in shapes_b),
         tuple(name for name in shapes_b if name not in shapes_a),

@@ -8,11 +8,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from eva_dist.artifact.file_names import STATE_DICT_FILE
-from eva_dist.artifact.layer_table import layers_of
+from eva_dist.artifact.layer_table import described_layers
 from eva_dist.artifact.places import kinds_in_order, places
 from eva_dist.errors import ConfigError, IntegrityError
 from eva_dist.store.artifact_reader import ArtifactReader
-from eva_dist.transform.compare import Comparison, LayerPair, compare_layers
+from eva_dist.transform.compare import ArtifactComparison, LayerPair, compare_layers
 
 _EQUAL_OVERLAP = 1 - 1e-6
 """Subspaces that overlap more differ by rounding alone."""
@@ -41,7 +41,7 @@ class KindComparison:
     largest_deg: float | None
 
 
-def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> Comparison:
+def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactComparison:
     """Compare two artifacts layer by layer, in the order of A's manifest.
 
     Raises:
@@ -61,14 +61,14 @@ def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> Comparison:
         raise IntegrityError(f"{a.where} and {b.where} cannot be compared: {error}") from error
 
 
-def compare_kinds(found: Comparison) -> list[KindComparison]:
+def compare_kinds(found: ArtifactComparison) -> list[KindComparison]:
     """Return a comparison for each module kind, in the order of a transformer block."""
     where = places([pair.name for pair in found.comparable])
     kinds = kinds_in_order(where)
     return [_compare_kind(kind, [pair for pair in found.comparable if where[pair.name].kind == kind]) for kind in kinds]
 
 
-def most_different(found: Comparison, most: int) -> list[LayerPair]:
+def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
     """Return up to `most` layers that differ in rank or subspace: the least overlap first, then the largest gap."""
 
     def likeness(pair: LayerPair) -> tuple[float, int]:
@@ -104,7 +104,7 @@ def _read_rows(artifact: ArtifactReader) -> dict[str, Any]:
 
 def _layer_shapes(artifact: ArtifactReader, rows: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     """Return the shape of each layer's rows, in the order of the manifest, after checking that the names agree."""
-    names = [layer.name for layer in layers_of(artifact.snapshot.manifest)]
+    names = [layer.name for layer in described_layers(artifact.snapshot.manifest)]
     if set(names) != set(rows) or any(tensor.ndim != 2 for tensor in rows.values()):
         raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} has other layers than its manifest")
     return {name: rows[name].shape for name in names}

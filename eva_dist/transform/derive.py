@@ -53,7 +53,7 @@ _FIXED = {
 _NOT_DECISIVE = ("on_max_steps", "rank_pattern", "target_modules")
 """Not among the settings in `decisive`: they do not decide, or the layers say it."""
 _SHARED = "shared_tracker"
-_RUN = "or run jobs/precompute.py with these settings"
+_OR_RUN = "or run jobs/precompute.py with these settings"
 _MOST_LISTED = 10
 
 
@@ -116,42 +116,47 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
         DerivationError: one line for each setting that cannot be derived, or the layers whose stored components
             have not converged to `tau`, unless `on_max_steps=accept`.
     """
-    typed: dict[str, Any] = {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
-    changed = {key: value for key, value in typed.items() if value != getattr(source.eva, key)}
+    changed = {key: value for key, value in typed_changes(changes).items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
-    _refuse([*eva.problems(), *_underivable(source, changed)])
+    _refuse_problems([*eva.problems(), *_underivable_settings(source, changed)])
     plan = plan_of(source, eva, changed)
-    _refuse(list(_uncovered(source, plan, changed)))
-    result = _result(source.result, plan, eva)
+    _refuse_problems(list(_uncovered_groups(source, plan, changed)))
+    result = _pass_of_plan(source.result, plan, eva)
     _refuse_unconverged(result, eva, source.result.state)
-    return Stored(result, eva, _provenance(source, plan, eva, changed))
+    return Stored(result, eva, _derived_provenance(source, plan, eva, changed))
 
 
-def _refuse(problems: list[str]) -> None:
+def typed_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those numbers as floats that may be typed as whole ones: they are part of fingerprints."""
+    return {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
+
+
+def _refuse_problems(problems: list[str]) -> None:
     if problems:
         raise DerivationError("\n".join(problems))
 
 
-def _underivable(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
+def _underivable_settings(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
     """Yield settings that no stored state can answer, or not this one."""
     state = source.result.state
     for key, value in changed.items():
         if key in _FIXED:
-            yield f"eva.{key}={_shown(value)} cannot be derived: {_FIXED[key]}; leave it, {_RUN}"
+            yield f"eva.{key}={shown_value(value)} cannot be derived: {_FIXED[key]}; leave it, {_OR_RUN}"
         elif key not in (*_BY_LAYERS, *_LIMITS, *AFTER_THE_PASS, "tau", "budget"):
-            yield f"eva.{key}={_shown(value)} cannot be derived; leave it, {_RUN}"
+            yield f"eva.{key}={shown_value(value)} cannot be derived; leave it, {_OR_RUN}"
     steps = changed.get("max_steps", state.max_steps)
     if "max_steps" in changed and (state.stop is not Stop.converged or steps < state.steps):
         how = "converged in" if state.stop is Stop.converged else "had not converged after"
         yield (
             f"eva.max_steps={steps} cannot be derived: the source's pass {how} {state.steps} steps; "
-            f"leave it at {state.max_steps}, {_RUN}"
+            f"leave it at {state.max_steps}, {_OR_RUN}"
         )
     theirs, ours = source.eva.target_modules, changed.get("target_modules", source.eva.target_modules)
     if ours != theirs and not (isinstance(ours, list) and isinstance(theirs, list) and set(ours) <= set(theirs)):
         yield (
-            f"eva.target_modules={_shown(ours)} cannot be derived: it must be a list of names that are all among the "
-            f"source's, {_shown(theirs)}; without the model nothing else is known to be contained; leave it, {_RUN}"
+            f"eva.target_modules={shown_value(ours)} cannot be derived: it must be a list of names that are all "
+            f"among the source's, {shown_value(theirs)}; without the model nothing else is known to be contained; "
+            f"leave it, {_OR_RUN}"
         )
 
 
@@ -160,37 +165,39 @@ def plan_of(source: Stored, eva: EvaConfig, changed: Mapping[str, Any]) -> Plan:
     before = source.result.state.plan
     try:
         layers = [
-            _layer(layer, layer_r(layer.name, eva.r, eva.rank_pattern), eva.rho)
+            _layer_with_rank(layer, layer_r(layer.name, eva.r, eva.rank_pattern), eva.rho)
             for layer in before.layers
             if "target_modules" not in changed or is_targeted(layer.name, eva)
         ]
         if not layers:
-            raise LayerError(f"eva.target_modules={_shown(eva.target_modules)} names none of the source's layers")
+            raise LayerError(f"eva.target_modules={shown_value(eva.target_modules)} names none of the source's layers")
         refuse_idle_patterns(eva.rank_pattern, Targets(tuple(layers), ()))
     except (LayerError, re.error) as error:
         raise DerivationError(str(error)) from error
     return make_plan(layers, among(layers, [group.members for group in before.groups]), budget=eva.budget)
 
 
-def _layer(layer: Layer, r: int, rho: float) -> Layer:
+def _layer_with_rank(layer: Layer, r: int, rho: float) -> Layer:
     return make_layer(layer.name, layer.in_features, layer.out_features, r, rho, layer.transposed)
 
 
-def _uncovered(source: Stored, plan: Plan, changed: Mapping[str, Any]) -> Iterator[str]:
+def _uncovered_groups(source: Stored, plan: Plan, changed: Mapping[str, Any]) -> Iterator[str]:
     """Yield what asks for more components than the source keeps."""
     kept = source.result.state.plan.max_ranks()
     short = [group for group in plan.groups if group.n_components > kept[group.tap]]
     if not short:
         return
-    settings = " ".join(f"eva.{key}={_shown(changed[key])}" for key in ("r", "rho", "rank_pattern") if key in changed)
+    settings = " ".join(
+        f"eva.{key}={shown_value(changed[key])}" for key in ("r", "rho", "rank_pattern") if key in changed
+    )
     lines = [f"  {group.tap}: {group.n_components} components, {kept[group.tap]} are stored" for group in short]
     yield (
         f"{settings} cannot be derived: {len(short)} of {len(plan.groups)} input groups need more components than the "
-        f"source keeps (r={source.eva.r}, rho={source.eva.rho}); lower r * rho there, {_RUN}\n" + _listed(lines)
+        f"source keeps (r={source.eva.r}, rho={source.eva.rho}); lower r * rho there, {_OR_RUN}\n" + _first_lines(lines)
     )
 
 
-def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
+def _pass_of_plan(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
     """Return the source's pass as of this plan: components cut to its counts, ranks handed out anew."""
     state = source.state
     index = {name: group.index for group in state.plan.groups for name in group.members}
@@ -199,7 +206,7 @@ def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
     known = first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
     known = replace(
         known,
-        groups=tuple(_cut(state.groups[old[group.index]], group) for group in plan.groups),
+        groups=tuple(_cut_group(state.groups[old[group.index]], group) for group in plan.groups),
         steps=state.steps,
         tokens=state.tokens,
         epoch=state.epoch,
@@ -208,6 +215,7 @@ def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
         history=tuple(replace(row, group=new[row.group]) for row in state.history if row.group in new),
         pass_seconds=state.pass_seconds,
     )
+    # Components lie in order of strength, so the first are those that a smaller tracker is about.
     components = {
         group.index: Components(
             found.v_KD[: group.n_components],
@@ -217,12 +225,13 @@ def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
         for group in plan.groups
         for found in [source.components[old[group.index]]]
     }
+    # Sums of some inputs alone would pass for those of all of them when they are merged.
     same_inputs = [group.tap for group in plan.groups] == [group.tap for group in state.plan.groups]
     covariance = source.covariance if same_inputs else None
     return PointResult(reallocated(known), components, source.world_size, covariance)
 
 
-def _cut(known: GroupState, group: InputGroup) -> GroupState:
+def _cut_group(known: GroupState, group: InputGroup) -> GroupState:
     ratios_K, cosines_K = (
         None if x_K is None else x_K[: group.n_components] for x_K in (known.ratios_K, known.cosines_K)
     )
@@ -251,11 +260,11 @@ def _refuse_unconverged(result: PointResult, eva: EvaConfig, before: PointState)
     raise DerivationError(
         f"eva.tau={eva.tau} is not shown by the source: these settings give {len(short)} of {len(layers)} layers "
         f"components whose stored cosines are below it; {looser}take them as they are with eva.on_max_steps=accept, "
-        f"{_RUN}\n" + _listed([_shortfall(facts, eva.tau, before) for facts in short])
+        f"{_OR_RUN}\n" + _first_lines([_shortfall_line(facts, eva.tau, before) for facts in short])
     )
 
 
-def _shortfall(facts: LayerFacts, tau: float, before: PointState) -> str:
+def _shortfall_line(facts: LayerFacts, tau: float, before: PointState) -> str:
     below, lowest = facts.shortfall(tau)
     if lowest is None:
         return f"  {facts.name}: only {facts.known.updates} updates, so no cosine"
@@ -264,10 +273,10 @@ def _shortfall(facts: LayerFacts, tau: float, before: PointState) -> str:
     return f"  {facts.name}: {below} of {facts.group_rank} components{was} below, lowest cosine {lowest:.6f}"
 
 
-def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str, Any]) -> Provenance:
+def _derived_provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str, Any]) -> Provenance:
     """Return the source's provenance with settings, `decisive` and fingerprint of the derived artifact."""
     before = source.provenance
-    settings = before.decisive["eva"] | {key: _plain(v) for key, v in changed.items() if key not in _NOT_DECISIVE}
+    settings = before.decisive["eva"] | {key: plain_value(v) for key, v in changed.items() if key not in _NOT_DECISIVE}
     if eva.budget is Budget.ranks:
         settings.pop("budget", None)  # as in `prepare`: PEFT's kind goes without a word
     now = {
@@ -278,6 +287,8 @@ def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str
     free = {*AFTER_THE_PASS, "on_max_steps"} | (set() if _SHARED in before.decisive else {*_BY_LAYERS, *_LIMITS})
     same_pass = now["layers"] == before.decisive["layers"] and changed.keys() <= free
     derived_from = before.derived_from
+    # Exact: under the fingerprint of the run itself, which is then answered from here. What is near names its source
+    # instead, so that no run is ever answered with it; nor does what has no run's fingerprint gain one.
     if same_pass or not before.is_own_run:
         decisive = before.decisive | now
     else:
@@ -289,7 +300,7 @@ def _provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Mapping[str
             "exact": same_pass,
             "eva_dist": __version__,
         }
-    config = before.config | {"eva": before.config["eva"] | {key: _plain(value) for key, value in changed.items()}}
+    config = before.config | {"eva": before.config["eva"] | {key: plain_value(value) for key, value in changed.items()}}
     return replace(
         before, fingerprint=fingerprint(decisive), decisive=decisive, config=config, derived_from=derived_from
     )
@@ -310,14 +321,16 @@ def named_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stor
     return replace(derived, provenance=provenance)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a setting as a manifest has it: an enum's value."""
     return value.value if isinstance(value, Enum) else value
 
 
-def _shown(value: Any) -> str:
-    return str(_plain(value)).replace("'", "")
+def shown_value(value: Any) -> str:
+    """Return a setting as a person types it."""
+    return str(plain_value(value)).replace("'", "")
 
 
-def _listed(lines: list[str]) -> str:
+def _first_lines(lines: list[str]) -> str:
     more = len(lines) - _MOST_LISTED
     return "\n".join([*lines[:_MOST_LISTED], *([f"  and {more} more"] if more > 0 else [])])

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from eva_dist import __version__
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CARD_FILE
-from eva_dist.artifact.layer_table import layers_of
+from eva_dist.artifact.layer_table import described_layers
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
 from eva_dist.store.artifact_reader import ArtifactReader
@@ -115,7 +115,7 @@ def _make_uniform(given: _AdapterFiles, source: str, choice: RankChoice) -> Unif
         raise IntegrityError(
             f"{ADAPTER_FILE} of {given.where} is no safetensors file ({error}); get it again"
         ) from error
-    layers = layers_of(given.manifest) if given.manifest else ()
+    layers = described_layers(given.manifest) if given.manifest else ()
     # Layers of rank 0 carry no adapter; engines that want one rank get a zero one there.
     bare = {layer.name: (layer.in_features, layer.out_features) for layer in layers if layer.rank == 0}
     return padded(read_adapter(given.config, tensors), choice.rank, bare)

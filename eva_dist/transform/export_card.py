@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from eva_dist.artifact.card.front_matter import TAGS
+
 if TYPE_CHECKING:
     from eva_dist.transform.uniform_rank import Uniform
 
@@ -18,31 +20,30 @@ def export_card(config: Mapping[str, Any], facts: Mapping[str, Any], made: "Unif
         facts: what `eva-dist export` prints.
         made: None for an adapter that was exported as it is.
     """
-    sections = [_head(config, facts), _changed(facts, made), _use(config, facts, made)]
+    sections = [_head_section(config, facts), _changes_section(facts, made), _use_section(config, facts, made)]
     return "\n\n".join(sections) + "\n"
 
 
-def _head(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _head_section(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     base = json.dumps(str(config.get("base_model_name_or_path") or ""))
-    origin = f"the artifact `{_code(facts['fingerprint'])}`" if facts["fingerprint"] else "a trained adapter"
+    origin = f"the artifact `{_as_code(facts['fingerprint'])}`" if facts["fingerprint"] else "a trained adapter"
+    tags = "\n".join(f"- {tag}" for tag in TAGS)
     return f"""---
 library_name: peft
 base_model: {base}
 tags:
-- eva
-- lora
-- eva_dist
+{tags}
 ---
 
 # LoRA adapter, {facts["ranks"]}
 
 Written by `eva-dist export --rank {facts["rank_option"]}` (eva_dist {facts["eva_dist"]}) from {origin}
-(`{_code(facts["source"])}`).
+(`{_as_code(facts["source"])}`).
 This folder is an adapter for PEFT and for engines that serve it. It is no artifact of `eva_dist`: it has no manifest,
 no spectra and no components; those are where it came from."""
 
 
-def _changed(facts: Mapping[str, Any], made: "Uniform | None") -> str:
+def _changes_section(facts: Mapping[str, Any], made: "Uniform | None") -> str:
     if made is None:
         return (
             "## What was changed\n\nNothing: ranks and alphas are those of the source, layer by layer "
@@ -58,19 +59,19 @@ def _changed(facts: Mapping[str, Any], made: "Uniform | None") -> str:
     lines = [how, f"Every layer has the scale `lora_alpha / r` = {made.scale:g}."]
     if made.folded:
         lines.append(
-            f"{len(made.folded)} layers had another scale in the source ({_listed(made.folded)}). The ratio was "
+            f"{len(made.folded)} layers had another scale in the source ({_name_layers(made.folded)}). The ratio was "
             "multiplied into their A, so outputs are the same for the same B, and so is the first gradient of B; an "
             "optimizer moves A in other units there, so training is near to the source's, not equal."
         )
     if made.added:
         lines.append(
-            f"{len(made.added)} layers carried no adapter ({_listed(made.added)}): theirs is zero, and stays zero in "
-            "training."
+            f"{len(made.added)} layers carried no adapter ({_name_layers(made.added)}): theirs is zero, and stays zero "
+            "in training."
         )
     return "## What was changed\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _use(config: Mapping[str, Any], facts: Mapping[str, Any], made: "Uniform | None") -> str:
+def _use_section(config: Mapping[str, Any], facts: Mapping[str, Any], made: "Uniform | None") -> str:
     largest = facts["largest_rank"]
     patterns = (
         "An engine that reads `r` and `lora_alpha` alone has all there is to read."
@@ -92,11 +93,11 @@ model = PeftModel.from_pretrained(base, "FOLDER", is_trainable=True)
 - Do not set `use_rslora`: it divides by sqrt(r), so the scale would be another one."""
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(f"`{_code(name)}`" for name in names[:_MOST_LISTED])
+def _name_layers(names: tuple[str, ...]) -> str:
+    shown = ", ".join(f"`{_as_code(name)}`" for name in names[:_MOST_LISTED])
     return shown + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
 
 
-def _code(text: str) -> str:
+def _as_code(text: str) -> str:
     """Return text that ends neither a line nor the code that it stands in."""
     return "".join(c if c.isprintable() and c != "`" else "?" for c in text)

@@ -15,6 +15,7 @@ from eva_dist.artifact.card.card import write_card
 from eva_dist.artifact.card.front_matter import hub_model
 from eva_dist.artifact.facts import Provenance, layer_facts
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, CARD_FILE
+from eva_dist.artifact.reading import last_part, short_name
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, read_snapshot, sealed
 
@@ -43,21 +44,21 @@ def write_hub_copy(
     """
     before = folder_snapshot(folder)
     stored = restore_artifact(folder, before)
-    provenance = _moved(stored.provenance, url, repo_id, revision, base_model)
+    provenance = _provenance_there(stored.provenance, url, repo_id, revision, base_model)
     write_card(to, layer_facts(stored.result), stored.result, stored.eva, provenance)
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = provenance.model.get("id", "")
-    (to / ADAPTER_CONFIG_FILE).write_text(_json(config), encoding="utf-8")
-    changed = {name: _described((to / name).read_bytes()) for name in (CARD_FILE, ADAPTER_CONFIG_FILE)}
+    (to / ADAPTER_CONFIG_FILE).write_text(_as_json(config), encoding="utf-8")
+    changed = {name: _describe_bytes((to / name).read_bytes()) for name in (CARD_FILE, ADAPTER_CONFIG_FILE)}
     manifest = before.manifest | {name: getattr(provenance, name) for name in _NAMES if name in before.manifest}
-    content = (_json(sealed(manifest | {"files": before.manifest["files"] | changed})) + "\n").encode()
+    content = (_as_json(sealed(manifest | {"files": before.manifest["files"] | changed})) + "\n").encode()
     (to / MANIFEST_FILE).write_bytes(content)
     return read_snapshot(content, before.fingerprint)
 
 
-def _moved(before: Provenance, url: str, repo_id: str, revision: str, base_model: str | None) -> Provenance:
+def _provenance_there(before: Provenance, url: str, repo_id: str, revision: str, base_model: str | None) -> Provenance:
     on_hub = base_model or hub_model(before)
-    name = on_hub or _last_part(str(before.model.get("id", "")))
+    name = on_hub or last_part(str(before.model.get("id", "")))
     config = {key: group if key in _NO_PATHS else _without_folders(group) for key, group in before.config.items()}
     config |= {
         "store": {"url": url},
@@ -84,17 +85,12 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_folders(one) for one in value]
-    return " + ".join(map(_last_part, value.split(" + "))) if isinstance(value, str) else value
+    return short_name(value) if isinstance(value, str) else value
 
 
-def _last_part(text: str) -> str:
-    local = text.startswith(("/", "~", "./", "../", "file://")) or text[1:3] in (":\\", ":/")
-    return text.replace("\\", "/").rstrip("/").rpartition("/")[2] if local else text
-
-
-def _described(content: bytes) -> dict[str, Any]:
+def _describe_bytes(content: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
-def _json(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False)

@@ -47,7 +47,7 @@ from eva_dist.store.artifact_reader import REMEDY
 from eva_dist.store.name_rules import check_names
 from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
-from eva_dist.transform.derive import find_source, name_of, named_as, plan_of
+from eva_dist.transform.derive import find_source, name_of, named_as, plan_of, typed_changes
 from eva_dist.transform.mergeable import MergeSource, leaves, problems
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def merge_and_publish(
             raise DerivationError(f"--weight {weight} must be > 0: how often each row of its source counts; 1 is usual")
     store = Store(store_url)
     read = [
-        _read(said, find_source(said, store), weight)
+        _read_source(said, find_source(said, store), weight)
         for said, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
     ]
     planned = plan_merge(read, changes)
@@ -130,7 +130,7 @@ def merge_and_publish(
     return outcome(published, repo_id, revision, status, time.perf_counter() - started)
 
 
-def _read(said: str, folder: Path, weight: float) -> MergeSource:
+def _read_source(said: str, folder: Path, weight: float) -> MergeSource:
     snapshot = folder_snapshot(folder)
     sums = snapshot.files.get(COVARIANCE_FILE)
     return MergeSource(said, restore_artifact(folder, snapshot), float(weight), None if sums is None else sums.sha256)
@@ -144,11 +144,12 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
     """
     if wrong := list(problems(sources, changes)):
         raise DerivationError("\n".join(wrong))
+    # Sums of floats depend on their order: this one is the same however the sources were typed.
     in_order = tuple(sorted(sources, key=lambda source: source.fingerprint))
     for data, same in _same_data(in_order).items():
         _log.warning("%s are of the same data (%s): its rows count once for each", " and ".join(same), data)
     first = in_order[0].stored
-    typed: dict[str, Any] = {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
+    typed = typed_changes(changes)
     eva = replace(
         first.eva,
         **typed,
@@ -184,14 +185,14 @@ def add_up(planned: MergePlan, scratch: Path) -> Stored:
             _refuse_missing(source, file)
 
         def fetch(group: InputGroup) -> dict[str, Tensor]:
-            total = _sum(sources, files, group)
+            total = _sum_of_group(sources, files, group)
             components[group.index] = CovarianceTracker(group.n_components).components(total)
             return to_packed(total)
 
         path = scratch / COVARIANCE_FILE
         write_covariance(path, [group for group in plan.groups if any(group in file for file in files)], fetch)
-    result = finish(_state(planned, components), components, covariance=path)
-    return Stored(result, planned.eva, _provenance(planned))
+    result = finish(_joined_state(planned, components), components, covariance=path)
+    return Stored(result, planned.eva, _merged_provenance(planned))
 
 
 def _refuse_missing(source: MergeSource, file: CovarianceFile) -> None:
@@ -205,7 +206,9 @@ def _refuse_missing(source: MergeSource, file: CovarianceFile) -> None:
             )
 
 
-def _sum(sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group: InputGroup) -> CovarianceState:
+def _sum_of_group(
+    sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group: InputGroup
+) -> CovarianceState:
     """Add up a group's sums; two of them are in memory at a time, and their sum."""
     total: CovarianceState | None = None
     for source, file in zip(sources, files, strict=True):
@@ -217,13 +220,13 @@ def _sum(sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group:
     return total
 
 
-def _state(planned: MergePlan, components: Mapping[int, Components]) -> PointState:
+def _joined_state(planned: MergePlan, components: Mapping[int, Components]) -> PointState:
     """Return the sources' passes as one that made all of their steps."""
     sources, states = planned.sources, [source.state for source in planned.sources]
     known = first_state(planned.plan, Eva(planned.eva.tau), planned.eva.max_steps, accept=True)
     known = replace(
         known,
-        groups=tuple(_known(states, group, components.get(group.index)) for group in planned.plan.groups),
+        groups=tuple(_joined_group(states, group, components.get(group.index)) for group in planned.plan.groups),
         steps=sum(state.steps for state in states),
         tokens=sum(state.tokens for state in states),
         epoch=max(state.epoch for state in states),
@@ -234,7 +237,7 @@ def _state(planned: MergePlan, components: Mapping[int, Components]) -> PointSta
     return reallocated(known)
 
 
-def _known(states: Sequence[PointState], group: InputGroup, components: Components | None) -> GroupState:
+def _joined_group(states: Sequence[PointState], group: InputGroup, components: Components | None) -> GroupState:
     """Return what is known of a group; rows are those that were seen, whatever their weight."""
     theirs = [state.groups[group.index] for state in states]
     cosines = [_lowest_cosine(state, group.index) for state in states]
@@ -244,6 +247,7 @@ def _known(states: Sequence[PointState], group: InputGroup, components: Componen
         rows=sum(known.rows for known in theirs),
         updates=sum(known.updates for known in theirs),
         skipped=sum(known.skipped for known in theirs),
+        # Shown to have converged only if every source was, and then to the loosest tau of them.
         converged_to=min(proven) if len(proven) == len(cosines) else None,
     )
 
@@ -265,7 +269,7 @@ def _too_few_rows(sources: Sequence[MergeSource], plan: Plan) -> Iterator[str]:
             yield (f"{group.tap}: {group.n_components} components cannot be had of {rows} rows; lower eva.r * eva.rho")
 
 
-def _provenance(planned: MergePlan) -> Provenance:
+def _merged_provenance(planned: MergePlan) -> Provenance:
     """Return the facts of the merged artifact; names and time are the first source's until it is named."""
     first = planned.sources[0].stored.provenance
     facts = [source.stored.provenance for source in planned.sources]
@@ -274,7 +278,7 @@ def _provenance(planned: MergePlan) -> Provenance:
         first,
         fingerprint=planned.fingerprint,
         decisive=dict(planned.decisive),
-        config=first.config | {"data": _data_settings(planned.sources), "eva": eva},
+        config=first.config | {"data": _joined_data_settings(planned.sources), "eva": eva},
         data={
             "digest": fingerprint({"merged": [each.data.get("digest") for each in facts]}),
             **{key: sum(each.data.get(key, 0) for each in facts) for key in ("samples", "blank")},
@@ -282,11 +286,11 @@ def _provenance(planned: MergePlan) -> Provenance:
         versions=versions(),
         world_size=1,
         derived_from=None,
-        merged_from=[_described(source) for source in planned.sources],
+        merged_from=[_describe_source(source) for source in planned.sources],
     )
 
 
-def _described(source: MergeSource) -> dict[str, Any]:
+def _describe_source(source: MergeSource) -> dict[str, Any]:
     facts, state = source.stored.provenance, source.state
     return {
         "fingerprint": source.fingerprint,
@@ -302,7 +306,7 @@ def _described(source: MergeSource) -> dict[str, Any]:
     }
 
 
-def _data_settings(sources: Iterable[MergeSource]) -> dict[str, Any]:
+def _joined_data_settings(sources: Iterable[MergeSource]) -> dict[str, Any]:
     """Return the settings of the data: those in which all agree, lists of the others; paths are joined."""
     each = [source.stored.provenance.config.get("data", {}) for source in sources]
     merged = {}

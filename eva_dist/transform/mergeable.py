@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from eva_dist.artifact.facts import Provenance
@@ -13,6 +12,7 @@ from eva_dist.artifact.file_names import COVARIANCE_FILE
 from eva_dist.artifact.restore import Stored
 from eva_dist.calibration.controller import PointState
 from eva_dist.config import config_groups
+from eva_dist.transform.derive import plain_value, shown_value
 
 MERGED_SETTINGS = (
     "r",
@@ -37,7 +37,7 @@ _NOT_MODEL = ("id", "revision")
 """Where the base model was found says nothing of what it is."""
 _COMMAND_GROUPS = ("model", "data", "eva", "store", "artifact")
 _MOST_SHOWN = 80
-_PLAIN = re.compile(r"[\w./:@+~-]+")
+_UNQUOTED = re.compile(r"[\w./:@+~-]+")
 """What Hydra takes for a text without quotes around it."""
 
 
@@ -65,7 +65,7 @@ def problems(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Iter
     """Yield why these artifacts cannot be merged with these settings of EVA."""
     for key, value in changes.items():
         if key not in MERGED_SETTINGS:
-            yield f"eva.{key}={_shown(value)} cannot be set by a merge: {_FIXED[key]}; leave it out"
+            yield f"eva.{key}={_short_value(value)} cannot be set by a merge: {_FIXED[key]}; leave it out"
     without = [source for source in sources if source.sha256 is None]
     for source in without:
         yield (
@@ -74,22 +74,22 @@ def problems(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Iter
         )
     if without:
         return
-    yield from _twice(sources)
+    yield from _counted_twice(sources)
     first, *others = sources
     for other in others:
-        yield from _differ(_fixed(first), _fixed(other), first, other, _REMEDY)
-        ours, theirs = _settings(first, changes), _settings(other, changes)
-        yield from _differ(ours, theirs, first, other, "; say which with {name}=...")
+        yield from _differing_lines(_must_agree(first), _must_agree(other), first, other, _REMEDY)
+        ours, theirs = _eva_settings(first, changes), _eva_settings(other, changes)
+        yield from _differing_lines(ours, theirs, first, other, "; say which with {name}=...")
 
 
 def command_for(provenance: Provenance) -> str:
     """Return the command that computes an artifact again, so that it keeps what was summed up."""
     defaults = config_groups()
     words = [
-        shlex.quote(f"{group}.{key}={_word(value)}")
+        shlex.quote(f"{group}.{key}={_hydra_word(value)}")
         for group in _COMMAND_GROUPS
         for key, value in provenance.config.get(group, {}).items()
-        if value != _plain(getattr(defaults[group](), key, None)) and key != "overwrite"
+        if value != plain_value(getattr(defaults[group](), key, None)) and key != "overwrite"
     ]
     return " ".join(["python jobs/precompute.py", *words, "solver=covariance", "solver.keep_covariance=true"])
 
@@ -103,13 +103,13 @@ def leaves(merged_from: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, An
             yield entry
 
 
-def _twice(sources: Sequence[MergeSource]) -> Iterator[str]:
+def _counted_twice(sources: Sequence[MergeSource]) -> Iterator[str]:
     """Yield runs that are in two sources: the same artifact, one derived from it, or within one that was merged."""
     holder: dict[str, str] = {}
     for source in sources:
         merged = source.stored.provenance.merged_from
         inside = [(leaf["fingerprint"], leaf["covariance_sha256"]) for leaf in leaves(merged or ())]
-        runs = [name for each in [*inside, (source.fingerprint, source.sha256)] for name in _names(*each)]
+        runs = [name for each in [*inside, (source.fingerprint, source.sha256)] for name in _names_of_run(*each)]
         for run in runs:
             if run in holder:
                 yield (
@@ -121,18 +121,19 @@ def _twice(sources: Sequence[MergeSource]) -> Iterator[str]:
             holder |= dict.fromkeys(runs, source.said)
 
 
-def _names(fingerprint: str, sha256: str | None) -> tuple[str, str]:
+def _names_of_run(fingerprint: str, sha256: str | None) -> tuple[str, str]:
     """Return by what a run is known: computed twice it has other bytes, derived from it is another artifact."""
     return f"fingerprint {fingerprint}", f"sha256 {sha256}"
 
 
-def _differ(
+def _differing_lines(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], first: MergeSource, other: MergeSource, remedy: str
 ) -> Iterator[str]:
     for name in {**ours, **theirs}:
         a, b = _first_difference(ours.get(name), theirs.get(name))
         if a != b:
-            yield f"{name}: {_shown(a)} in {first.said}, {_shown(b)} in {other.said}{remedy.format(name=name)}"
+            differ = f"{_short_value(a)} in {first.said}, {_short_value(b)} in {other.said}"
+            yield f"{name}: {differ}{remedy.format(name=name)}"
 
 
 _REMEDY = "; only artifacts of one model, with the same layers and tokens that count, add up"
@@ -147,7 +148,7 @@ def _first_difference(ours: Any, theirs: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-def _fixed(source: MergeSource) -> dict[str, Any]:
+def _must_agree(source: MergeSource) -> dict[str, Any]:
     """Return by name what sources must have in common, for their rows are of these."""
     facts, eva, plan = source.stored.provenance, source.stored.eva, source.state.plan
     model = {f"the base model's {key}": value for key, value in facts.model.items() if key not in _NOT_MODEL}
@@ -161,7 +162,7 @@ def _fixed(source: MergeSource) -> dict[str, Any]:
     }
 
 
-def _settings(source: MergeSource, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _eva_settings(source: MergeSource, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of EVA that are not given anew."""
     eva = {f"eva.{key}": getattr(source.stored.eva, key) for key in MERGED_SETTINGS if key not in changes}
     if "eva.rank_pattern" in eva:
@@ -169,21 +170,17 @@ def _settings(source: MergeSource, changes: Mapping[str, Any]) -> dict[str, Any]
     return eva
 
 
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
-
-
-def _shown(value: Any) -> str:
-    text = str(_plain(value)).replace("'", "")
+def _short_value(value: Any) -> str:
+    text = shown_value(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
-def _word(value: Any) -> str:
+def _hydra_word(value: Any) -> str:
     """Return a value as Hydra reads it."""
     if value is None:
         return "null"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}: {_word(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{key}: {_hydra_word(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_word, value)) + "]"
-    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value)
+        return "[" + ",".join(map(_hydra_word, value)) + "]"
+    return value if isinstance(value, str) and _UNQUOTED.fullmatch(value) else json.dumps(value)

@@ -39,7 +39,7 @@ def push_to_hub(
 ) -> str:
     """Put an artifact on the Hub, verified first, and return the URL where a person sees it.
 
-    The card is written anew for where it will be read (`artifact/hub_copy.py`); the tensors go as they are. A push of
+    The card is written anew for where it will be read (`transform/hub_copy.py`); the tensors go as they are. A push of
     what is there already makes no commit. What an artifact that was there before had, and this one has not, is
     removed by the same commit; other files stay.
 
@@ -66,18 +66,18 @@ def push_to_hub(
     at = "" if branch == MAIN else f"@{quote(branch, safe='/')}"
     asked = f"hf://{repo_id}{at}" if endpoint is None else f"{endpoint.rstrip('/')}/{repo_id}{at}"
     own = token or token_for(place)
-    _check(asked, repo_id, base_model, place, own)
+    _check_arguments(asked, repo_id, base_model, place, own)
     folder = fetch(source, store_url=store_url)
     api = HfApi(endpoint=place, token=own, library_name="eva_dist")
     with tempfile.TemporaryDirectory(prefix="eva_dist-push-") as changed:
         snapshot = write_hub_copy(folder, Path(changed), asked, repo_id, branch, base_model)
-        with _explained(asked, place), _quiet():
+        with _errors_explained(asked, place), _without_bars():
             if create:
-                _make_place(api, repo_id, branch, private)
+                _make_branch(api, repo_id, branch, private)
             head = api.model_info(repo_id, revision=branch)
-            gone = _gone(HubRepository(place, repo_id, asked, own), head, snapshot)
+            gone = _files_gone(HubRepository(place, repo_id, asked, own), head, snapshot)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationAdd(path, _newest(path, Path(changed), folder)) for path in snapshot.files
+                CommitOperationAdd(path, _newest_file(path, Path(changed), folder)) for path in snapshot.files
             ]
             message = commit_message or f"EVA initialisation {snapshot.fingerprint[:12]}"
             api.create_commit(
@@ -90,7 +90,7 @@ def push_to_hub(
     return f"{place}/{repo_id}" + ("" if branch == MAIN else f"/tree/{quote(branch, safe='')}")
 
 
-def _check(asked: str, repo_id: str, base_model: str | None, place: str, token: str | bool | None) -> None:
+def _check_arguments(asked: str, repo_id: str, base_model: str | None, place: str, token: str | bool | None) -> None:
     if "/" not in repo_id or not is_hub_id(repo_id):
         raise ConfigError(f"repo_id={repo_id} must be org/name on the Hub; e.g. my-team/llama-eva")
     if base_model is not None and not is_hub_id(base_model):
@@ -100,7 +100,7 @@ def _check(asked: str, repo_id: str, base_model: str | None, place: str, token: 
         raise StoreError(f"{asked}: no token to push with; {how_to_give(place)}{login}")
 
 
-def _make_place(api: HfApi, repo_id: str, branch: str, private: bool | None) -> None:
+def _make_branch(api: HfApi, repo_id: str, branch: str, private: bool | None) -> None:
     """Make repository and branch; a new branch starts at the first commit, so that it never shows another artifact."""
     api.create_repo(repo_id, private=private, exist_ok=True)
     if branch == MAIN or branch.startswith("refs/") or api.revision_exists(repo_id, branch):
@@ -109,7 +109,7 @@ def _make_place(api: HfApi, repo_id: str, branch: str, private: bool | None) -> 
     api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True)
 
 
-def _gone(repository: HubRepository, head: Any, snapshot: Snapshot) -> list[str]:
+def _files_gone(repository: HubRepository, head: Any, snapshot: Snapshot) -> list[str]:
     """Return the files of the artifact that is there now that the new one does not have."""
     there = {sibling.rfilename for sibling in head.siblings or ()}
     try:
@@ -119,12 +119,12 @@ def _gone(repository: HubRepository, head: Any, snapshot: Snapshot) -> list[str]
     return sorted((before.files.keys() & there) - snapshot.files.keys())
 
 
-def _newest(path: str, changed: Path, folder: Path) -> Path:
+def _newest_file(path: str, changed: Path, folder: Path) -> Path:
     return changed / path if (changed / path).exists() else folder / path
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_bars() -> Iterator[None]:
     """Keep bars away from what is no terminal, and a warning that tables are data: ours belong to the model."""
     hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
     if hide:
@@ -139,7 +139,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(asked: str, place: str) -> Iterator[None]:
+def _errors_explained(asked: str, place: str) -> Iterator[None]:
     """Turn what `huggingface_hub` raises into errors of ours."""
     try:
         yield
@@ -148,7 +148,7 @@ def _explained(asked: str, place: str) -> Iterator[None]:
     except hub_errors.RevisionNotFoundError as error:
         raise ArtifactNotFoundError(f"{asked}: the repository has no such branch; push with create=True") from error
     except hub_errors.HfHubHTTPError as error:
-        raise _refused(asked, place, error) from error
+        raise _refusal_error(asked, place, error) from error
     except NETWORK_ERRORS as error:
         raise StoreError(f"{asked}: {place} cannot be reached ({first_line(error)}); check the network") from error
     except (hub_errors.HFValidationError, ValueError, RuntimeError) as error:
@@ -156,11 +156,11 @@ def _explained(asked: str, place: str) -> Iterator[None]:
             raise
         cause = error.__cause__
         if isinstance(cause, hub_errors.HfHubHTTPError):
-            raise _refused(asked, place, cause) from error
+            raise _refusal_error(asked, place, cause) from error
         raise StoreError(f"{asked}: {first_line(error)}; nothing was committed") from error
 
 
-def _refused(asked: str, place: str, error: hub_errors.HfHubHTTPError) -> StoreError:
+def _refusal_error(asked: str, place: str, error: hub_errors.HfHubHTTPError) -> StoreError:
     status = error.response.status_code
     said = error.server_message or first_line(error)
     if status == 401 and not isinstance(error, hub_errors.RepositoryNotFoundError):

@@ -18,23 +18,26 @@ original's, not equal.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_PREFIX
 from eva_dist.artifact.restore import Stored
 from eva_dist.errors import ConfigError, IntegrityError
 from eva_dist.methods.eva import adapter_rows
 from eva_dist.modeling.peft_rules import layer_r
-from eva_dist.transform.adapter_config import check_adapter_config
 
-PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 _BESIDE = ".lora_magnitude_vector"
 """Of DoRA; it does not depend on the rank."""
+_LARGEST_RANK = 1 << 20
+_LARGEST_ALPHA = 1e12
+_LONGEST_PATTERN = 1000
+_REMEDY = "get the adapter again, or save it anew with PEFT"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,40 @@ class Uniform:
     added: tuple[str, ...]
 
 
+def check_adapter_config(config: Mapping[str, Any], where: object = None) -> None:
+    """Refuse a config whose settings are none; keys that are not there, or null, are PEFT's to fill in.
+
+    Args:
+        config: what is in the file.
+        where: of the adapter, for the message.
+
+    Raises:
+        IntegrityError: a setting that we compute with has another type or range; the message names it and its value.
+    """
+    of = ADAPTER_CONFIG_FILE if where is None else f"{ADAPTER_CONFIG_FILE} of {where}"
+    if not isinstance(config.get("peft_type"), str):
+        raise IntegrityError(
+            f"{of}: peft_type={_short_repr(config.get('peft_type'))} must be a text, e.g. LORA; {_REMEDY}"
+        )
+    for key, (fits, wanted) in _SETTINGS.items():
+        if (value := config.get(key)) is not None and not fits(value):
+            raise IntegrityError(f"{of}: {key}={_short_repr(value)} must be {wanted}; {_REMEDY}")
+    for key, (fits, wanted) in _PATTERNS.items():
+        if (patterns := config.get(key)) is None:
+            continue
+        if not isinstance(patterns, dict):
+            raise IntegrityError(f"{of}: {key}={_short_repr(patterns)} must be a mapping; {_REMEDY}")
+        for pattern, value in patterns.items():
+            if not _is_pattern(pattern):
+                raise IntegrityError(
+                    f"{of}: {key} has the key {_short_repr(pattern)}, must be a regular one; {_REMEDY}"
+                )
+            if not fits(value):
+                raise IntegrityError(
+                    f"{of}: {key}.{_short_repr(pattern)}={_short_repr(value)} must be {wanted}; {_REMEDY}"
+                )
+
+
 def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
     """Return an adapter as PEFT would load it.
 
@@ -104,7 +141,7 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ad
     others = {}
     for key, tensor in tensors.items():
         if found := _LORA.fullmatch(key):
-            halves.setdefault(found["module"].removeprefix(PREFIX), {})[found["half"]] = tensor
+            halves.setdefault(found["module"].removeprefix(ADAPTER_PREFIX), {})[found["half"]] = tensor
         elif ".lora_" in key and not key.endswith(_BESIDE):
             raise ConfigError(f"{key} must be A or B of a linear layer; export it as it is: --rank mixed")
         else:
@@ -114,7 +151,7 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ad
         fits = pair.keys() == {"A", "B"} and all(half.ndim == 2 for half in pair.values())
         if not fits or not 0 < pair["A"].shape[0] == pair["B"].shape[1]:
             raise IntegrityError(f"A and B of {name} do not fit each other; get the adapter again")
-        layers[name] = LoraLayer(pair["A"], pair["B"], _scale(config, name, pair["A"].shape[0]))
+        layers[name] = LoraLayer(pair["A"], pair["B"], _scale_of_layer(config, name, pair["A"].shape[0]))
     return Adapter(config, layers, others)
 
 
@@ -138,8 +175,8 @@ def padded(adapter: Adapter, rank: int | None = None, bare: Mapping[str, tuple[i
             f"--rank pad:{rank} must be at least {needed}, the largest rank there is: to pad cuts nothing; "
             f"use --rank pad, or --rank fixed:{rank} for the first {rank} components of every layer"
         )
-    layers = {name: _pad(layer, rank) for name, layer in adapter.layers.items()}
-    return _uniform(replace(adapter, layers=layers), rank, bare or {})
+    layers = {name: _pad_layer(layer, rank) for name, layer in adapter.layers.items()}
+    return _with_one_scale(replace(adapter, layers=layers), rank, bare or {})
 
 
 def fixed(stored: Stored, config: Mapping[str, Any], rank: int) -> Uniform:
@@ -175,24 +212,24 @@ def fixed(stored: Stored, config: Mapping[str, Any], rank: int) -> Uniform:
         layers[layer.name] = LoraLayer(a_RD, torch.zeros(layer.out_features, rank), scale)
     if not layers:
         raise ConfigError("no layer has a component; the artifact saw no data, so compute it again")
-    return _uniform(Adapter({**config, "target_modules": list(layers)}, layers, {}), rank, bare)
+    return _with_one_scale(Adapter({**config, "target_modules": list(layers)}, layers, {}), rank, bare)
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _scale_of_layer(config: Mapping[str, Any], name: str, rank: int) -> float:
     alpha = float(layer_r(name, config["lora_alpha"], config.get("alpha_pattern") or {}))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pad(layer: LoraLayer, rank: int) -> LoraLayer:
+def _pad_layer(layer: LoraLayer, rank: int) -> LoraLayer:
     more = rank - layer.rank
     a_RD = torch.nn.functional.pad(layer.a_RD, (0, 0, 0, more))
     b_OR = torch.nn.functional.pad(layer.b_OR, (0, more))
     return LoraLayer(a_RD, b_OR, layer.scale)
 
 
-def _uniform(adapter: Adapter, rank: int, bare: Mapping[str, tuple[int, int]]) -> Uniform:
+def _with_one_scale(adapter: Adapter, rank: int, bare: Mapping[str, tuple[int, int]]) -> Uniform:
     """Return layers of one rank as an adapter of one alpha."""
-    scale = _usual({name: layer.scale for name, layer in adapter.layers.items()})
+    scale = _most_common_scale({name: layer.scale for name, layer in adapter.layers.items()})
     tensors, folded = dict(adapter.others), []
     like = next(iter(adapter.layers.values()))
     for name, layer in adapter.layers.items():
@@ -200,11 +237,11 @@ def _uniform(adapter: Adapter, rank: int, bare: Mapping[str, tuple[int, int]]) -
         if not math.isclose(layer.scale, scale, rel_tol=1e-12):
             folded.append(name)
             a_RD = (a_RD.double() * (layer.scale / scale)).to(a_RD.dtype)
-        tensors |= _pair(name, a_RD, layer.b_OR)
+        tensors |= _pair_tensors(name, a_RD, layer.b_OR)
     added = tuple(name for name in bare if name not in adapter.layers)
     for name in added:
         width, height = bare[name]
-        tensors |= _pair(name, like.a_RD.new_zeros(rank, width), like.b_OR.new_zeros(height, rank))
+        tensors |= _pair_tensors(name, like.a_RD.new_zeros(rank, width), like.b_OR.new_zeros(height, rank))
     alpha = scale * rank
     targets = adapter.config.get("target_modules")
     config = {
@@ -219,15 +256,59 @@ def _uniform(adapter: Adapter, rank: int, bare: Mapping[str, tuple[int, int]]) -
     return Uniform(config, tensors, rank, alpha, scale, tuple(folded), added)
 
 
-def _usual(scales: Mapping[str, float]) -> float:
+def _most_common_scale(scales: Mapping[str, float]) -> float:
     """Return the scale that most layers have; of several, the largest."""
     rounded = Counter(float(f"{scale:.12g}") for scale in scales.values())
     usual = max(rounded, key=lambda scale: (rounded[scale], scale))
     return next(scale for scale in scales.values() if float(f"{scale:.12g}") == usual)
 
 
-def _pair(name: str, a_RD: Tensor, b_OR: Tensor) -> dict[str, Tensor]:
+def _pair_tensors(name: str, a_RD: Tensor, b_OR: Tensor) -> dict[str, Tensor]:
     return {
-        f"{PREFIX}{name}.lora_A.weight": a_RD.contiguous(),
-        f"{PREFIX}{name}.lora_B.weight": b_OR.contiguous(),
+        f"{ADAPTER_PREFIX}{name}.lora_A.weight": a_RD.contiguous(),
+        f"{ADAPTER_PREFIX}{name}.lora_B.weight": b_OR.contiguous(),
     }
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST_RANK
+
+
+def _is_alpha(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value <= _LARGEST_ALPHA and math.isfinite(value)  # type: ignore[operator,arg-type]
+
+
+def _are_targets(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _is_pattern(text: str) -> bool:
+    """Tell whether PEFT could look for it: it is a regular expression there."""
+    try:
+        re.compile(rf"(.*\.)?({text})$")
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return len(text) <= _LONGEST_PATTERN
+
+
+def _short_repr(value: object) -> str:
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # as deep as a parser goes, or a number of 5,000 digits
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+_RANKS_ALLOWED = (_is_rank, f"a whole number in 1..{_LARGEST_RANK}")
+_ALPHAS_ALLOWED = (_is_alpha, f"a number above 0, at most {_LARGEST_ALPHA:g}")
+_PATTERNS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "rank_pattern": _RANKS_ALLOWED,
+    "alpha_pattern": _ALPHAS_ALLOWED,
+}
+_SETTINGS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "r": _RANKS_ALLOWED,
+    "lora_alpha": _ALPHAS_ALLOWED,
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "target_modules": (_are_targets, "a text or a list of texts"),
+    "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
+}

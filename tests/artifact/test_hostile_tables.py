@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eva_dist.artifact.columns import coded, read_columns
-from eva_dist.artifact.layer_table import read_ratios
+from eva_dist.artifact.layer_table import spectrum_of
+from eva_dist.artifact.tables import coded, read_columns
 from eva_dist.errors import IntegrityError
 from eva_dist.gateway.catalogue.detail import read_detail
 from eva_dist.store.snapshot import FileEntry, Snapshot, read_snapshot
@@ -94,9 +94,9 @@ def test_numbers_where_names_belong_are_refused():
 
 def test_texts_where_numbers_belong_are_refused():
     name = next(iter(manifest_of()["layers"]))
-    content = parquet(layer=[name], explained_variance_ratio=["0.5"])
+    content = parquet(layer=[name], explained_variance_ratio=["0.5"], step_converged=[1], kept=[True])
     with pytest.raises(IntegrityError, match="it holds texts where numbers belong"):
-        read_ratios(content, manifest_of())
+        spectrum_of(content, manifest_of())
     columns = dict.fromkeys(("component", "explained_variance_ratio", "step_converged", "kept"), [b"\xff"])
     assert "it holds texts where numbers belong" in str(read_page(parquet(layer=[name], **columns)).problems)
 
@@ -138,19 +138,19 @@ def test_a_convergence_has_a_row_a_step_and_group():
 def test_show_reads_no_more_ratios_than_the_layers_can_have():
     manifest = manifest_of()
     name = next(iter(manifest["layers"]))
-    assert read_ratios(spectrum(name, 3), manifest) == {name: [0.0, 0.0, 0.0]}
+    assert spectrum_of(spectrum(name, 3), manifest).ratios == {name: [0.0, 0.0, 0.0]}
     for content, said in (
         (spectrum(name, 9 * 16 + 1), "145 rows, must be at most 144"),
         (spectrum("z", 1), "'z', which is no layer"),
     ):
         with pytest.raises(IntegrityError, match=said):
-            read_ratios(content, manifest)
+            spectrum_of(content, manifest)
 
 
 def test_reading_starts_no_thread():
     """Arrow's threads that start as the process ends abort it, one time in four: `show --json | head`."""
     code = (
-        "import pyarrow.parquet, sys, os; from eva_dist.artifact.columns import read_columns; "
+        "import pyarrow.parquet, sys, os; from eva_dist.artifact.tables import read_columns; "
         "before = len(os.listdir('/proc/self/task')); "
         "read_columns(sys.stdin.buffer.read(), ['layer', 'component', 'kept']); "
         "print(len(os.listdir('/proc/self/task')) - before)"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from eva_dist.artifact.listing import facts_of, fits, nearest, short_path
-from eva_dist.artifact.manifest_facts import read_facts
+from eva_dist.artifact.listing import fits, nearest, short_path
+from eva_dist.artifact.summary import read_summary
 from eva_dist.store.snapshot import read_snapshot
 
 
@@ -39,11 +39,11 @@ def snapshot(**manifest):
 
 
 def test_what_has_another_type_is_not_known():
-    odd = facts_of(snapshot(status=[1], model="x", r=True, config={"eva": {"rho": "2", "tau": 1e400, "whiten": 1}}))
+    odd = read_summary(snapshot(status=[1], model="x", r=True, config={"eva": {"rho": "2", "tau": 1e400, "whiten": 1}}))
     assert odd.status == "unknown"
     assert (odd.base_model, odd.r, odd.rho, odd.tau, odd.data, odd.whiten) == (None,) * 5 + (False,)
     said = {"status": "done", "r": 8, "config": {"eva": {"rho": 2, "tau": 0.99}, "data": {"path": "a.txt"}}}
-    sound = facts_of(snapshot(**said))
+    sound = read_summary(snapshot(**said))
     assert (sound.status, sound.r, sound.rho, sound.tau, sound.data) == ("done", 8, 2.0, 0.99, "a.txt")
     assert sound.size == len(json.dumps({"files": {}, **said}))
 
@@ -59,11 +59,11 @@ def test_what_has_another_type_is_not_known():
     ],
 )
 def test_a_list_says_what_a_page_says(said):
-    page, row = read_facts(snapshot(**said), "ab" * 32), facts_of(snapshot(**said))
-    assert (row.r, row.rho, row.tau, row.whiten) == (page.r, page.rho, page.tau, page.whiten)
-    assert (row.status, row.base_model, row.data) == (page.status, page.base_model, page.data)
-    assert row.created == (page.created and page.created.isoformat())
-    assert row.r is None or type(row.r) is int
+    page, row = read_summary(snapshot(**said), "ab" * 32), read_summary(snapshot(**said)).to_dict()
+    for key in ("r", "rho", "tau", "whiten", "status", "base_model", "data"):
+        assert row[key] == getattr(page, key)
+    assert row["created"] == (page.created and page.created.isoformat())
+    assert row["r"] is None or type(row["r"]) is int
 
 
 @pytest.mark.parametrize(

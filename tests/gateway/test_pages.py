@@ -6,7 +6,7 @@ import re
 import pytest
 
 from eva_dist.artifact.facts import FORMAT_VERSION
-from eva_dist.artifact.manifest_facts import KNOWN_FORMATS
+from eva_dist.artifact.summary import KNOWN_FORMATS
 from eva_dist.gateway.access import Access, new_token
 from eva_dist.gateway.app import make_app
 from eva_dist.store.store import Store

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from aiohttp import web
 
-from eva_dist.artifact.manifest_facts import read_facts
+from eva_dist.artifact.summary import read_summary
 from eva_dist.gateway.access import SEES
 from eva_dist.gateway.catalogue import add_pages
 from eva_dist.gateway.catalogue.cache import Listed, haystack
@@ -181,7 +181,7 @@ def listed_of(count, blocks=1):
         manifest["files"] = {}
         snapshot = read_snapshot(json.dumps(manifest).encode())
         revision = Revision(f"team{at % 9}/repo{at % 100}", f"r{at}", f"{at:064x}", datetime(2026, 1, 1, tzinfo=UTC))
-        facts = read_facts(snapshot, revision.fingerprint)
+        facts = read_summary(snapshot, revision.fingerprint)
         found.append(Listed(revision, snapshot, facts, haystack(revision, facts)))
     return found
 

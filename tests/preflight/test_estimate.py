@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from eva_dist.artifact.facts import layer_facts
-from eva_dist.artifact.tensors import adapter, components, state_dict
+from eva_dist.artifact.write import adapter, components, state_dict
 from eva_dist.calibration.controller import first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point

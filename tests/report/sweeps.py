@@ -13,7 +13,7 @@ import yaml
 from eva_dist.artifact.facts import Provenance, layer_facts
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
-from eva_dist.artifact.tensors import write_tensors
+from eva_dist.artifact.write import write_tensors
 from eva_dist.calibration.controller import PointResult
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.numerics.components import Components

@@ -44,3 +44,13 @@ def test_more_rows_than_the_layers_can_have_are_not_unpacked(artifact):
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(IntegrityError, match="rows, must be at most"):
         read_artifact(str(artifact), fingerprint_of(artifact))
+
+
+def test_an_adapter_of_another_size_than_the_manifest_says_is_refused(artifact):
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    layer = next(name for name, one in manifest["layers"].items() if one["rank"])
+    manifest["layers"][layer]["out_features"] += 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match=f"layer {layer} has .* parameters by manifest.json"):
+        read_artifact(str(artifact), fingerprint_of(artifact))

@@ -10,10 +10,9 @@ from typing import Any
 from eva_dist.artifact.card.figures import CONVERGENCE_FIGURE, RANKS_FIGURE, SPECTRA_FIGURE
 from eva_dist.artifact.card.front_matter import front_matter
 from eva_dist.artifact.card.loading_code import adapter_code, state_dict_code
-from eva_dist.artifact.card.merged_card import merged_section, merged_warning
 from eva_dist.artifact.facts import LayerFacts, Provenance
-from eva_dist.artifact.file_names import CARD_FILE, COVARIANCE_FILE
-from eva_dist.artifact.places import places, ranks_by_kind
+from eva_dist.artifact.file_names import CARD_FILE, COMPONENTS_FILE, CONVERGENCE_FILE, COVARIANCE_FILE, SPECTRUM_FILE
+from eva_dist.artifact.layer_names import places, ranks_by_kind
 from eva_dist.calibration.controller import PointResult, PointState
 from eva_dist.config import Budget, EvaConfig
 from eva_dist.numerics.data_rank import beyond_data
@@ -27,50 +26,52 @@ def write_card(
     """Write the card."""
     sections = [
         front_matter(provenance),
-        _head(layers, result, eva, provenance),
-        _derived(provenance),
-        merged_section(provenance),
-        merged_warning(layers) if provenance.merged_from else _warning(layers, eva, result.state),
-        _beyond_data(layers),
-        _loading(layers, eva, provenance),
-        _ranks(layers, eva, result.state),
-        _figures(result),
-        _settings(provenance),
-        _provenance(result, provenance),
+        _head_section(layers, result, eva, provenance),
+        _derived_section(provenance),
+        _merged_section(provenance),
+        _merged_warning(layers) if provenance.merged_from else _unconverged_warning(layers, eva, result.state),
+        _beyond_data_warning(layers),
+        _loading_section(layers, eva, provenance),
+        _ranks_section(layers, eva, result.state),
+        _figures_section(result),
+        _settings_section(provenance),
+        _provenance_section(result, provenance),
     ]
     (folder / CARD_FILE).write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
 
 
-def _head(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance) -> str:
+def _head_section(layers: Sequence[LayerFacts], result: PointResult, eva: EvaConfig, provenance: Provenance) -> str:
     state = result.state
-    adapted, model = sum(facts.rank > 0 for facts in layers), _plain(provenance.model.get("id"))
+    adapted, model = sum(facts.rank > 0 for facts in layers), _one_line(provenance.model.get("id"))
     ended = (
         f"**Done**: all {len(layers)} layers converged to tau = {eva.tau:g}"
         if state.layers_converged == len(layers)
         else f"**Not converged**: {state.layers_converged} of {len(layers)} layers converged to tau = {eva.tau:g}"
     )
-    return f"""# {_plain(provenance.repo_id)} ({_plain(provenance.revision)})
+    return f"""# {_one_line(provenance.repo_id)} ({_one_line(provenance.revision)})
 
 An EVA initialisation ([arXiv 2410.07170](https://arxiv.org/abs/2410.07170)) of LoRA for `{model}`,
 computed by `eva_dist`: LoRA's A holds the leading components of each layer's inputs on the data below, B is zero, and
-{_budget(state, eva)}.
+{_budget_words(state, eva)}.
 {adapted} of {len(layers)} target layers carry an adapter. It is a start for training, not a trained adapter: until it
 is trained, the model's outputs are those of the base model.
 
 {ended}, after {state.steps} steps and {state.tokens:,} tokens."""
 
 
-def _derived(provenance: Provenance) -> str:
+def _derived_section(provenance: Provenance) -> str:
     if provenance.derived_from is None:
         return ""
-    source = f"`{_plain(provenance.derived_from['fingerprint'])}`"
+    source = f"`{_one_line(provenance.derived_from['fingerprint'])}`"
     if provenance.is_own_run:
         return (
             f"Derived by `eva-dist derive` from the artifact {source}: only settings that do not touch the pass were "
             "changed, so the tensors are those of a run with these settings, to the bit."
         )
     settings = provenance.derived_from["eva"]
-    passed = ", ".join(f"{key} = {_plain(settings[key])}" for key in ("r", "rho", "tau", "budget") if key in settings)
+    passed = ", ".join(
+        f"{key} = {_one_line(settings[key])}" for key in ("r", "rho", "tau", "budget") if key in settings
+    )
     return f"""> [!NOTE]
 > **Derived, not computed**: by `eva-dist derive` from the artifact {source}. The vectors are those that its pass found
 > ({passed}); ranks were handed out anew over them. A run with the settings below would follow
@@ -78,7 +79,7 @@ def _derived(provenance: Provenance) -> str:
 > seconds and the figure of convergence are of that pass."""
 
 
-def _budget(state: PointState, eva: EvaConfig) -> str:
+def _budget_words(state: PointState, eva: EvaConfig) -> str:
     uniform = f"r = {eva.r} a layer" + (", but for its `rank_pattern`" if eva.rank_pattern else "")
     if state.plan.budget is Budget.params:
         return (
@@ -88,7 +89,48 @@ def _budget(state: PointState, eva: EvaConfig) -> str:
     return f"a budget of {state.plan.rank_budget} ranks ({uniform}) went where it explains the most variance"
 
 
-def _warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
+def _merged_section(provenance: Provenance) -> str:
+    """Return the section on what was merged; empty for any other artifact."""
+    if not provenance.merged_from:
+        return ""
+    rows = [
+        f"| `{_one_line(source['fingerprint'])}` | {source['weight']:g} | {source['steps']:,} | {source['tokens']:,} | "
+        f"`{_one_line(source['data']['path'])}` |"
+        for source in provenance.merged_from
+    ]
+    return "\n".join(
+        [
+            "## Merged",
+            "",
+            f"Merged by `eva-dist merge` from {len(rows)} artifacts of `solver=covariance`: what each had summed up of",
+            "its layers' inputs was added, so these are the components of one run over all of their data. With another",
+            "weight than 1, each row of that source counts so many times. No model was run: steps, tokens and seconds",
+            "are the sums of the sources', and there are no cosines and no convergence by step of the whole. A layer",
+            "counts as converged if it had converged in every source.",
+            "",
+            "| fingerprint | weight | steps | tokens | data |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def _merged_warning(layers: Sequence[LayerFacts]) -> str:
+    """Return the warning that names layers that had not converged in every source; empty if there are none."""
+    names = [facts.name for facts in layers if not facts.converged]
+    if not names:
+        return ""
+    more = len(names) - _MOST_LISTED
+    listed = ", ".join(f"`{_one_line(name)}`" for name in names[:_MOST_LISTED]) + (
+        f" and {more} more" if more > 0 else ""
+    )
+    return f"""> [!WARNING]
+> **Not shown to have converged**: {len(names)} of {len(layers)} layers had not converged in every source, or saw no
+> token there. All of the sources' rows count in them; whether more data would turn their components is not known.
+> They are {listed}."""
+
+
+def _unconverged_warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
     unconverged = [facts for facts in layers if not facts.converged]
     if not unconverged:
         return ""
@@ -97,9 +139,9 @@ def _warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) ->
     for facts in unconverged[:_MOST_LISTED]:
         below, lowest = facts.shortfall(eva.tau)
         cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
-        rows.append((f"`{_plain(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
+        rows.append((f"`{_one_line(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
     more = len(unconverged) - _MOST_LISTED
-    table = _table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
+    table = _markdown_table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
     return f"""> [!WARNING]
 > **This initialisation has not converged**: {why} while {len(unconverged)} of {len(layers)} layers still turned,
 > and the run was told to accept that (`eva.on_max_steps=accept`). Their components may differ from those that more
@@ -108,13 +150,13 @@ def _warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) ->
 {table}{f"{chr(10)}{chr(10)}and {more} more: see `layers` in `manifest.json`." if more > 0 else ""}"""
 
 
-def _beyond_data(layers: Sequence[LayerFacts]) -> str:
+def _beyond_data_warning(layers: Sequence[LayerFacts]) -> str:
     """Return the warning that names layers with more components than their inputs have directions."""
-    hint = beyond_data((_plain(facts.name), facts.rank, facts.components) for facts in layers)
+    hint = beyond_data((_one_line(facts.name), facts.rank, facts.components) for facts in layers)
     return f"> [!WARNING]\n> {hint}." if hint else ""
 
 
-def _loading(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenance) -> str:
+def _loading_section(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenance) -> str:
     return f"""## How to load it
 
 Needs `peft>=0.14`, the first with an `EvaConfig`, which the adapter's config holds (`pip install 'peft>=0.14'`).
@@ -140,7 +182,7 @@ Needs `peft>=0.14`, the first with an `EvaConfig`, which the adapter's config ho
   r_new would drift by sqrt(r_new / r)."""
 
 
-def _ranks(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
+def _ranks_section(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
     by_name = places([facts.name for facts in layers])
     parameters: Counter[str] = Counter()
     for facts in layers:
@@ -150,7 +192,7 @@ def _ranks(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> s
         figures = len(ranks), ranks[0], f"{statistics.median(ranks):g}", ranks[-1], ranks.count(0)
         rows.append((f"`{kind}`", *figures, f"{parameters[kind]:,}"))
     mean = statistics.fmean(facts.rank for facts in layers)
-    table = _table(("module kind", "layers", "min", "median", "max", "rank 0", "parameters"), rows)
+    table = _markdown_table(("module kind", "layers", "min", "median", "max", "rank 0", "parameters"), rows)
     trainable, uniform = state.plan.parameters(state.ranks), state.plan.parameter_budget
     return f"""## Ranks
 
@@ -160,7 +202,7 @@ have {trainable:,} trainable parameters; with every layer at its r they would ha
 {table}"""
 
 
-def _figures(result: PointResult) -> str:
+def _figures_section(result: PointResult) -> str:
     by_step = f"![Share of layers and components converged, by step]({CONVERGENCE_FIGURE})\n\n"
     kept = (
         f" `{COVARIANCE_FILE}` holds\nwhat was summed up of each input, lower triangles in float64: it adds up with "
@@ -172,21 +214,21 @@ def _figures(result: PointResult) -> str:
 
 {by_step if result.state.history else ""}![Explained-variance ratio of each component, by module kind]({SPECTRA_FIGURE})
 
-The numbers behind them are in `spectrum.parquet` and `convergence.parquet`. `components.safetensors` holds every
+The numbers behind them are in `{SPECTRUM_FILE}` and `{CONVERGENCE_FILE}`. `{COMPONENTS_FILE}` holds every
 component that was followed, by input group, those without a rank too: of it `eva-dist derive` makes artifacts of
 other settings, with no model and no data.{kept if result.covariance else ""}"""
 
 
-def _settings(provenance: Provenance) -> str:
+def _settings_section(provenance: Provenance) -> str:
     rows = [
-        (_value(f"{group}.{key}"), _value(value))
+        (_as_code(f"{group}.{key}"), _as_code(value))
         for group in ("model", "data", "eva", "solver")
         for key, value in provenance.config.get(group, {}).items()
     ]
-    return "## Settings\n\n" + _table(("key", "value"), rows)
+    return "## Settings\n\n" + _markdown_table(("key", "value"), rows)
 
 
-def _provenance(result: PointResult, provenance: Provenance) -> str:
+def _provenance_section(result: PointResult, provenance: Provenance) -> str:
     facts: dict[str, Any] = {
         "fingerprint": provenance.fingerprint,
         **({"derived from": provenance.derived_from["fingerprint"]} if provenance.derived_from else {}),
@@ -196,22 +238,22 @@ def _provenance(result: PointResult, provenance: Provenance) -> str:
         "seconds of the pass": round(result.state.pass_seconds, 1),
     }
     for group in ("model", "tokenizer", "data", "versions"):
-        facts |= {f"{group}: {_plain(key)}": value for key, value in getattr(provenance, group).items()}
-    rows = [(key, _value(value)) for key, value in facts.items()]
+        facts |= {f"{group}: {_one_line(key)}": value for key, value in getattr(provenance, group).items()}
+    rows = [(key, _as_code(value)) for key, value in facts.items()]
     note = "`manifest.json` holds all of this, each layer's end, and the sha256 of every file."
-    return f"## Provenance\n\n{_table(('fact', 'value'), rows)}\n\n{note}"
+    return f"## Provenance\n\n{_markdown_table(('fact', 'value'), rows)}\n\n{note}"
 
 
-def _value(value: Any) -> str:
+def _as_code(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f"`{_plain(text)}`" if text.split() else "(empty)"
+    return f"`{_one_line(text)}`" if text.split() else "(empty)"
 
 
-def _plain(text: object) -> str:
+def _one_line(text: object) -> str:
     """Return a text in one line: a pipe or a line break would end a table's cell, a back tick the code."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

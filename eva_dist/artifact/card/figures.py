@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eva_dist.artifact.facts import LayerFacts
-from eva_dist.artifact.places import Place, kinds_in_order, places
+from eva_dist.artifact.layer_names import Place, block_grid, places
+from eva_dist.artifact.tables import converged_by_step
 from eva_dist.calibration.controller import ConvergenceRow, PointState
 from eva_dist.config import Budget
 
@@ -36,32 +37,32 @@ def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r
     """
     by_name = places([facts.name for facts in layers])
     ranks = {facts.name: facts.rank for facts in layers}
-    _save(draw_ranks(ranks, by_name, r, state.plan.budget), folder / RANKS_FIGURE)
+    _save_png(draw_ranks(ranks, by_name, r, state.plan.budget), folder / RANKS_FIGURE)
     if state.history:
-        _save(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
-    _save(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
+        _save_png(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
+    _save_png(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
 
 
 def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget: Budget = Budget.ranks) -> "Figure":
     """Return the heat map of ranks, a column a block and a row a module kind."""
-    kinds = kinds_in_order(by_name)
-    blocks = sorted({place.block for place in by_name.values()}, key=lambda b: (b is None, b))
-    grid = _mean_grid(ranks, by_name, kinds, blocks)
+    sorted_layers = block_grid(by_name, outside=True)
+    kinds, blocks = sorted_layers.kinds, sorted_layers.blocks
+    grid = np.array(sorted_layers.means(ranks), dtype=float)  # NaN where there is no layer
     left = 0.35 + 0.085 * max(len(kind) for kind in kinds)
     width = left + 1.0 + max(4.0, 0.33 * min(len(blocks), _MOST_NUMBERED_BLOCKS))
-    figure = _figure(width, 1.9 + 0.34 * len(kinds))
-    axes = _grid(figure, left, right=1.0, bottom=0.65, top=0.4)
+    figure = _new_figure(width, 1.9 + 0.34 * len(kinds))
+    axes = _panel_axes(figure, left, right=1.0, bottom=0.65, top=0.4)
     axes.set_facecolor("#dddddd")  # where a block has no such layer
     image = axes.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0, aspect="auto")
     axes.vlines(np.arange(0.5, len(blocks) - 1), -0.5, len(kinds) - 0.5, color="white", linewidth=0.6)
     axes.hlines(np.arange(0.5, len(kinds) - 1), -0.5, len(blocks) - 0.5, color="white", linewidth=0.6)
-    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(kinds)), list(kinds))
     shown = range(0, len(blocks), 1 + len(blocks) // _MOST_NUMBERED_BLOCKS)
     axes.set_xticks(list(shown), ["none" if blocks[i] is None else str(blocks[i]) for i in shown])
     axes.set_xlabel("transformer block" + (" (none: layer outside the blocks)" if None in blocks else ""))
     given = f"r = {r}" if budget is Budget.ranks else f"parameters of r = {r}"
     axes.set_title(f"Rank handed out to each layer ({len(ranks)} layers, {given})")
-    figure.colorbar(image, cax=_beside(figure, 0.9, bottom=0.65, top=0.4), label="rank")
+    figure.colorbar(image, cax=_colour_bar_axes(figure, 0.9, bottom=0.65, top=0.4), label="rank")
     if len(blocks) <= _MOST_NUMBERED_BLOCKS:
         _write_numbers(axes, grid)
     return figure
@@ -71,8 +72,8 @@ def draw_convergence(state: PointState, tau: float) -> "Figure":
     """Return the curves of layers, and of components handed out, that have converged after each step, to `tau`."""
     layers, components = convergence_curves(state)
     steps = range(1, state.steps + 1)
-    figure = _figure(7.0, 4.0)
-    axes = _grid(figure, 0.75, right=0.2, bottom=0.6, top=0.4)
+    figure = _new_figure(7.0, 4.0)
+    axes = _panel_axes(figure, 0.75, right=0.2, bottom=0.6, top=0.4)
     marker = "o" if state.steps <= 40 else None
     axes.plot(steps, layers, color=_BLUE, marker=marker, markersize=4, label="layers converged")
     label = f"components with a rank, cosine ≥ {tau:g}"
@@ -90,26 +91,29 @@ def draw_convergence(state: PointState, tau: float) -> "Figure":
 
 
 def convergence_curves(state: PointState) -> tuple[list[float], list[float]]:
-    """Return per cent of layers, and of components with a rank, that have converged after each step.
-
-    A group is tapped at a step exactly when it had not converged after the step before, so
-    the tapped groups of step s + 1 give the layers converged after step s.
-    """
+    """Return per cent of layers, and of components with a rank, that have converged after each step."""
     sizes = [len(group.members) for group in state.plan.groups]
+    history = [(row.step, sizes[row.group]) for row in state.history]
+    step_R, layers_R = np.array(history, dtype=int).reshape(-1, 2).T
+    shares = converged_by_step(step_R, layers_R, sum(sizes), state.layers_converged, state.steps)
+    return [100.0 * share for share in shares], _components_converged(state)
+
+
+def _components_converged(state: PointState) -> list[float]:
+    """Return per cent of the components with a rank that have passed tau after each step."""
     by_step: list[list[ConvergenceRow]] = [[] for _ in range(state.steps)]
     for row in state.history:
         by_step[row.step].append(row)
     turning = [*({row.group for row in rows} for rows in by_step[1:]), set(state.active)]
-    layers, components = [], []
+    components = []
     latest: dict[int, tuple[int, int]] = {}
     for rows, still in zip(by_step, turning, strict=True):
         for row in rows:
             # A row counts all components past tau; when the group still turns, not all of them are among the first.
             latest[row.group] = (min(row.components_converged, row.rank - (row.group in still)), row.rank)
         passed, handed_out = (sum(column) for column in zip(*latest.values(), strict=True))
-        layers.append(100.0 * (1 - sum(sizes[group] for group in still) / sum(sizes)))
         components.append(100.0 * passed / max(handed_out, 1))
-    return layers, components
+    return components
 
 
 def draw_spectra(layers: Sequence[LayerFacts], by_name: dict[str, Place]) -> "Figure":
@@ -123,18 +127,18 @@ def draw_spectra(layers: Sequence[LayerFacts], by_name: dict[str, Place]) -> "Fi
     blocks = [place.block for place in by_name.values() if place.block is not None] or [0]
     columns = min(len(panels), _PANEL_COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = _figure(2.0 + max(2, columns) * 2.9, 1.5 + 2.7 * rows)
-    tallest = max(len(_wrap(title).splitlines()) for title in panels)
+    figure = _new_figure(2.0 + max(2, columns) * 2.9, 1.5 + 2.7 * rows)
+    tallest = max(len(_wrap_title(title).splitlines()) for title in panels)
     edges = {"left": 1.0, "right": 1.1, "bottom": 0.6, "top": 0.4 + 0.15 * tallest}
     gap = 0.15 + 0.18 * tallest
-    grid = np.ravel(_grid(figure, **edges, rows=rows, columns=columns, gap=gap))
+    grid = np.ravel(_panel_axes(figure, **edges, rows=rows, columns=columns, gap=gap))
     colours = _block_colours(blocks)
     for axes, (title, groups) in zip(grid, panels.items(), strict=False):
         _draw_spectra(axes, {f: colours.to_rgba(by_name[f.name].block or 0) for f in groups.values()})
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())  # ticks are what takes time
         axes.locator_params(axis="x", nbins=6, integer=True)
-        axes.set_title(_wrap(title), fontsize=9)
+        axes.set_title(_wrap_title(title), fontsize=9)
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
@@ -142,7 +146,7 @@ def draw_spectra(layers: Sequence[LayerFacts], by_name: dict[str, Place]) -> "Fi
     figure.supxlabel("component", fontsize=10)
     figure.supylabel("share of the input's total variance", fontsize=10)
     if len(set(blocks)) > 1:
-        beside = _beside(figure, 0.95, bottom=0.6, top=0.55)
+        beside = _colour_bar_axes(figure, 0.95, bottom=0.6, top=0.55)
         bar = figure.colorbar(colours, cax=beside, label="transformer block")
         bar.locator = MaxNLocator(integer=True)
     return figure
@@ -179,19 +183,6 @@ def _block_colours(blocks: Sequence[int]) -> Any:
     return ScalarMappable(Normalize(min(blocks), max(blocks)), darker)
 
 
-def _mean_grid(
-    ranks: dict[str, int], by_name: dict[str, Place], kinds: list[str], blocks: list[int | None]
-) -> "np.ndarray[Any, Any]":
-    """Return `[kinds, blocks]` mean ranks (experts of one block share a cell), NaN where there is no layer."""
-    total = np.zeros((len(kinds), len(blocks)))
-    count = np.zeros_like(total)
-    row, column = {k: i for i, k in enumerate(kinds)}, {b: i for i, b in enumerate(blocks)}
-    for name, place in by_name.items():
-        total[row[place.kind], column[place.block]] += ranks[name]
-        count[row[place.kind], column[place.block]] += 1
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
 def _write_numbers(axes: Any, grid: "np.ndarray[Any, Any]") -> None:
     middle = np.nanmax(grid) / 2
     for (i, j), value in np.ndenumerate(grid):
@@ -200,17 +191,17 @@ def _write_numbers(axes: Any, grid: "np.ndarray[Any, Any]") -> None:
             axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
 
 
-def _wrap(title: str, width: int = 30) -> str:
+def _wrap_title(title: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(title, width))
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120)
 
 
-def _grid(
+def _panel_axes(
     figure: "Figure",
     left: float,
     right: float,
@@ -228,13 +219,13 @@ def _grid(
     return figure.subplots(rows, columns, sharex=rows > 1 or columns > 1, sharey=True, gridspec_kw=edges | spacing)
 
 
-def _beside(figure: "Figure", right: float, bottom: float, top: float) -> Any:
+def _colour_bar_axes(figure: "Figure", right: float, bottom: float, top: float) -> Any:
     """Return the axes of a colour bar that begins `right` inches from the right edge."""
     width, height = figure.get_size_inches()
     return figure.add_axes((1 - right / width, bottom / height, 0.2 / width, 1 - (bottom + top) / height))
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save_png(figure: "Figure", path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})

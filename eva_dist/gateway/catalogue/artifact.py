@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED
 from eva_dist.artifact.reading import shown
+from eva_dist.artifact.summary import DONE, NOT_CONVERGED
 from eva_dist.gateway.catalogue.artifact_tables import files_table, layers_table, provenance_table, revisions_table
 from eva_dist.gateway.catalogue.detail import CONVERGENCE_FILE, SPECTRUM_FILE, Detail
 from eva_dist.gateway.catalogue.figures import convergence_figure, ranks_figure, spectra_figure

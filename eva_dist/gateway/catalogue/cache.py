@@ -1,4 +1,4 @@
-"""Facts and details of artifacts, kept by commit: an artifact never changes, so what was read of it stays right."""
+"""Summary and details of artifacts, kept by commit: an artifact never changes, so what was read of it stays right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eva_dist.artifact.manifest_facts import Facts, read_facts
+from eva_dist.artifact.summary import Summary, read_summary
 from eva_dist.gateway.catalogue.detail import Detail, read_detail
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Listed:
 
     revision: Revision
     snapshot: Snapshot
-    facts: Facts
+    facts: Summary
     haystack: str
 
     @property
@@ -70,7 +70,7 @@ class Kept:
         key = entry.revision, entry.snapshot.commit
         known = self._listed.get(key)
         if known is None:
-            facts = read_facts(entry.snapshot, entry.revision.fingerprint)
+            facts = read_summary(entry.snapshot, entry.revision.fingerprint)
             known = Listed(entry.revision, entry.snapshot, facts, haystack(entry.revision, facts))
             self._listed[key] = known
             while len(self._listed) > _MOST_LISTED:
@@ -78,7 +78,7 @@ class Kept:
         return known
 
 
-def haystack(revision: Revision, facts: Facts) -> str:
+def haystack(revision: Revision, facts: Summary) -> str:
     """Return all that a search looks through, in lower case."""
     settings = " ".join(f"{key}={value}" for key, value in facts.settings.items())
     known = (f"{revision.repo_id}@{revision.revision}", facts.base_model, facts.data, facts.fingerprint, facts.commit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.artifact.places import places
+from eva_dist.artifact.layer_names import places
 from eva_dist.artifact.reading import Reading, shown
 from eva_dist.gateway.catalogue.artifact import choose_form, sentence
 from eva_dist.gateway.catalogue.detail import Detail

@@ -7,22 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.artifact.manifest_facts import LayerRow, read_layers
-from eva_dist.artifact.places import Place, places
+from eva_dist.artifact.file_names import CONVERGENCE_FILE, SPECTRUM_FILE
+from eva_dist.artifact.layer_names import Place, places
+from eva_dist.artifact.layer_table import LayerRow, layer_rows, most_components
 from eva_dist.artifact.reading import as_count, shown
 from eva_dist.errors import StoreError
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from eva_dist.store.snapshot import Snapshot
     from eva_dist.store.store import Store
 
-SPECTRUM_FILE, CONVERGENCE_FILE = "spectrum.parquet", "convergence.parquet"
-
-_SPECTRUM_COLUMNS = ("layer", "component", "explained_variance_ratio", "step_converged", "kept")
-_MOST_COMPONENTS = 4096
 _MOST_RATIOS = 4_000_000
 """Numbers in the matrix of layers by components."""
 
@@ -67,41 +63,28 @@ class Detail:
 
 def read_detail(store: Store, snapshot: Snapshot) -> Detail:
     """Return the detail of an artifact; a table that cannot be read is a problem told, not an error. Blocks."""
-    layers = read_layers(snapshot.manifest)
+    layers = layer_rows(snapshot.manifest)
     detail = Detail(layers, places([layer.name for layer in layers]))
     problems: list[str] = []
     found: dict[str, Any] = {}
-    most_rows = sum(_most_components(layers).values()), _most_steps(snapshot, layers)
-    for file, columns, most, read in (
-        (SPECTRUM_FILE, _SPECTRUM_COLUMNS, most_rows[0], _spectrum),
-        (CONVERGENCE_FILE, ("input_group", "step"), most_rows[1], _convergence),
-    ):
+    for file, read in ((SPECTRUM_FILE, _read_spectra), (CONVERGENCE_FILE, _read_convergence)):
         try:
-            found |= read(detail, snapshot, _table(store, snapshot, file, columns, most))
+            found |= read(detail, snapshot, _read_file(store, snapshot, file))
         except (StoreError, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             problems.append(f"{file}: {shown(str(error), 200) or type(error).__name__}")
     return Detail(layers, detail.places, **found, problems=tuple(problems))
 
 
-def _table(store: Store, snapshot: Snapshot, file: str, columns: Sequence[str], most_rows: int | None) -> pa.Table:
-    """Return columns of a table, the first one of texts, that is not larger than the manifest can mean."""
-    from eva_dist.artifact.columns import MOST_BYTES, MOST_ROWS, read_columns
+def _read_file(store: Store, snapshot: Snapshot, file: str) -> bytes:
+    """Return a table's bytes, unless they are more than a table has."""
+    from eva_dist.artifact.tables import MOST_BYTES
 
     entry = snapshot.files.get(file)
     if entry is None:
         raise ValueError("not among the artifact's files")
     if entry.size > MOST_BYTES:
         raise ValueError(f"{entry.size:,} bytes are more than a page reads ({MOST_BYTES:,})")
-    return read_columns(store.read(entry), columns, MOST_ROWS if most_rows is None else most_rows)
-
-
-def _most_components(layers: Sequence[LayerRow]) -> dict[str, int]:
-    """Return how many components may be stored of each layer: as many as its input's members need."""
-    of_group: dict[str, int] = {}
-    for layer in layers:
-        most = _MOST_COMPONENTS if layer.max_rank is None else min(layer.max_rank, _MOST_COMPONENTS)
-        of_group[layer.input_group] = max(of_group.get(layer.input_group, 0), most)
-    return {layer.name: of_group[layer.input_group] for layer in layers}
+    return store.read(entry)
 
 
 def _most_steps(snapshot: Snapshot, layers: Sequence[LayerRow]) -> int | None:
@@ -111,38 +94,32 @@ def _most_steps(snapshot: Snapshot, layers: Sequence[LayerRow]) -> int | None:
     return None if most is None else most * len({layer.input_group for layer in layers})
 
 
-def _spectrum(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[str, Any]:
+def _read_spectra(detail: Detail, snapshot: Snapshot, content: bytes) -> dict[str, Any]:
     import numpy as np
 
-    from eva_dist.artifact.columns import coded, numbers
+    from eva_dist.artifact.tables import KEPT, LAST_STEP, RATIO, read_spectrum
 
-    names, layer_R = coded(table["layer"])
-    most = _most_components(detail.layers)
-    if unknown := next((name for name in names if name not in most), None):
-        raise ValueError(f"it names {unknown[:100]!r}, which is no layer of the manifest")
-    component_R = numbers(table["component"])
-    ratio_R, kept_R = numbers(table["explained_variance_ratio"]), numbers(table["kept"]) > 0
-    step_R = numbers(table["step_converged"])
+    most = most_components(detail.layers)
+    spectrum = read_spectrum(content, most, ("component", RATIO, LAST_STEP, KEPT))
+    names, layer_R = spectrum.names, spectrum.layer_R
+    component_R, ratio_R = spectrum.columns["component"], spectrum.columns[RATIO]
     most_R = np.array([most[name] for name in names], dtype=float)[layer_R]
     can_be = (component_R >= 0) & (component_R < most_R) & (component_R % 1 == 0) & np.isfinite(ratio_R)
     if not np.all(can_be):
         raise ValueError("it holds components or ratios that cannot be")
-    explained = np.bincount(layer_R, weights=ratio_R * kept_R, minlength=len(names))
-    last_step = np.full(len(names), np.nan)
-    last_step[layer_R] = step_R
     width = int(component_R.max(initial=-1)) + 1
     if len(names) * width > _MOST_RATIOS:
         raise ValueError(f"{len(names):,} layers of {width:,} components are more than a page draws")
     ratios_LK = np.full((len(names), width), np.nan)
     ratios_LK[layer_R, component_R.astype(int)] = ratio_R
     return {
-        "explained": dict(zip(names, explained.tolist(), strict=True)),
-        "converged_at": {n: int(s) + 1 for n, s in zip(names, last_step, strict=True) if np.isfinite(s)},
-        "spectra": _by_kind(detail, dict(zip(names, ratios_LK, strict=True))),
+        "explained": spectrum.explained,
+        "converged_at": spectrum.steps_to_converge,
+        "spectra": _spectra_by_kind(detail, dict(zip(names, ratios_LK, strict=True))),
     }
 
 
-def _by_kind(detail: Detail, ratios: Mapping[str, np.ndarray[Any, Any]]) -> tuple[KindSpectrum, ...]:
+def _spectra_by_kind(detail: Detail, ratios: Mapping[str, np.ndarray[Any, Any]]) -> tuple[KindSpectrum, ...]:
     """Group the layers by the kinds that share their input; of an input group one layer speaks for all."""
     import numpy as np
 
@@ -168,16 +145,17 @@ def _by_kind(detail: Detail, ratios: Mapping[str, np.ndarray[Any, Any]]) -> tupl
     return tuple(spectra)
 
 
-def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[str, Any]:
+def _read_convergence(detail: Detail, snapshot: Snapshot, content: bytes) -> dict[str, Any]:
     """Return the share of layers that have converged after each step.
 
-    A group is tapped at a step exactly if it had not converged after the one before, so the rows of the next step
-    tell who still turned; after the last one the manifest does, of a run of its own.
+    After the last one the manifest tells how many have, of a run of its own.
     """
     import numpy as np
 
-    from eva_dist.artifact.columns import MOST_ROWS, coded, numbers
+    from eva_dist.artifact.tables import MOST_ROWS, coded, converged_by_step, numbers, read_columns
 
+    most = _most_steps(snapshot, detail.layers)
+    table = read_columns(content, ("input_group", "step"), MOST_ROWS if most is None else most)
     sizes = Counter(layer.input_group for layer in detail.layers)
     groups, group_R = coded(table["input_group"])
     step_R = numbers(table["step"])
@@ -186,11 +164,9 @@ def _convergence(detail: Detail, snapshot: Snapshot, table: pa.Table) -> dict[st
         return {}
     if not np.all((step_R >= 0) & (step_R < MOST_ROWS) & (step_R % 1 == 0)):
         raise ValueError("it holds steps that cannot be")
-    weight_R = np.array([sizes[group] for group in groups], dtype=float)[group_R]
-    turning = np.bincount(step_R.astype(int), weights=weight_R).tolist()
-    converged = [1 - still / total for still in turning[1:]]
-    at_end = as_count(snapshot.manifest.get("layers_converged"))
+    layers_R = np.array([sizes[group] for group in groups], dtype=float)[group_R]
+    # What was derived or merged counts its layers by settings of its own, by which no pass was judged.
     of_its_own = not any(snapshot.manifest.get(f"{how}_from") for how in ("derived", "merged"))
-    if at_end is not None and of_its_own:  # else it judges other passes by these settings
-        converged.append(at_end / total)
-    return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(converged, start=1))}
+    at_end = as_count(snapshot.manifest.get("layers_converged")) if of_its_own else None
+    shares = converged_by_step(step_R.astype(int), layers_R, total, at_end)
+    return {"convergence": tuple((step, min(max(share, 0.0), 1.0)) for step, share in enumerate(shares, start=1))}

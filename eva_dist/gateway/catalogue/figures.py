@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eva_dist.artifact.places import Place, kinds_in_order, places
+from eva_dist.artifact.layer_names import Place, kinds_in_order, places
 from eva_dist.artifact.reading import plain, shown
 from eva_dist.gateway.catalogue.detail import Detail, KindSpectrum
 from eva_dist.render.colours import AMOUNT, DIFFERENCE, Palette

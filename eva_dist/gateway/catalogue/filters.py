@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from eva_dist.artifact.manifest_facts import Facts
 from eva_dist.artifact.reading import plain, shown
+from eva_dist.artifact.summary import Summary
 from eva_dist.gateway.catalogue.cache import Listed
 
 PER_PAGE = 50
@@ -16,11 +16,11 @@ NOTHING = "none"
 """The value of a facet for artifacts that do not say theirs."""
 
 
-def _setting(name: str) -> Callable[[Facts], str]:
+def _setting(name: str) -> Callable[[Summary], str]:
     return lambda facts: facts.settings.get(name, NOTHING)
 
 
-FACETS: Mapping[str, tuple[str, Callable[[Facts], str]]] = {
+FACETS: Mapping[str, tuple[str, Callable[[Summary], str]]] = {
     "base_model": ("Base model", lambda facts: facts.base_model or NOTHING),
     "data": ("Data", lambda facts: facts.data or NOTHING),
     "r": ("r", _setting("r")),

@@ -5,8 +5,8 @@ from datetime import datetime
 from urllib.parse import quote, urlencode
 
 import eva_dist
-from eva_dist.artifact.manifest_facts import DONE, NOT_CONVERGED, Facts
 from eva_dist.artifact.reading import shown
+from eva_dist.artifact.summary import DONE, NOT_CONVERGED, Summary
 from eva_dist.gateway.catalogue.assets import icon, script, style_sheet
 from eva_dist.gateway.catalogue.cache import Listed
 from eva_dist.render.heat_map import HATCH
@@ -82,7 +82,7 @@ def path(text: str) -> str:
     return quote(text, safe="/@", errors="replace")
 
 
-def status(facts: Facts) -> str:
+def status(facts: Summary) -> str:
     """Return how the artifact ended, with how many layers converged where not all did."""
     told = shown(facts.status, 30).replace("_", " ")
     if facts.status == NOT_CONVERGED and facts.layers_converged is not None and facts.layers:

@@ -8,10 +8,10 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eva_dist.artifact.card.auto_classes import auto_class
-from eva_dist.artifact.manifest_facts import ADAPTER_FILES, STATE_DICT_FILE
 from eva_dist.artifact.reading import Reading, shown
+from eva_dist.artifact.summary import ADAPTER_FILES, STATE_DICT_FILE
 from eva_dist.gateway.access import TOKEN_NAME
+from eva_dist.modeling.auto_classes import auto_class
 from eva_dist.render.markup import element, said
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from eva_dist.artifact.card.figures import convergence_curves, draw_ranks, draw_spectra, write_plots
 from eva_dist.artifact.facts import layer_facts
-from eva_dist.artifact.places import places
+from eva_dist.artifact.layer_names import places
 from eva_dist.config import Budget, EvaConfig
 from eva_dist.plan import make_plan
 

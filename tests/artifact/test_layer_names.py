@@ -2,7 +2,7 @@
 
 import pytest
 
-from eva_dist.artifact.places import Place, kinds_in_order, places, ranks_by_kind
+from eva_dist.artifact.layer_names import Place, block_grid, kinds_in_order, places, ranks_by_kind
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,18 @@ def test_ranks_by_kind_keeps_the_order_of_the_layers():
         ("z", [2, 3]),
         ("a", [0, 1]),
     ]
+
+
+def test_a_grid_has_a_row_a_kind_and_a_column_a_block_that_is_there():
+    values = {"h.0.q": 3, "h.2.q": 5, "h.2.experts.0.up": 1, "h.2.experts.1.up": 2, "head": 7}
+    inside = block_grid(places(list(values)))
+    assert (inside.kinds, inside.blocks) == (("q", "up"), (0, 2))
+    assert inside.means(values) == [[3, 5], [None, 1.5]]
+    assert inside.means({"h.2.experts.1.up": 2}) == [[None, None], [None, 2]]  # only layers that have a value count
+    whole = block_grid(places(list(values)), outside=True)
+    assert (whole.kinds, whole.blocks) == (("q", "up", "head"), (0, 2, None))
+    assert whole.means(values)[2] == [None, None, 7]
+
+
+def test_a_number_of_thousands_of_digits_is_no_block():
+    assert places([f"h.{'9' * 5000}.q"])[f"h.{'9' * 5000}.q"].block is None

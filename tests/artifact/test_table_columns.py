@@ -1,10 +1,11 @@
 """Columns of a table from anywhere: those that were asked for, and no more of them than was said."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eva_dist.artifact.columns import MOST_ROWS, read_columns
+from eva_dist.artifact.tables import MOST_ROWS, converged_by_step, read_columns, read_spectrum
 
 ROWS = 5000
 
@@ -43,3 +44,29 @@ def test_bombs_are_refused(columns, most_rows, why):
     assert len(content) < 1 << 20
     with pytest.raises(ValueError, match=why):
         read_columns(content, ["layer"], most_rows)
+
+
+def test_a_spectrum_by_layer():
+    content = parquet(
+        layer=["b", "b", "a", "b", "a"],
+        explained_variance_ratio=[0.5, 0.25, 0.75, 0.125, 0.25],
+        step_converged=pa.array([4, 4, None, 4, None], pa.int32()),
+        kept=[True, True, True, False, False],
+    )
+    spectrum = read_spectrum(content, {"a": 2, "b": 3, "c": 4})
+    assert list(spectrum.ratios) == ["b", "a"]  # in the order of the rows
+    assert spectrum.ratios == {"b": [0.5, 0.25, 0.125], "a": [0.75, 0.25]}
+    assert (spectrum.kept, spectrum.explained) == ({"b": 2, "a": 1}, {"a": 0.75, "b": 0.75})
+    assert spectrum.steps_to_converge == {"b": 5}
+    with pytest.raises(ValueError, match="'b', which is no layer"):
+        read_spectrum(content, {"a": 5})
+    empty = read_spectrum(parquet(layer=pa.array([], pa.string()), kept=pa.array([], pa.bool_())), {"a": 1}, ["kept"])
+    assert empty.kept == {}
+
+
+def test_layers_converge_when_their_group_is_not_tapped_any_more():
+    """Two groups of 3 and 1 layers: both are tapped at the first step, the larger one at two more."""
+    step_R, layers_R = np.array([0, 0, 1, 2]), np.array([3, 1, 3, 3])
+    assert converged_by_step(step_R, layers_R, 4, None) == [0.25, 0.25]
+    assert converged_by_step(step_R, layers_R, 4, 4) == [0.25, 0.25, 1.0]
+    assert converged_by_step(step_R, layers_R, 4, 4, steps=4) == [0.25, 0.25, 1.0, 1.0]

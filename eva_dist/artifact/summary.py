@@ -1,4 +1,7 @@
-"""What an artifact is, without opening its files: its manifest, read with patience, for pages and commands alike."""
+"""What an artifact is, without opening its files: what lists and pages show of it, never an error.
+
+A manifest may come from anywhere and say anything: what makes no sense is left out, and told among `problems`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, STATE_DICT_FILE
+from eva_dist.artifact.layer_table import LayerRow, layer_rows
 from eva_dist.artifact.reading import Reading, as_count, as_number, plain, short_name, shown
 
 if TYPE_CHECKING:
@@ -20,34 +25,14 @@ KNOWN_FORMATS = (1, 2)
 """Versions of the manifest that this was written for."""
 
 DONE, NOT_CONVERGED, UNKNOWN = "done", "not_converged", "unknown"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-STATE_DICT_FILE = "eva_state_dict.safetensors"
+METHOD = "eva"  # as in `methods/eva.py`, which takes torch
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE)
 
 _OF_A_POINT = ("eva", "layers", "method", "derived_from", "shared_tracker")
 """Parts of `decisive` in which the points of one pass may differ."""
 _MOST_ANCESTORS = 50
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A layer as the manifest has it; None where it says nothing, or nothing that makes sense."""
-
-    name: str
-    input_group: str
-    rank: int | None
-    max_rank: int | None
-    in_features: int | None
-    out_features: int | None
-    updates: int | None
-    stop_reason: str | None
-    components_below_tau: int | None
-
-    @property
-    def parameters(self) -> int | None:
-        """LoRA's A and B."""
-        if self.rank is None or self.in_features is None or self.out_features is None:
-            return None
-        return self.rank * (self.in_features + self.out_features)
+_LARGEST_WHOLE = 1e15
+_LISTED = ("status", "base_model", "data", "r", "rho", "tau", "whiten", "created", "size")
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,7 @@ class Ancestor:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Summary:
     """An artifact, as far as its manifest says; None where it does not. `problems` tell what is missing or odd."""
 
     fingerprint: str
@@ -107,7 +92,7 @@ class Facts:
     @cached_property
     def own_pass(self) -> str | None:
         """Name of the pass that found the vectors; None if the manifest does not say what decided them."""
-        return None if not self.decisive else _digest(self.decisive)
+        return None if not self.decisive else _short_digest(self.decisive)
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -116,21 +101,33 @@ class Facts:
         said = {key: plain(value) for key, value in numbers.items() if value is not None}
         return said | {"whiten": "yes" if self.whiten else "no", "budget": self.budget}
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a list says of an artifact, as JSON has it."""
+        created = None if self.created is None else self.created.isoformat()
+        return {key: getattr(self, key) for key in _LISTED} | {"r": _whole_number(self.r), "created": created}
 
-def read_facts(snapshot: Snapshot, fingerprint: str) -> Facts:
-    """Return what the manifest says; whatever is in it, this does not raise."""
+
+UNREAD: dict[str, Any] = dict.fromkeys(_LISTED)
+"""What `Summary.to_dict` says of an artifact whose manifest cannot be read."""
+
+
+def read_summary(snapshot: Snapshot, fingerprint: str | None = None) -> Summary:
+    """Return what the manifest says; whatever is in it, this does not raise.
+
+    `fingerprint` is that under which a store has it; None: the manifest's own.
+    """
     reading = Reading(snapshot.manifest)
-    layers = read_layers(snapshot.manifest)
+    layers = layer_rows(snapshot.manifest)
     ranks = [layer.rank for layer in layers if layer.rank is not None]
     rows = [layer.parameters for layer in layers if layer.parameters is not None]
-    _odd(reading, snapshot, len(layers) - len(ranks))
+    _note_oddities(reading, snapshot, len(layers) - len(ranks))
     whiten = reading.found("config.eva.whiten", "decisive.eva.whiten")
-    facts = Facts(
-        fingerprint=fingerprint,
+    facts = Summary(
+        fingerprint=snapshot.fingerprint if fingerprint is None else fingerprint,
         commit=snapshot.commit,
         status=reading.text("status", needed=True) or UNKNOWN,
         base_model=reading.text("model.id", "config.model.name_or_path", needed=True),
-        data=_data(reading),
+        data=_data_words(reading),
         r=reading.number("config.eva.r", "decisive.eva.r", "r", needed=True),
         rho=reading.number("config.eva.rho", "decisive.eva.rho", needed=True),
         tau=reading.number("config.eva.tau", "decisive.eva.tau", needed=True),
@@ -142,44 +139,20 @@ def read_facts(snapshot: Snapshot, fingerprint: str) -> Facts:
         seconds=reading.number("seconds"),
         created=reading.time("created", needed=True),
         layers=len(layers),
-        layers_converged=_converged(reading, layers),
+        layers_converged=_count_converged(reading, layers),
         total_rank=sum(ranks) if ranks else None,
         largest_rank=max(ranks, default=None),
         parameters=reading.count("trainable_parameters") or (sum(rows) if rows else None),
         size=snapshot.size,
         method=reading.text("method") or UNKNOWN,
-        ancestors=_ancestors(reading),
-        decisive=_pass(reading),
+        ancestors=_read_ancestors(reading),
+        decisive=_decisive_of_pass(reading),
         problems=(),
     )
-    return Facts(**{**facts.__dict__, "problems": tuple(dict.fromkeys(reading.problems))})
+    return Summary(**{**facts.__dict__, "problems": tuple(dict.fromkeys(reading.problems))})
 
 
-def read_layers(manifest: Mapping[str, Any]) -> tuple[LayerRow, ...]:
-    """Return the layers in model order (that of `decisive`; a manifest sorts its keys), then those it does not name."""
-    described = manifest.get("layers")
-    if not isinstance(described, dict):
-        return ()
-    decisive = manifest.get("decisive")
-    listed = decisive.get("layers") if isinstance(decisive, dict) else None
-    ordered = [item[0] for item in listed if isinstance(item, list) and item] if isinstance(listed, list) else []
-    names = dict.fromkeys([name for name in ordered if isinstance(name, str) and name in described] + [*described])
-    return tuple(_layer(name, described[name]) for name in names)
-
-
-def _layer(name: str, described: Any) -> LayerRow:
-    told = described if isinstance(described, dict) else {}
-    counts = ("rank", "max_rank", "in_features", "out_features", "updates", "components_below_tau")
-    reason, group = told.get("stop_reason"), told.get("input_group")
-    return LayerRow(
-        name=name,
-        input_group=group if isinstance(group, str) else name,
-        stop_reason=shown(reason, 40) if isinstance(reason, str) else None,
-        **{key: as_count(told.get(key)) for key in counts},
-    )
-
-
-def _odd(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
+def _note_oddities(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
     """Note what is wrong with the manifest as a whole."""
     version = as_count(reading.found("format_version"))
     if version is None:
@@ -188,9 +161,9 @@ def _odd(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
         reading.problems.append(
             f"format_version is {version}; these pages know {' and '.join(map(str, KNOWN_FORMATS))}"
         )
-    if (method := reading.found("method")) != "eva":
+    if (method := reading.found("method")) != METHOD:
         told = "missing" if method is None else shown(repr(method), 60)
-        reading.problems.append(f"method is {told}, not 'eva': figures that only EVA has may be missing")
+        reading.problems.append(f"method is {told}, not {METHOD!r}: figures that only EVA has may be missing")
     if not reading.mapping("layers", needed=True):
         reading.problems.append("layers names no layer")
     elif without_rank:
@@ -200,7 +173,7 @@ def _odd(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
             reading.problems.append(f"{file} is not among its files")
 
 
-def _data(reading: Reading) -> str | None:
+def _data_words(reading: Reading) -> str | None:
     path, part = reading.text("config.data.path"), reading.text("config.data.name")
     if path:
         return f"{path} ({part})" if part else path
@@ -208,14 +181,14 @@ def _data(reading: Reading) -> str | None:
     return f"sha256:{digest[:12]}" if digest else None
 
 
-def _converged(reading: Reading, layers: tuple[LayerRow, ...]) -> int | None:
+def _count_converged(reading: Reading, layers: tuple[LayerRow, ...]) -> int | None:
     told = reading.count("layers_converged")
     if told is not None or not any(layer.stop_reason for layer in layers):
         return told
     return sum(layer.stop_reason == "converged" for layer in layers)
 
 
-def _pass(reading: Reading) -> Mapping[str, Any] | None:
+def _decisive_of_pass(reading: Reading) -> Mapping[str, Any] | None:
     decisive = reading.mapping("decisive")
     solver = decisive.get("solver")
     of_pass = {key: value for key, value in decisive.items() if key not in _OF_A_POINT}
@@ -224,18 +197,18 @@ def _pass(reading: Reading) -> Mapping[str, Any] | None:
     return of_pass or None
 
 
-def _ancestors(reading: Reading) -> tuple[Ancestor, ...]:
+def _read_ancestors(reading: Reading) -> tuple[Ancestor, ...]:
     found = []
     for how in ("derived", "merged"):
         told = reading.found(f"{how}_from")
         for one in (told if isinstance(told, list) else [told])[:_MOST_ANCESTORS]:
             fingerprint = one.get("fingerprint") if isinstance(one, dict) else one
             if isinstance(fingerprint, str) and re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):
-                found.append(Ancestor(how, fingerprint, _how(one)))
+                found.append(Ancestor(how, fingerprint, _how_it_went_in(one)))
     return tuple(found)
 
 
-def _how(told: Any) -> str:
+def _how_it_went_in(told: Any) -> str:
     if not isinstance(told, dict):
         return ""
     exact, weight = told.get("exact"), as_number(told.get("weight"))
@@ -245,7 +218,12 @@ def _how(told: Any) -> str:
     return ", ".join(said)
 
 
-def _digest(value: Any) -> str | None:
+def _whole_number(value: float | None) -> float | None:
+    """Return a number as JSON has a whole one, if it is."""
+    return int(value) if value is not None and value.is_integer() and abs(value) < _LARGEST_WHOLE else value
+
+
+def _short_digest(value: Any) -> str | None:
     try:
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
     except RecursionError:  # nested as deep as a parser goes: nobody's settings

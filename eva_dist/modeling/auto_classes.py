@@ -1,7 +1,8 @@
 """Which of transformers' classes loads a model: the one that the run names, else that of PEFT's name for the task."""
 
-_OF_TASK = {
+AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -17,4 +18,4 @@ def auto_class(task_type: object, named: object = None) -> str:
         task_type: of the manifest's `model`.
         named: its `auto_class`, where a task has several; it may come from anywhere, so no other name is repeated.
     """
-    return str(named) if named in _NAMED else _OF_TASK.get(str(task_type), "AutoModel")
+    return str(named) if named in _NAMED else AUTO_CLASSES.get(str(task_type), "AutoModel")
