@@ -17,7 +17,7 @@ from eva_dist.gateway.catalogue.assets import assets
 from eva_dist.gateway.catalogue.cache import Kept, Listed
 from eva_dist.gateway.catalogue.compare import choose_page, compare_page
 from eva_dist.gateway.catalogue.filters import Query, find
-from eva_dist.gateway.catalogue.layout import POLICY, compare_url, document, path
+from eva_dist.gateway.catalogue.layout import POLICY, compare_url, document
 from eva_dist.gateway.catalogue.listing import catalogue_page
 from eva_dist.gateway.catalogue.snippets import server_of
 from eva_dist.gateway.catalogue.sweep import MOST_POINTS, passes, sweep_page
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMPRESSED_FROM = 4096
-_REPO = "/{namespace:(?!api/)[^/]+}/{name}"
 Page = Callable[[web.Request], Awaitable[str]]
 
 
@@ -48,8 +47,6 @@ def add_pages(app: web.Application, index: Index, store: Store) -> None:
     add("/artifact/{namespace}/{name}/{revision}", _answers(pages.artifact))
     add("/compare", _answers(pages.compare))
     add("/sweep/{key}", _answers(pages.sweep))
-    add(_REPO, _answers(pages.to_artifact))
-    add(_REPO + "/tree/{revision}", _answers(pages.to_artifact))
 
 
 class Pages:
@@ -99,12 +96,6 @@ class Pages:
         chosen = sorted(points, key=_by_settings)[:MOST_POINTS]
         details = await asyncio.gather(*(self._kept.detail(one.snapshot) for one in chosen))
         return await asyncio.to_thread(sweep_page, chosen, details, len(points))
-
-    async def to_artifact(self, request: web.Request) -> str:
-        """Send who comes by a Hub's URL to the page; without a revision, to that which moved last."""
-        names = request.match_info
-        one = await self._one(request, f"{names['namespace']}/{names['name']}@{names.get('revision', 'main')}")
-        raise web.HTTPFound(f"/artifact/{path(one.revision.repo_id)}/{path(one.revision.revision)}")
 
     async def _listed(self, request: web.Request) -> list[Listed]:
         """Return what the reader may see."""
