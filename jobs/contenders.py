@@ -29,6 +29,7 @@ from eva_dist.calibration.pass_state import one_point
 from eva_dist.calibration.worker import Session
 from eva_dist.config import Dtype
 from eva_dist.data import Batching, TokenStream, open_rows
+from eva_dist.methods.eva import Eva
 from eva_dist.modeling.load import load_model, load_tokenizer
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
 from eva_dist.numerics.covariance import CovarianceTracker
@@ -122,7 +123,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
 
     begun = time.perf_counter()
     eva = run.config.eva
-    state = run_pass(one_point(first_state(plan, eva.tau, eva.max_steps, accept=True)), step).only()
+    state = run_pass(one_point(first_state(plan, Eva(eva.tau), eva.max_steps, accept=True)), step).only()
     result = finish(state, worker.components())
     tensors = state_dict(layer_facts(result), run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused

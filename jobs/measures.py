@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from eva_dist.calibration.controller import PointResult, StepDecision, first_state
+from eva_dist.calibration.controller import PointEnd, PointResult, StepDecision, first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.group_svds import make_tracker
+from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.run.prepare import Prepared, assignment, prepare
 from jobs.contenders import Floor, begin, in_float32, median, session
@@ -122,18 +124,29 @@ class ScalingRow:
     pass_seconds: float
 
 
+class _KeepsEnds(PassObserver):
+    """Keeps how the points of a pass ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[PointEnd] = []
+
+    def on_point_end(self, key: str, end: PointEnd) -> None:
+        """Keep it."""
+        self.ends.append(end)
+
+
 def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
     """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
-    from eva_dist.cluster.attempts import PointEnd, run_on_gang
+    from eva_dist.cluster.attempts import run_on_gang
     from eva_dist.cluster.connect import connected
 
     config = run.config
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
     config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
     with connected(cluster):
-        ends: dict[str, PointEnd] = {}
-        run_on_gang(assignment(replace(run, config=config)), lambda state: None, on_end=ends.__setitem__)
-    (end,) = ends.values()
+        observer = _KeepsEnds()
+        run_on_gang(assignment(replace(run, config=config)), observer)
+    (end,) = observer.ends
     assert isinstance(end, PointResult), end
     state = end.state
     return ScalingRow(
@@ -186,7 +199,7 @@ def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult
     worker = session(run, threads)
     plan = begin(worker, run)
     state = run_pass(
-        one_point(first_state(plan, 1.0, steps, accept=True)), lambda decision: [worker.step(decision)]
+        one_point(first_state(plan, Eva(1.0), steps, accept=True)), lambda decision: [worker.step(decision)]
     ).only()
     worker.leave()
     return finish(state, worker.components())

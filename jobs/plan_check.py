@@ -17,6 +17,7 @@ from eva_dist.calibration.controller import StepDecision, StepReport, first_stat
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Exchange, StoreConfig
+from eva_dist.methods.eva import Eva
 from eva_dist.modeling.load import Architecture
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import Preflight, estimate
@@ -123,7 +124,7 @@ def one_worker(run: Prepared, threads: int, steps: int) -> Measured:
         return reports[-1:]
 
     state = run_pass(
-        one_point(first_state(plan, 1.0, steps, accept=True)), step
+        one_point(first_state(plan, Eva(1.0), steps, accept=True)), step
     ).only()  # no layer converges at tau = 1
     result = finish(state, worker.components())
     active = tuple(group.index for group in plan.groups)

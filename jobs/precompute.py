@@ -22,6 +22,7 @@ sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 
 from eva_dist.calibration.progress import Progress  # noqa: E402
 from eva_dist.cluster.stop_request import StopRequest, on_sigterm  # noqa: E402
+from eva_dist.run.observer import RecordingObserver  # noqa: E402
 from eva_dist.run.outcome import Outcome  # noqa: E402
 from eva_dist.run.prepare import prepare  # noqa: E402
 from eva_dist.run.run_folder import RunFolder  # noqa: E402
@@ -53,11 +54,8 @@ def run_alone(settings: DictConfig) -> Outcome:
     started = time.perf_counter()
     with _stop.nothing_to_keep(), before_actors():
         run = prepare(to_config(settings))
-    record = RunFolder(output_folder())
     with closing(Progress()) as progress:
-        outcome = precompute(run, record, started, _stop, progress)
-    record.finish(outcome)
-    return outcome
+        return precompute(run, started, RecordingObserver(progress, [RunFolder(output_folder())]), _stop)
 
 
 if __name__ == "__main__":

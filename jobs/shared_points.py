@@ -17,10 +17,11 @@ from omegaconf import DictConfig
 from eva_dist.calibration.progress import Progress
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import PreemptedError
+from eva_dist.run.observer import Answer, RecordingObserver
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Known, Prepared, prepare
 from eva_dist.run.run_folder import RunFolder
-from eva_dist.run.sweep import Answer, compute_points, same_names
+from eva_dist.run.sweep import compute_points, same_names
 from jobs.hydra_main import BadSettings, before_actors, to_config
 from jobs.turns import output_folder
 
@@ -97,19 +98,25 @@ class _Batch:
         return runs
 
     def _compute(self, runs: Mapping[int, Prepared], found: dict[int, Outcome | Exception]) -> None:
-        numbers = list(runs)
-        records = [RunFolder(self._folders[number]) for number in numbers]
-
-        def ended(at: int, answer: Answer) -> None:
-            found[numbers[at]] = answer
-            if isinstance(answer, Outcome):
-                records[at].finish(answer)
-
         if not runs:
             return
-        with _logged_in([self._folders[number] for number in numbers]), closing(Progress()) as progress:
-            answers = compute_points(list(runs.values()), records, self._started, self._stop, ended, progress)
-        found.update(zip(numbers, answers, strict=True))
+        folders = {number: self._folders[number] for number in runs}
+        with _logged_in([*folders.values()]), closing(Progress()) as progress:
+            observer = _BatchObserver(progress, folders, found)
+            compute_points(list(runs.values()), self._started, observer, self._stop)
+
+
+class _BatchObserver(RecordingObserver):
+    """Keeps each answer under the point's job number, too: those that are there stay when the batch is ended."""
+
+    def __init__(self, progress: Progress, folders: Mapping[int, Path], found: dict[int, Answer]) -> None:
+        super().__init__(progress, [RunFolder(folder) for folder in folders.values()])
+        self._numbers, self._found = list(folders), found
+
+    def on_answer(self, point: int, answer: Answer) -> None:
+        """Keep the answer, and write it down."""
+        self._found[self._numbers[point]] = answer
+        super().on_answer(point, answer)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from eva_dist.calibration.controller import PointResult
 from eva_dist.calibration.worker import Assignment
 from eva_dist.cluster.attempts import run_on_gang
 from eva_dist.run.prepare import Prepared, assignment
+from tests.observers import Ends
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:
@@ -17,9 +18,9 @@ def assignment_of(run: Prepared, **changes: Any) -> Assignment:
 
 def run_alone(assignment: Assignment, on_step: Any, *options: Any) -> PointResult:
     """Run a pass of one point on a gang; what refused the point is raised."""
-    ends: dict[str, Any] = {}
-    run_on_gang(assignment, on_step, *options, on_end=ends.__setitem__)
-    (end,) = ends.values()
+    observer = Ends(on_step)
+    run_on_gang(assignment, observer, *options)
+    (end,) = observer.ends.values()
     if isinstance(end, Exception):
         raise end
     return end

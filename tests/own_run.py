@@ -8,6 +8,7 @@ from eva_dist.calibration.controller import first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config
+from eva_dist.methods.eva import Eva
 from eva_dist.run.prepare import prepare
 from eva_dist.run.publish import publish
 from eva_dist.store.store import Published
@@ -20,7 +21,7 @@ def own_run(config: Config) -> Published:
     worker = session(run, 1)
     plan = begin(worker, run)
     eva = config.eva
-    first = one_point(first_state(plan, eva.tau, eva.max_steps, run.accepts))
+    first = one_point(first_state(plan, Eva(eva.tau), eva.max_steps, run.accepts))
     state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     worker.leave()
     components = worker.components()

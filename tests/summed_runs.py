@@ -19,6 +19,7 @@ from eva_dist.calibration.controller import GroupReport, StepReport, advance, fi
 from eva_dist.calibration.engine import finish
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig, OnMaxSteps, SolverConfig, SolverName
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.components import Components, component_cosines
 from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, to_packed
 from eva_dist.plan import Plan, make_layer, make_plan
@@ -112,7 +113,7 @@ def _pass(plan: Plan, eva: EvaConfig, rows: Rows, steps: int) -> tuple[Any, dict
     """Fold the rows as a run does that leaves no group before its end."""
     states: dict[int, CovarianceState] = {}
     components: dict[int, Components] = {}
-    state = first_state(plan, eva.tau, steps, accept=True)
+    state = first_state(plan, Eva(eva.tau), steps, accept=True)
     for step in range(steps):
         reports, tokens = [], 0
         for group in plan.groups:

@@ -16,8 +16,8 @@ ROOT_MODULES = ("config", "errors", "hashing", "logs", "plan")
 LEAVES = ("numerics", "data", "modeling", "distributed")
 BELOW = {
     **dict.fromkeys(LEAVES, ()),
-    "methods": ("numerics",),
     "calibration": LEAVES,
+    "methods": ("numerics", "calibration"),
     "preflight": (*LEAVES, "methods", "calibration"),
     "store": (),
     "artifact": ("numerics", "modeling", "methods", "calibration", "store"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eva_dist.artifact.facts import LayerFacts, Provenance
 from eva_dist.config import EvaConfig
+from eva_dist.methods.eva import layer_alpha
 from eva_dist.modeling.peft_rules import write_adapter_config
 
 
@@ -26,7 +27,7 @@ def alpha_pattern(layers: Sequence[LayerFacts], eva: EvaConfig) -> dict[str, flo
     if not eva.adjust_scaling_factors:
         return {}
     return {
-        facts.name: eva.lora_alpha * (facts.rank / facts.layer.r)
+        facts.name: layer_alpha(eva, facts.layer.r, facts.rank)
         for facts in layers
         if facts.rank not in (0, facts.layer.r)
     }

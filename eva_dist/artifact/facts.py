@@ -9,7 +9,6 @@ from eva_dist.plan import InputGroup, Layer
 
 FORMAT_VERSION = 2
 """1 had no components, and its manifest no `decisive`: what derives and restores needs 2."""
-METHOD = "eva"
 
 
 @dataclass(frozen=True)

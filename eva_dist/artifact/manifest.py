@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, LayerFacts, Provenance
+from eva_dist.artifact.facts import FORMAT_VERSION, LayerFacts, Provenance
 from eva_dist.artifact.file_names import STATE_DICT_FILE
 from eva_dist.artifact.safetensors_header import tensor_hashes
 from eva_dist.calibration.controller import PointResult
 from eva_dist.config import EvaConfig
+from eva_dist.methods.eva import NAME
 from eva_dist.store.snapshot import MANIFEST_FILE, sealed
 
 
@@ -34,7 +35,7 @@ def write_manifest(
     manifest = {
         **dataclasses.asdict(provenance),
         "format_version": FORMAT_VERSION,
-        "method": METHOD,
+        "method": NAME,
         "status": status(layers),
         "stop": None if stop is None else stop.value,
         "steps": state.steps,
@@ -53,7 +54,7 @@ def write_manifest(
         "largest_rank": max(facts.rank for facts in layers),
         "layers_converged": state.layers_converged,
         "layers_total": len(layers),
-        "layers": {facts.name: _layer(facts, state.tau, stop.value if stop else "stopped") for facts in layers},
+        "layers": {facts.name: _layer(facts, eva.tau, stop.value if stop else "stopped") for facts in layers},
         "input_groups": {facts.group.tap: _input_group(facts) for facts in layers if facts.name == facts.group.tap},
         "tensors": tensor_hashes(folder / STATE_DICT_FILE),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},

@@ -15,12 +15,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from eva_dist.artifact.columns import read_columns
-from eva_dist.artifact.facts import FORMAT_VERSION, METHOD, Provenance
+from eva_dist.artifact.facts import FORMAT_VERSION, Provenance
 from eva_dist.artifact.file_names import COMPONENTS_FILE, CONVERGENCE_FILE, COVARIANCE_FILE, SPECTRUM_FILE
 from eva_dist.artifact.read_facts import counted, measured, read_eva, read_provenance
 from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.errors import DerivationError, IntegrityError
+from eva_dist.methods.eva import NAME, Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, make_plan
 from eva_dist.store.artifact_reader import REMEDY, OpenedFolder
@@ -90,8 +91,8 @@ def restore_artifact(folder: Path, snapshot: Snapshot | None = None) -> Stored:
 
 def _refuse_other_formats(folder: Path, manifest: Mapping[str, Any]) -> None:
     version, method = manifest.get("format_version"), manifest.get("method")
-    if method != METHOD:
-        raise DerivationError(f"{folder} holds method={method}, must be {METHOD}; give an artifact of EVA")
+    if method != NAME:
+        raise DerivationError(f"{folder} holds method={method}, must be {NAME}; give an artifact of EVA")
     if version != FORMAT_VERSION:
         older = isinstance(version, int) and version < FORMAT_VERSION
         raise DerivationError(
@@ -169,7 +170,7 @@ def _state(
         )
 
     return replace(
-        first_state(plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
+        first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
         groups=tuple(known(group) for group in plan.groups),
         ranks={layer.name: counted("rank", manifest["layers"][layer.name]["rank"]) for layer in plan.layers},
         steps=steps,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eva_dist.artifact.facts import LayerFacts
 from eva_dist.artifact.file_names import ADAPTER_FILE, COMPONENTS_FILE, STATE_DICT_FILE
-from eva_dist.numerics.components import adapter_rows
+from eva_dist.methods.eva import adapter_rows
 
 _ADAPTER_PREFIX = "base_model.model."
 

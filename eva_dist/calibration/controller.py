@@ -1,4 +1,4 @@
-"""Decisions of a pass, from summaries alone: no ray, no torch.distributed, no model.
+"""Decisions of a pass, from summaries alone: no ray, no torch.distributed, no model, no method's name.
 
 The driver folds the workers' `StepReport`s into a `PointState`, one for each point of the
 pass, and sends back one `StepDecision`. That record is the one backward edge of the flow: a layer counts as
@@ -9,6 +9,7 @@ workers that disagreed on the active groups would enter different collectives an
 The rules are PEFT's (`eva.py`, `_get_eva_state_dict`): a converged group is no longer
 updated; it is tapped again when a later allocation gives it components that had not
 converged; ranks are allocated anew after each step once every group has components.
+When a component has stopped turning, and how ranks are handed out, is for the `Method` to say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,19 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from eva_dist.config import Budget
-from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
-from eva_dist.numerics.allocation import allocate_parameters, allocate_ranks
-from eva_dist.numerics.components import Components, is_converged
+from eva_dist.errors import (
+    EmptyStreamError,
+    EvaDistError,
+    NonFiniteActivationsError,
+    NotConvergedError,
+    TooFewTokensError,
+)
+from eva_dist.numerics.components import Components
 from eva_dist.plan import Plan
 
 
@@ -124,6 +130,19 @@ class ConvergenceRow:
     seconds: float
 
 
+class Method(Protocol):
+    """What a pass asks of the method that it runs for; a value that can be sent to workers and compared."""
+
+    def settled_K(self, cosines_K: Tensor) -> Tensor:
+        """Return for each component, by its cosine with itself one update earlier, whether it holds still: `[K]`."""
+
+    def allocate(self, plan: Plan, ratios_K: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """Return each layer's rank, from the explained-variance ratios of its components, strongest first."""
+
+    def not_converged(self, state: "PointState") -> NotConvergedError:
+        """Return the error that names every layer of this point that has not converged."""
+
+
 @dataclass(frozen=True)
 class PointState:
     """All that is known of a point after `steps` steps; replaced, never changed.
@@ -139,7 +158,7 @@ class PointState:
     """
 
     plan: Plan
-    tau: float
+    method: Method
     max_steps: int
     accept: bool
     groups: tuple[GroupState, ...]
@@ -160,11 +179,30 @@ class PointState:
         return max(self.ranks[name] for name in self.plan.groups[group].members)
 
     def is_converged(self, group: int) -> bool:
-        """Tell whether the components that the allocation gives this group have converged."""
-        known = self.groups[group]
-        if known.updates > 0 and known.converged_to is not None and known.converged_to >= self.tau:
+        """Tell whether the components that the allocation gives this group have converged.
+
+        With rank 0 there are none to wait for; without cosines there were fewer than two updates.
+        """
+        known, rank = self.groups[group], self.group_rank(group)
+        if known.updates == 0:
+            return False
+        if known.converged_to is not None and self._settles(torch.tensor([known.converged_to], dtype=torch.float64)):
             return True
-        return known.updates > 0 and is_converged(known.cosines_K, self.group_rank(group), self.tau)
+        return rank == 0 or (known.cosines_K is not None and self._settles(known.cosines_K[:rank]))
+
+    def shortfall(self, group: int) -> tuple[int, float | None]:
+        """Return how many of the components that the allocation gives a group still turn, and their lowest cosine.
+
+        None as cosine says that there were fewer than two updates, so no cosine at all.
+        """
+        rank, cosines_K = self.group_rank(group), self.groups[group].cosines_K
+        if cosines_K is None:
+            return rank, None
+        judged_K = cosines_K[:rank]
+        return int((~self.method.settled_K(judged_K)).sum()), float(judged_K.min()) if rank else None
+
+    def _settles(self, cosines_K: Tensor) -> bool:
+        return bool(self.method.settled_K(cosines_K).all())
 
     @cached_property
     def active(self) -> tuple[int, ...]:
@@ -200,9 +238,13 @@ class PointResult:
     covariance: Path | None = None
 
 
-def first_state(plan: Plan, tau: float, max_steps: int, accept: bool = False) -> PointState:
+PointEnd = PointResult | EvaDistError
+"""How a point ended: with a result, converged or not, or by what refused it (too few tokens, activations)."""
+
+
+def first_state(plan: Plan, method: Method, max_steps: int, accept: bool = False) -> PointState:
     """Return the state before the first step: every group is active over all its components."""
-    return PointState(plan, tau, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
+    return PointState(plan, method, max_steps, accept, tuple(GroupState() for _ in plan.groups), plan.max_ranks())
 
 
 def advance(state: PointState, reports: Sequence[StepReport], step_seconds: float = 0.0) -> PointState:
@@ -230,27 +272,22 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
         elapsed=state.elapsed + step_seconds,
         epoch=max(report.epoch for report in reports),
         exhausted=any(report.exhausted for report in reports),
-        seconds=add_seconds(state.seconds, _slowest([report.seconds for report in reports])),
+        seconds=add_seconds(state.seconds, _slowest_worker([report.seconds for report in reports])),
         sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
         svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
     )
-    if _last_chance_gone(moved):
+    if _is_last_chance_gone(moved):
         _refuse_starving(moved)
-    moved = replace(moved, ranks=_allocate(moved))
-    return replace(moved, history=moved.history + tuple(_row(moved, r.group, step_seconds) for r in updated))
+    moved = replace(moved, ranks=_allocate_ranks(moved))
+    return replace(
+        moved, history=moved.history + tuple(_convergence_row(moved, r.group, step_seconds) for r in updated)
+    )
 
 
 def refuse_unconverged(state: PointState) -> None:
     """Raise `NotConvergedError` that lists every layer that has not converged and by how much."""
-    lines = [_shortfall(state, group) for group in state.active]
-    if not lines:
-        return
-    why = "the data ran out" if state.exhausted else f"max_steps={state.max_steps} was reached"
-    raise NotConvergedError(
-        f"{why} and {len(state.plan.layers) - state.layers_converged} of {len(state.plan.layers)} layers have not "
-        f"converged to tau={state.tau}; raise max_steps or the samples a step (data.step_size), lower tau, or take the "
-        "result as it is with on_max_steps=accept\n" + "\n".join(lines)
-    )
+    if state.active:
+        raise state.method.not_converged(state)
 
 
 def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupState:
@@ -266,26 +303,23 @@ def _advance_group(group: GroupState, report: GroupReport, step: int) -> GroupSt
     )
 
 
-def _last_chance_gone(state: PointState) -> bool:
+def _is_last_chance_gone(state: PointState) -> bool:
     """Tell whether a group without an update so far has to be given up: all data was seen, or no step is left."""
     return state.epoch > 0 or state.exhausted or state.steps >= state.max_steps
 
 
-def _allocate(state: PointState) -> Mapping[str, int]:
+def _allocate_ranks(state: PointState) -> Mapping[str, int]:
     ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
-    if not all(len(ratios_K) for ratios_K in ratios) and not _last_chance_gone(state):
+    if not all(len(ratios_K) for ratios_K in ratios) and not _is_last_chance_gone(state):
         return state.ranks
     by_name = {name: ratios[group.index] for group in state.plan.groups for name in group.members}
     in_order = {layer.name: by_name[layer.name] for layer in state.plan.layers}
-    if state.plan.budget is Budget.params:
-        costs = {layer.name: layer.parameters_per_rank for layer in state.plan.layers}
-        return allocate_parameters(in_order, costs, state.plan.parameter_budget)
-    return allocate_ranks(in_order, state.plan.rank_budget)
+    return state.method.allocate(state.plan, in_order)
 
 
 def reallocated(state: PointState) -> PointState:
     """Return the state with the ranks handed out anew, over the ratios that are known."""
-    return replace(state, ranks=_allocate(state))
+    return replace(state, ranks=_allocate_ranks(state))
 
 
 def _refuse_starving(state: PointState) -> None:
@@ -300,28 +334,20 @@ def _refuse_starving(state: PointState) -> None:
     need = max(group.n_components for group in starving)
     raise TooFewTokensError(
         f"none of {state.steps} steps had the {need} token rows that {need} components need "
-        f"({state.tokens} token rows in all; starving: {_some([g.tap for g in starving])}); "
+        f"({state.tokens} token rows in all; starving: {name_some([g.tap for g in starving])}); "
         "raise the samples a step (data.step_size, or your dataloader's batch size) or their length, lower r or rho, "
         "or leave layers that see no token out"
     )
 
 
-def _row(state: PointState, group: int, seconds: float) -> ConvergenceRow:
+def _convergence_row(state: PointState, group: int, seconds: float) -> ConvergenceRow:
     known, rank = state.groups[group], state.group_rank(group)
-    converged = 0 if known.cosines_K is None else int((known.cosines_K[:rank] >= state.tau).sum())
+    converged = 0 if known.cosines_K is None else int(state.method.settled_K(known.cosines_K[:rank]).sum())
     return ConvergenceRow(state.steps - 1, group, known.rows, rank, converged, seconds)
 
 
-def _shortfall(state: PointState, group: int) -> str:
-    rank, cosines_K = state.group_rank(group), state.groups[group].cosines_K
-    names = _some(state.plan.groups[group].members)
-    if cosines_K is None:
-        return f"  {names}: only {state.groups[group].updates} updates, {state.groups[group].skipped} steps too short"
-    below = int((cosines_K[:rank] < state.tau).sum())
-    return f"  {names}: {below} of {rank} components below, lowest cosine {float(cosines_K[:rank].min()):.4f}"
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
@@ -331,7 +357,7 @@ def add_seconds(total: Mapping[str, float], more: Mapping[str, float]) -> dict[s
     return {phase: total.get(phase, 0.0) + more.get(phase, 0.0) for phase in sorted({*total, *more})}
 
 
-def _slowest(workers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _slowest_worker(workers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the slowest worker's seconds, phase by phase."""
     phases = {phase for seconds in workers for phase in seconds}
     return {phase: max(seconds.get(phase, 0.0) for seconds in workers) for phase in phases}

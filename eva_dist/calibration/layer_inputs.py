@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_dist.errors import LayerError
-from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own_rows, tap_inputs
 from eva_dist.plan import InputGroup
 
 Take = Callable[[int, Tensor], None]
@@ -274,7 +274,7 @@ class _Collected:
             )
         rows = self.select(arguments, name)
         single = self.views and known == 1
-        self._rows[group][-1].append(rows.detach() if single else own(rows, arguments))
+        self._rows[group][-1].append(rows.detach() if single else own_rows(rows, arguments))
         if known and len(self._rows[group][-1]) == known:
             self._lacking.discard(group)
             if len(self._rows[group]) == self._minibatches:

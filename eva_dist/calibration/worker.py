@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from eva_dist.calibration.controller import PointState, StepDecision, StepReport, first_state
+from eva_dist.calibration.controller import Method, PointState, StepDecision, StepReport, first_state
 from eva_dist.calibration.engine import Worker, run_step
 from eva_dist.calibration.group_svds import (
     GroupSvd,
@@ -53,7 +53,7 @@ class PointAssignment:
     key: str
     layers: tuple[Layer, ...]
     budget: Budget
-    tau: float
+    method: Method
     max_steps: int
     accept: bool
 
@@ -88,7 +88,7 @@ class Assignment:
     def begin(self, plan: PassPlan) -> list[PointState]:
         """Return the points before their first step."""
         return [
-            first_state(own, point.tau, point.max_steps, point.accept)
+            first_state(own, point.method, point.max_steps, point.accept)
             for own, point in zip(plan.points, self.points, strict=True)
         ]
 

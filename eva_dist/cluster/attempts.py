@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from eva_dist.artifact.covariance import write_covariance
-from eva_dist.calibration.controller import PointResult, PointState, StepDecision, StepReport
+from eva_dist.calibration.controller import PointEnd, PointState, StepDecision, StepReport
 from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.calibration.worker import Assignment
 from eva_dist.cluster.checkpoint import Checkpoint, CheckpointFolder
@@ -23,7 +24,6 @@ from eva_dist.cluster.saver import Saver, kept_after
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import (
     ClusterBusyError,
-    EvaDistError,
     GangError,
     GangTimeoutError,
     PlacementError,
@@ -34,9 +34,6 @@ from eva_dist.errors import (
 from eva_dist.plan import InputGroup, PassPlan
 
 _log = logging.getLogger(__name__)
-
-PointEnd = PointResult | EvaDistError
-"""How a point ended: with a result, converged or not, or by what refused it."""
 
 _KINDS = {
     WorkerFailedError: FailureKind.raised,
@@ -49,21 +46,18 @@ _KINDS = {
 
 def run_on_gang(
     assignment: Assignment,
-    on_step: Callable[[PassState], None],
+    observer: PassObserver,
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
-    on_end: Callable[[str, PointEnd], None] = lambda key, end: None,
     scratch: Path | None = None,
 ) -> None:
     """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
 
     Args:
         assignment: what to compute.
-        on_step: told the state after each step.
+        observer: told of each step, and how each point ended.
         checkpoints: where to go on from, and where to write; None: nowhere.
         stop: when made, the run writes a checkpoint and ends.
-        on_end: told a point's key and how it ended, when it has, while the others go on: with a result,
-            converged or not, or by what refused it (too few tokens, activations).
         scratch: a folder for what was summed up of each point, whose results name the files; None: it is not kept.
 
     Raises:
@@ -76,7 +70,7 @@ def run_on_gang(
     stop = stop or StopRequest()
     request = first_request(cluster, stop)
     failures: list[Failure] = []
-    attempt = _Attempt(assignment, on_step, checkpoints, stop, on_end, scratch)
+    attempt = _Attempt(assignment, observer, checkpoints, stop, scratch)
     while True:
         try:
             attempt.run(request)
@@ -104,14 +98,13 @@ class _Attempt:
     def __init__(
         self,
         assignment: Assignment,
-        on_step: Callable[[PassState], None],
+        observer: PassObserver,
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
-        on_end: Callable[[str, PointEnd], None],
         scratch: Path | None,
     ) -> None:
-        self._assignment, self._on_step, self._checkpoints, self._stop = assignment, on_step, checkpoints, stop
-        self._on_end, self._scratch = on_end, scratch
+        self._assignment, self._observer, self._checkpoints = assignment, observer, checkpoints
+        self._stop, self._scratch = stop, scratch
         self.steps = 0
         self._ended: set[str] = set()
 
@@ -134,7 +127,7 @@ class _Attempt:
 
             def after_step(state: PassState) -> None:
                 self.steps = state.steps
-                self._on_step(state)
+                self._observer.on_step(state)
                 self._take_ended(state, collect)
                 self._keep(gang, saver, state)
 
@@ -149,7 +142,7 @@ class _Attempt:
             if key not in self._ended and point not in state.running:
                 end = state.errors[point] or collect(state.points[point], point)
                 self._ended.add(key)
-                self._on_end(key, end)
+                self._observer.on_point_end(key, end)
 
     def _begin(self, gang: Gang, request: Request) -> PassPlan:
         gang.meet()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from eva_dist.modeling.transformers_internals import declared_block_classes
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,7 @@ def block_lists(model: nn.Module) -> list[str]:
     Blocks are of the classes that the model declares (`_no_split_modules`), or, for some models declare
     none, of the class from which transformers derives what can be checkpointed as a whole.
     """
-    classes = set(getattr(model, "_no_split_modules", None) or ())
+    classes = declared_block_classes(model)
     found: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in found):

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from eva_dist.errors import LayerError
 from eva_dist.modeling.packing import Layout, agrees, attention_by_segment, can_segment, segments
-from eva_dist.modeling.taps import ForwardCut, SelectRows, own, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, SelectRows, own_rows, tap_inputs
+from eva_dist.modeling.transformers_internals import weights_are_moved_by_hooks
 
 _LAYERS_OF_LONG_CHECK = 32
 """Of the first target layers: enough blocks to meet each kind of attention, few enough to cost little."""
@@ -35,7 +36,7 @@ class Trunk:
     def may_cut(self) -> bool:
         """Whether a forward may be left in the middle: accelerate's hooks, and FSDP2's, would leave weights around."""
         return not any(
-            hasattr(module, "_hf_hook") or isinstance(module, FSDPModule) for module in self.module.modules()
+            weights_are_moved_by_hooks(module) or isinstance(module, FSDPModule) for module in self.module.modules()
         )
 
     def run(self, inputs: Mapping[str, Any]) -> None:
@@ -197,7 +198,7 @@ def entering(
     select = forward.select(prepared)
 
     def take(name: str, arguments: Any) -> None:
-        rows[name].append(own(select(arguments, name), arguments))
+        rows[name].append(own_rows(select(arguments, name), arguments))
         if forward.may_cut and len(rows) == len(layers):
             raise ForwardCut
 

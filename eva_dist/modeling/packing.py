@@ -26,6 +26,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
+from eva_dist.modeling.transformers_internals import uses_sdpa
+
 _log = logging.getLogger(__name__)
 
 _SEGMENTS = "eva_dist_segments"
@@ -73,10 +75,7 @@ def attention_by_segment(model: nn.Module, wanted: bool = True) -> Iterator[None
 def can_segment(model: nn.Module) -> bool:
     """Tell whether the model, all parts of it, goes through transformers' attention interface with `sdpa`."""
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    return isinstance(model, PreTrainedModel) and all(
-        getattr(part.config, "_attn_implementation", None) == "sdpa" and part._can_set_attn_implementation()
-        for part in parts
-    )
+    return isinstance(model, PreTrainedModel) and all(uses_sdpa(part) for part in parts)
 
 
 def agrees(layout: Layout, collect: Callable[[Layout], Mapping[str, Tensor]]) -> bool:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eva_dist.config import EvaConfig
 from eva_dist.errors import LayerError
+from eva_dist.modeling.transformers_internals import copy_module_tree
 from eva_dist.plan import Layer, make_layer
 
 _LINEAR = (nn.Linear, Conv1D)
@@ -66,8 +67,8 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
                 inject_adapter_in_model(probe, skeleton, low_cpu_mem_usage=True)
         except (ValueError, re.error) as error:
             raise LayerError(
-                f"eva.target_modules={_shown(config.target_modules)} "
-                f"(exclude_modules={_shown(config.exclude_modules)}) does not fit {type(model).__name__}: {error}; "
+                f"eva.target_modules={_as_given(config.target_modules)} "
+                f"(exclude_modules={_as_given(config.exclude_modules)}) does not fit {type(model).__name__}: {error}; "
                 f"its linear layers end in {', '.join(_linear_kinds(model))}"
             ) from error
         wrapped = _lora_layers(skeleton)
@@ -177,26 +178,14 @@ def _shared_copy(model: nn.Module) -> Iterator[nn.Module]:
     tensors = [*model.parameters(), *model.buffers()]
     requires_grad = [tensor.requires_grad for tensor in tensors]
     try:
-        yield _copy_tree(model, {})
+        yield copy_module_tree(model)
     finally:
         for tensor, flag in zip(tensors, requires_grad, strict=True):
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
 
 
-def _copy_tree(module: nn.Module, copied: dict[int, nn.Module]) -> nn.Module:
-    """Copy modules alone: each has its own registers, and shares with the first whatever else it holds."""
-    if id(module) not in copied:
-        copied[id(module)] = twin = copy.copy(module)
-        for register in ("_parameters", "_buffers"):
-            twin.__dict__[register] = dict(module.__dict__[register])
-        twin.__dict__["_modules"] = {
-            name: child if child is None else _copy_tree(child, copied) for name, child in module._modules.items()
-        }
-    return copied[id(module)]
-
-
-def _shown(names: Any) -> str:
+def _as_given(names: Any) -> str:
     """Return the names as they were given; PEFT turns lists into sets."""
     return repr(sorted(names) if isinstance(names, set) else names)
 

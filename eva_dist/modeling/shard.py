@@ -16,22 +16,27 @@ wrongly, and is refused.
 import ctypes
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, core_model_loading, modeling_utils
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 from transformers.distributed import DistributedConfig
 
 from eva_dist.errors import ConfigError
 from eva_dist.modeling.blocks import block_lists
+from eva_dist.modeling.transformers_internals import (
+    ShardMesh,
+    loader_on_mesh,
+    shards_stay_where_read,
+    warm_attention_check,
+)
 
 _FREE = "free_full_weight"
 """transformers' word for: gather at the start of a unit's forward, free at its end."""
@@ -68,7 +73,7 @@ def refuse_unshardable(model: nn.Module, shard_size: int, stored: str) -> None:
         shard_size: how many workers hold it together.
         stored: what kind of weights the settings name, if they cannot be read in slices (GGUF); else empty.
     """
-    why = stored or next(_obstacles(model, shard_size), "")
+    why = stored or next(_find_obstacles(model, shard_size), "")
     if why:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise ConfigError(
@@ -100,7 +105,7 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
     """
     if sharding.device.type == "cpu":
         _give_freed_memory_back()
-    architecture._can_set_attn_implementation()  # reads the class's own file; asked of FSDP's subclass, it would err
+    warm_attention_check(architecture)
     distributed = DistributedConfig(
         fsdp_size=sharding.shard_size,
         dp_replicate_size=sharding.replicas,
@@ -108,8 +113,8 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
         fsdp_cpu_offload=sharding.offload and sharding.device.type != "cpu",
     )
     kept = torch.device("cpu") if sharding.offload else sharding.device
-    loader = _on_mesh(architecture, _Mesh(sharding.mesh), kept)
-    with _shards_stay_where_they_are(), warnings.catch_warnings():
+    loader = loader_on_mesh(architecture, ShardMesh(sharding.mesh), kept)
+    with shards_stay_where_read(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "DTensor random operators")  # weights that the checkpoint lacks are noise
         loaded = loader.from_pretrained(distributed_config=distributed, **source)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -117,11 +122,11 @@ def load_shard(architecture: type[PreTrainedModel], plan: dict[str, str], shardi
     model.set_reshard_after_forward(True)  # transformers would keep the last norm, and FSDP2 what is in no other unit
     for module in model.modules():  # type: ignore[attr-defined]
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(sharding.device)  # FSDP moves parameters only
+            setattr(module, name, buffer.to(sharding.device))  # FSDP moves parameters only
     return loaded
 
 
-def _obstacles(model: nn.Module, shard_size: int) -> Iterator[str]:
+def _find_obstacles(model: nn.Module, shard_size: int) -> Iterator[str]:
     """Yield why a model cannot be sharded, clearest first."""
     if not isinstance(model, PreTrainedModel):
         yield "it is no transformers model"
@@ -138,10 +143,10 @@ def _obstacles(model: nn.Module, shard_size: int) -> Iterator[str]:
             if owners.setdefault(id(parameter), i) != i:
                 yield "its blocks share weights with each other"
                 return
-    yield from _unreadable(model, shard_size)
+    yield from _unreadable_weights(model, shard_size)
 
 
-def _unreadable(model: PreTrainedModel, shard_size: int) -> Iterator[str]:
+def _unreadable_weights(model: PreTrainedModel, shard_size: int) -> Iterator[str]:
     """Yield which weights are not stored as they are held, so that no slice of them can be read."""
     stacked = False
     for conversion in get_model_conversion_mapping(model):
@@ -174,32 +179,6 @@ def _shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in everyone if counts[id(p)] > 1] + by_name
 
 
-class _Mesh:
-    """Our mesh under the names by which transformers asks for its axes."""
-
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self._mesh = mesh
-
-    def get_mesh(self, dims: str | tuple[str, ...]) -> DeviceMesh:
-        """Return both axes where replicas are asked for, else the one over which parameters are cut."""
-        return self._mesh if "dp_replicate" in dims else self._mesh["shard"]
-
-
-def _on_mesh(architecture: type[PreTrainedModel], mesh: _Mesh, kept: torch.device) -> type[PreTrainedModel]:
-    """Return a twin of the class that loads on a given mesh, its weights on the device `kept`.
-
-    transformers would make a mesh of its own: on whatever accelerator it sees, from environment
-    variables that Ray's actors do not have, with collectives that time out after half an hour.
-    """
-
-    def prepare_distribute_model(cls: Any, distributed_config: Any, device_map: Any = None) -> tuple[Any, Any, Any]:
-        return distributed_config, kept, mesh
-
-    # transformers looks at the source file of a model's class: the twin must point to the same one
-    body = {"prepare_distribute_model": classmethod(prepare_distribute_model), "__module__": architecture.__module__}
-    return type(architecture.__name__, (architecture,), body)
-
-
 def _give_freed_memory_back() -> None:
     """Have glibc return blocks of 128 KiB and more to the system as they are freed, as it does at first.
 
@@ -208,21 +187,3 @@ def _give_freed_memory_back() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-
-
-@contextmanager
-def _shards_stay_where_they_are() -> Iterator[None]:
-    """While open, a shard that was read to the CPU is not moved to the mesh's device: offloaded, all would not fit."""
-
-    def keep(local: Tensor, like: DTensor) -> DTensor:
-        return DTensor(local.contiguous(), like._spec, requires_grad=False)
-
-    places: list[Any] = [core_model_loading, modeling_utils]
-    before = [place._dtensor_from_local_like for place in places]
-    for place in places:
-        place._dtensor_from_local_like = keep
-    try:
-        yield
-    finally:
-        for place, function in zip(places, before, strict=True):
-            place._dtensor_from_local_like = function

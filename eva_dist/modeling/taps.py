@@ -38,18 +38,6 @@ def tap_inputs(model: nn.Module, names: Iterable[str], take: Callable[[str, Any]
             handle.remove()
 
 
-@contextmanager
-def collect_rows(model: nn.Module, names: Iterable[str], select: SelectRows) -> Iterator[dict[str, list[Tensor]]]:
-    """Yield a dict that fills up as forwards run: module name to the token rows of each call.
-
-    Rows are `[T, in_features]` on the module's device, in the model's dtype, and never a
-    view of what the model goes on to use.
-    """
-    rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    with tap_inputs(model, rows, lambda name, args: rows[name].append(own(select(args, name), args))):
-        yield rows
-
-
 class InputDigests:
     """Digests of the token rows that each layer received, to tell which layers share an input.
 
@@ -109,7 +97,7 @@ def _weight_dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-def own(rows: Tensor, arguments: Any) -> Tensor:
+def own_rows(rows: Tensor, arguments: Any) -> Tensor:
     """Copy rows that are still a view of the layer's input: later in-place operations would change them."""
     inputs = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
     shared = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}

@@ -8,7 +8,7 @@ function that knows the samples in a row and gives back an empty tensor of the r
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -25,6 +24,13 @@ from eva_dist.errors import LayerError
 from eva_dist.modeling.forward import Placed, Trunk, select_tokens
 from eva_dist.modeling.packing import can_segment
 from eva_dist.modeling.taps import ForwardCut, tap_inputs
+from eva_dist.modeling.transformers_internals import (
+    TorchDispatchMode,
+    grouped_product_counts,
+    is_matrix_product,
+    tensor_version,
+    writes_in_place,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -109,13 +115,13 @@ def _trace(
     def take(name: str, arguments: Any) -> None:
         x = arguments[0]
         select_tokens(x, whole, name)  # refuses what a run refuses
-        entered.setdefault(name, (allocations.serial(x), x.storage_offset(), x.numel(), x.shape[-1], x._version))
+        entered.setdefault(name, (allocations.serial(x), x.storage_offset(), x.numel(), x.shape[-1], tensor_version(x)))
         live.setdefault(name, allocations.live)
         number_bytes.setdefault(name, x.element_size())
         if len(entered) == len(layers):
             raise ForwardCut
 
-    counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+    counter = FlopCounterMode(display=False, custom_mapping=grouped_product_counts())
     with torch.no_grad(), attention.open(), tap_inputs(trunk.module, layers, take), counter, allocations:
         with suppress(ForwardCut):
             trunk.run(inputs)
@@ -162,9 +168,9 @@ class _Allocations(TorchDispatchMode):
         for tensor in written:
             self.serial(tensor)
         shared = {self.serial(x) for x in read} & {self.serial(x) for x in written}
-        if not shared or function._schema.is_mutable:
+        if not shared or writes_in_place(function):
             moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in [*read, *written])
-            if function._overloadpacket in flop_registry or function._overloadpacket in _grouped_products():
+            if is_matrix_product(function):
                 self.product_bytes += moved
             else:
                 self.other_bytes += moved
@@ -223,16 +229,6 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Stand in for attention (the contract of transformers' attention functions)."""
     return _attention.get().attend(query, key, value), None
-
-
-def _grouped_products() -> dict[Any, Callable[..., int]]:
-    """Count products of tokens with the experts that they are routed to, which torch's counter leaves out."""
-
-    def count(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * a[0] * a[1] * b[-1]
-
-    operator = getattr(torch.ops.aten, "_grouped_mm", None)
-    return {} if operator is None else {operator: count}
 
 
 AttentionInterface.register(_META, _attend)

@@ -43,6 +43,7 @@ from eva_dist.config import Budget, EvaConfig, OnMaxSteps, SolverConfig, SolverN
 from eva_dist.data.loader import LoaderStream
 from eva_dist.distributed.exchange import LocalExchange, ToOwnerExchange
 from eva_dist.errors import ConfigError, NotConvergedError
+from eva_dist.methods.eva import Eva, adapter_rows
 from eva_dist.modeling.forward import (
     TokenForward,
     find_layout,
@@ -52,7 +53,6 @@ from eva_dist.modeling.forward import (
 )
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
-from eva_dist.numerics.components import adapter_rows
 from eva_dist.plan import Layer, make_plan, share
 
 _log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def _run(
     worker: Worker, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
 ) -> tuple[PointState, Svds]:
     svds: Svds = {}
-    first = first_pass(worker.plan, [first_state(worker.plan.points[0], tau, max_steps, accept)])
+    first = first_pass(worker.plan, [first_state(worker.plan.points[0], Eva(tau), max_steps, accept)])
     owners = first.owners
 
     def step(decision: StepDecision) -> list[StepReport]:

@@ -23,6 +23,7 @@ from eva_dist.config import Budget, Config, DataConfig, EvaConfig, OnMaxSteps, T
 from eva_dist.data import TokenStream, open_rows
 from eva_dist.errors import LayerError
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import AFTER_THE_PASS, NAME, Eva, decisive_settings
 from eva_dist.modeling.load import (
     Architecture,
     check_length,
@@ -41,9 +42,6 @@ _log = logging.getLogger(__name__)
 
 NUMERICS_VERSION = 3
 """Part of every fingerprint; raise it when the same settings give other numbers than before."""
-
-AFTER_THE_PASS = ("whiten", "lora_alpha", "adjust_scaling_factors")
-"""Settings of EVA that no forward and no SVD heeds."""
 
 _ANOTHER = "another"
 """In place of a fingerprint: not ours."""
@@ -195,7 +193,7 @@ def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
                 key=each.pass_key,
                 layers=each.targets.layers,
                 budget=each.config.eva.budget,
-                tau=each.config.eva.tau,
+                method=Eva(each.config.eva.tau),
                 max_steps=each.config.eva.max_steps,
                 accept=each.accepts,
             )
@@ -228,21 +226,6 @@ def versions() -> dict[str, str]:
     return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
-def decisive_settings(eva: EvaConfig) -> dict[str, Any]:
-    """Return the settings of EVA that decide an artifact's numbers, but for how long a pass may take."""
-    return {
-        "rho": float(eva.rho),
-        "tau": float(eva.tau),
-        "whiten": eva.whiten,
-        "r": eva.r,
-        "lora_alpha": float(eva.lora_alpha),
-        "adjust_scaling_factors": eva.adjust_scaling_factors,
-        "label_mask_value": eva.label_mask_value if eva.use_label_mask else None,
-        # without a word for PEFT's kind, fingerprints are what they were when there was no other
-        **({} if eva.budget is Budget.ranks else {"budget": eva.budget.value}),
-    }
-
-
 def _decisive(
     config: Config,
     architecture: Architecture,
@@ -254,7 +237,7 @@ def _decisive(
     """Return what decides the numbers, and nothing else: no topology, no path, no time."""
     eva, data = config.eva, config.data
     return {
-        "method": "eva",
+        "method": NAME,
         "numerics": NUMERICS_VERSION,
         "model": model,
         "tokenizer": tokenizer,

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 class RunFolder:
     """Writes `progress.jsonl`, one line a step, and `result.json` into a run's folder, beside its settings and log.
 
-    Call it with the state after each step. A line holds `time` (Unix seconds), `step` (steps done),
+    A line holds `time` (Unix seconds), `step` (steps done),
     `layers_converged`, `layers_total`, `groups_active`, `tokens`, `elapsed` (seconds of all steps), `seconds` by
     phase and `sent_bytes`, each summed over the steps so far. A step that is done again after a failure
     has a second line.
@@ -25,7 +25,7 @@ class RunFolder:
         self._folder = folder
         self._refused = False
 
-    def __call__(self, state: PointState) -> None:
+    def add_step(self, state: PointState) -> None:
         """Add the line of a step; a disk that takes no line costs the line, not the run."""
         line = {
             "time": round(time.time(), 3),

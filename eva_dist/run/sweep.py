@@ -3,31 +3,26 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-from eva_dist.calibration.controller import PointState
+from eva_dist.calibration.controller import PointEnd, PointState
+from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import PassState
 from eva_dist.cluster.checkpoint import CheckpointFolder
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import ArtifactConfig, EvaConfig, Resume, SweepMode
 from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
 from eva_dist.hashing import fingerprint
+from eva_dist.run.observer import Answer, SweepObserver
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, assignment
 from eva_dist.run.publish import answer, is_stored, outcome_of, publish
 from eva_dist.store.files import remove_older
-
-if TYPE_CHECKING:
-    from eva_dist.cluster.attempts import PointEnd
-
-Answer = Outcome | Exception
-Watch = Callable[[PointState], None]
 
 _FORGOTTEN_S = 30 * 24 * 3600
 """Checkpoints that have lain so long are of runs that nobody goes on with."""
@@ -35,21 +30,17 @@ _FORGOTTEN_S = 30 * 24 * 3600
 
 def compute_points(
     runs: Sequence[Prepared],
-    on_steps: Sequence[Watch],
     started: float,
+    observer: SweepObserver | None = None,
     stop: StopRequest | None = None,
-    ended: Callable[[int, Answer], None] = lambda point, answer: None,
-    on_pass: Callable[[PassState], None] = lambda state: None,
 ) -> list[Answer]:
     """Answer every point from the store, or compute those that are left in as few passes as can be, and publish.
 
     Args:
         runs: the points, from `prepare`.
-        on_steps: for each point what is told its state after each of its steps.
         started: `time.perf_counter()` when the whole sweep began.
+        observer: told of steps and answers.
         stop: when made, a checkpoint is kept and the sweep ends.
-        ended: told a point and its answer as soon as it is published, or has failed.
-        on_pass: told the state of the pass after each step.
 
     Returns:
         For each point its outcome, or the error that ended it; a point that fails costs no other.
@@ -57,36 +48,31 @@ def compute_points(
     Raises:
         PreemptedError: `stop` was made.
     """
-    sweep = _Sweep(runs, on_steps, started, stop or StopRequest(), ended, on_pass)
+    sweep = _Sweep(runs, started, observer or SweepObserver(), stop or StopRequest())
     sweep.run()
     return [sweep.answers[point] for point in range(len(runs))]
 
 
 def precompute(
-    run: Prepared,
-    on_step: Watch,
-    started: float,
-    stop: StopRequest | None = None,
-    on_pass: Callable[[PassState], None] = lambda state: None,
+    run: Prepared, started: float, observer: SweepObserver | None = None, stop: StopRequest | None = None
 ) -> Outcome:
-    """Answer from the store, or compute on a gang and publish.
+    """Answer one run from the store, or compute it on a gang and publish: a sweep of a single point.
 
     Of several drivers in one cluster that ask for this run alone, one computes and the others wait for what it
     publishes. A sweep that has it among its points does not know of them: both compute, the first one publishes.
 
     Args:
         run: from `prepare`.
-        on_step: told the state of the point after each step (records).
         started: `time.perf_counter()` when the whole run began.
+        observer: told of steps and of the answer, as point 0.
         stop: when made, the run keeps a checkpoint and ends.
-        on_pass: told the state of the pass after each step (progress).
 
     Raises:
         NotConvergedError: `eva.max_steps` reached, and `eva.on_max_steps=error`.
         PreemptedError: `stop` was made.
         GangError, StoreError and what the pass refuses; nothing half-done is left.
     """
-    (answer,) = compute_points([run], [on_step], started, stop, on_pass=on_pass)
+    (answer,) = compute_points([run], started, observer, stop)
     if isinstance(answer, Outcome):
         return answer
     raise answer
@@ -133,42 +119,33 @@ def same_names(runs: Sequence[Prepared]) -> dict[int, ConfigError]:
 class _Sweep:
     """The points of a sweep and their answers so far."""
 
-    def __init__(
-        self,
-        runs: Sequence[Prepared],
-        on_steps: Sequence[Watch],
-        started: float,
-        stop: StopRequest,
-        ended: Callable[[int, Answer], None],
-        on_pass: Callable[[PassState], None],
-    ) -> None:
+    def __init__(self, runs: Sequence[Prepared], started: float, observer: SweepObserver, stop: StopRequest) -> None:
         self._runs = list(runs)
-        self._on_steps = on_steps
-        self._started, self._stop, self._ended, self._on_pass = started, stop, ended, on_pass
+        self._started, self._stop, self.observer = started, stop, observer
         self.answers: dict[int, Answer] = {}
 
     def run(self) -> None:
         """Answer every point."""
         for point, error in same_names(self._runs).items():
             self.take(point, error)
-        left = self._left(range(len(self._runs)))
+        left = self._unanswered(range(len(self._runs)))
         groups = [tuple(left[at] for at in group) for group in passes([self._runs[point] for point in left])]
         for group in groups:
             self._name_companions(group)
         self._tell_names_apart()
         for group in groups:
-            self._look_up(group)
+            self._answer_from_store(group)
             if all(isinstance(self.answers.get(point), Outcome) for point in group):
                 # checkpoints are of a driver that died between publishing and clearing
-                self._checkpoints(group, _pass_name([self._runs[point] for point in group])).clear()
+                self._checkpoint_folder(group, _pass_name([self._runs[point] for point in group])).clear()
         by_cluster: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for group in groups:
-            if self._left(group):
+            if self._unanswered(group):
                 by_cluster[repr(self._runs[group[0]].config.cluster)].append(group)
         for some in by_cluster.values():
-            self._compute(some)
+            self._compute_groups(some)
 
-    def _compute(self, groups: Sequence[tuple[int, ...]]) -> None:
+    def _compute_groups(self, groups: Sequence[tuple[int, ...]]) -> None:
         """Compute groups on one cluster."""
         # ray is imported when a gang is really wanted
         from eva_dist.cluster.connect import connected
@@ -181,7 +158,7 @@ class _Sweep:
             raise
         except EvaDistError as error:
             for group in groups:
-                self._fail(group, error)
+                self._fail_points(group, error)
 
     def _compute_group(self, group: tuple[int, ...]) -> None:
         from eva_dist.cluster.lock import alone
@@ -189,13 +166,13 @@ class _Sweep:
         name = _pass_name([self._runs[point] for point in group])
         try:
             with alone(name, self._stop):
-                self._look_up(group)  # another driver may have been here meanwhile
-                if left := self._left(group):
+                self._answer_from_store(group)  # another driver may have been here meanwhile
+                if left := self._unanswered(group):
                     self._run_pass(left, self._runs[group[0]], name)
         except PreemptedError:
             raise
         except EvaDistError as error:
-            self._fail(group, error)
+            self._fail_points(group, error)
 
     def _run_pass(self, points: Sequence[int], stream: Prepared, name: str) -> None:
         """Compute points that share the forwards of `stream`, and publish each while the others go on."""
@@ -204,7 +181,7 @@ class _Sweep:
 
         first = self._runs[points[0]]
         remove_older(first.store.checkpoints, _FORGOTTEN_S)
-        checkpoints = self._checkpoints(points, name)
+        checkpoints = self._checkpoint_folder(points, name)
         if first.config.resume is Resume.never:
             checkpoints.clear()
         of_key: dict[str, list[int]] = defaultdict(list)
@@ -212,28 +189,20 @@ class _Sweep:
             of_key[self._runs[point].pass_key].append(point)
         computed = [self._runs[same[0]] for same in of_key.values()]
         metrics = {run.pass_key: PassMetrics(run.fingerprint, run.repo_id) for run in computed}
+        # without checkpoints, what a point came to is only in memory: then it is published come what may
         publishing = _Publishing(self, resumable=first.config.cluster.checkpoint_every > 0)
-
-        def on_step(state: PassState) -> None:
-            self._on_pass(state)
-            for key, point, error in zip(state.plan.keys, state.points, state.errors, strict=True):
-                if point.steps == state.steps and error is None:
-                    metrics[key](point)
-                    for each in of_key[key]:
-                        self._on_steps[each](point)
-            publishing.drain()
-
-        def on_end(key: str, end: "PointEnd") -> None:
-            for point in of_key[key]:
-                publishing.add(point, end)
-            publishing.remove(end)
-
-        with _scratch(first) as scratch, publishing:
-            run_on_gang(assignment(*computed, stream=stream), on_step, checkpoints, self._stop, on_end, scratch)
+        with _scratch_folder(first) as scratch, publishing:
+            run_on_gang(
+                assignment(*computed, stream=stream),
+                _PassWatch(self, of_key, metrics, publishing),
+                checkpoints,
+                self._stop,
+                scratch,
+            )
         if all(isinstance(self.answers[point], Outcome) for point in points):
             checkpoints.clear()  # else they stay: on_max_steps=accept goes on from them
 
-    def publish(self, point: int, end: "PointEnd") -> Answer:
+    def publish(self, point: int, end: PointEnd) -> Answer:
         """Publish what a point has come to, and return its answer."""
         run = self._runs[point]
         if isinstance(end, EvaDistError):
@@ -247,9 +216,9 @@ class _Sweep:
     def take(self, point: int, answered: Answer) -> None:
         """Keep the answer of a point, and tell it."""
         self.answers[point] = answered
-        self._ended(point, answered)
+        self.observer.on_answer(point, answered)
 
-    def _look_up(self, points: Sequence[int]) -> None:
+    def _answer_from_store(self, points: Sequence[int]) -> None:
         """Answer from the store what it can answer."""
         if (
             len(points) > 1
@@ -257,7 +226,7 @@ class _Sweep:
             and not all(is_stored(self._runs[point]) for point in points)
         ):
             return  # the numbers of each hang on all of them: one that is missing needs them all
-        for point in self._left(points):
+        for point in self._unanswered(points):
             run = self._runs[point]
             try:
                 if (found := answer(run)) is not None:
@@ -265,15 +234,15 @@ class _Sweep:
             except EvaDistError as error:
                 self.take(point, error)
 
-    def _checkpoints(self, points: Sequence[int], name: str) -> CheckpointFolder:
+    def _checkpoint_folder(self, points: Sequence[int], name: str) -> CheckpointFolder:
         run = self._runs[points[0]]
         return CheckpointFolder(run.store.checkpoints, name, run.config.cluster.keep_checkpoints)
 
-    def _left(self, points: Sequence[int]) -> list[int]:
+    def _unanswered(self, points: Sequence[int]) -> list[int]:
         return [point for point in points if point not in self.answers]
 
-    def _fail(self, points: Sequence[int], error: EvaDistError) -> None:
-        for point in self._left(points):
+    def _fail_points(self, points: Sequence[int], error: EvaDistError) -> None:
+        for point in self._unanswered(points):
             self.take(point, error)
 
     def _shares_tracker(self, points: Sequence[int]) -> bool:
@@ -314,11 +283,11 @@ class _Publishing:
         self._pool.shutdown(wait=True, cancel_futures=self._resumable and isinstance(error, PreemptedError))
         self.drain()
 
-    def add(self, point: int, end: "PointEnd") -> None:
+    def add(self, point: int, end: PointEnd) -> None:
         """Publish a point when those before it are done."""
         self._under_way[point] = self._pool.submit(self._sweep.publish, point, end)
 
-    def remove(self, end: "PointEnd") -> None:
+    def remove(self, end: PointEnd) -> None:
         """Remove the file that a result names, when all points that share it are published."""
         if not isinstance(end, EvaDistError) and end.covariance is not None:
             self._pool.submit(end.covariance.unlink)
@@ -332,8 +301,38 @@ class _Publishing:
                     self._sweep.take(point, future.result())
 
 
+class _PassWatch(PassObserver):
+    """Tells the points of a sweep what becomes of the pass that computes them; several may have one result."""
+
+    def __init__(
+        self,
+        sweep: _Sweep,
+        of_key: Mapping[str, Sequence[int]],
+        metrics: Mapping[str, Callable[[PointState], None]],
+        publishing: _Publishing,
+    ) -> None:
+        self._sweep, self._of_key, self._metrics, self._publishing = sweep, of_key, metrics, publishing
+
+    def on_step(self, state: PassState) -> None:
+        """Pass a step on to the points that took part in it, and take the answers that are there."""
+        observer = self._sweep.observer
+        observer.on_pass_step(state)
+        for key, point, error in zip(state.plan.keys, state.points, state.errors, strict=True):
+            if point.steps == state.steps and error is None:
+                self._metrics[key](point)
+                for each in self._of_key[key]:
+                    observer.on_point_step(each, point)
+        self._publishing.drain()
+
+    def on_point_end(self, key: str, end: PointEnd) -> None:
+        """Publish every point that has this result, and let go of its file when all have."""
+        for point in self._of_key[key]:
+            self._publishing.add(point, end)
+        self._publishing.remove(end)
+
+
 @contextmanager
-def _scratch(run: Prepared) -> Iterator[Path | None]:
+def _scratch_folder(run: Prepared) -> Iterator[Path | None]:
     """Make a folder for what is summed up, as long as the points are being published; None if it is not kept."""
     if not run.config.solver.keep_covariance:
         yield None

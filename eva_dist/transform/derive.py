@@ -31,11 +31,12 @@ from eva_dist.calibration.controller import GroupState, PointResult, PointState,
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps
 from eva_dist.errors import DerivationError, LayerError
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import AFTER_THE_PASS, Eva
 from eva_dist.modeling.peft_rules import Targets, is_targeted, layer_r, refuse_idle_patterns
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, among, make_layer, make_plan
 from eva_dist.run.outcome import Outcome
-from eva_dist.run.prepare import AFTER_THE_PASS, default_revision
+from eva_dist.run.prepare import default_revision
 from eva_dist.run.publish import outcome
 from eva_dist.store.artifact_ref import parse_source
 from eva_dist.store.names import check_names
@@ -195,7 +196,7 @@ def _result(source: PointResult, plan: Plan, eva: EvaConfig) -> PointResult:
     index = {name: group.index for group in state.plan.groups for name in group.members}
     old = {group.index: index[group.tap] for group in plan.groups}
     new = {before: after for after, before in old.items()}
-    known = first_state(plan, eva.tau, eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
+    known = first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept)
     known = replace(
         known,
         groups=tuple(_cut(state.groups[old[group.index]], group) for group in plan.groups),

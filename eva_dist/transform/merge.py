@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from eva_dist.artifact.covariance import CovarianceFile, open_covariance, write_covariance
-from eva_dist.artifact.facts import METHOD, Provenance
+from eva_dist.artifact.facts import Provenance
 from eva_dist.artifact.file_names import COVARIANCE_FILE
 from eva_dist.artifact.restore import Stored, restore_artifact
 from eva_dist.artifact.write import build_artifact
@@ -36,11 +36,12 @@ from eva_dist.calibration.engine import finish
 from eva_dist.config import EvaConfig, OnMaxSteps
 from eva_dist.errors import DerivationError, IntegrityError, StoreError
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import NAME, Eva, decisive_settings
 from eva_dist.numerics.components import Components
 from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, merge, scaled, to_packed
 from eva_dist.plan import InputGroup, Plan
 from eva_dist.run.outcome import Outcome
-from eva_dist.run.prepare import decisive_settings, versions
+from eva_dist.run.prepare import versions
 from eva_dist.run.publish import outcome
 from eva_dist.store.artifact_reader import REMEDY
 from eva_dist.store.names import check_names
@@ -160,7 +161,7 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
     if wrong := list(_too_few_rows(in_order, plan)):
         raise DerivationError("\n".join(wrong))
     decisive = {
-        "method": METHOD,
+        "method": NAME,
         "merged_from": [{"fingerprint": source.fingerprint, "weight": source.weight} for source in in_order],
         "eva": decisive_settings(eva),
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in plan.layers],
@@ -219,7 +220,7 @@ def _sum(sources: Sequence[MergeSource], files: Sequence[CovarianceFile], group:
 def _state(planned: MergePlan, components: Mapping[int, Components]) -> PointState:
     """Return the sources' passes as one that made all of their steps."""
     sources, states = planned.sources, [source.state for source in planned.sources]
-    known = first_state(planned.plan, planned.eva.tau, planned.eva.max_steps, accept=True)
+    known = first_state(planned.plan, Eva(planned.eva.tau), planned.eva.max_steps, accept=True)
     known = replace(
         known,
         groups=tuple(_known(states, group, components.get(group.index)) for group in planned.plan.groups),

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from eva_dist.artifact.restore import Stored
 from eva_dist.errors import ConfigError, IntegrityError
+from eva_dist.methods.eva import adapter_rows
 from eva_dist.modeling.peft_rules import layer_r
-from eva_dist.numerics.components import adapter_rows
 from eva_dist.transform.adapter_config import check_adapter_config
 
 PREFIX = "base_model.model."

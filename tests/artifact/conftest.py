@@ -14,6 +14,7 @@ from eva_dist.artifact.write import Provenance, build_artifact
 from eva_dist.calibration.controller import GroupReport, PointResult, PointState, StepReport, advance, first_state
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Layer, Plan, make_layer, make_plan
 
@@ -65,7 +66,7 @@ def llama_plan(base: nn.Module, eva: EvaConfig) -> Plan:
 def make_pass(plan: Plan, eva: EvaConfig, cosine_by_step: list[float], turning: tuple[str, ...] = ()) -> PointResult:
     """Fold made-up reports into a state; `turning` are taps whose first component never settles."""
     components = {group.index: _components(group) for group in plan.groups}
-    state: PointState = first_state(plan, eva.tau, max_steps=len(cosine_by_step) + 1)
+    state: PointState = first_state(plan, Eva(eva.tau), max_steps=len(cosine_by_step) + 1)
     for cosine in [None, *cosine_by_step]:
         if state.stop:
             break

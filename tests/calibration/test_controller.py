@@ -16,6 +16,7 @@ from eva_dist.calibration.controller import (
 )
 from eva_dist.config import Budget
 from eva_dist.errors import EmptyStreamError, NonFiniteActivationsError, NotConvergedError, TooFewTokensError
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import make_layer, make_plan
 
 TAU = 0.9
@@ -27,7 +28,7 @@ def plan(groups=(("q", "k", "v"), ("o",), ("up",)), r=2, rho=2.0, in_features=16
 
 
 def start(**settings):
-    return first_state(plan(**settings), TAU, max_steps=20)
+    return first_state(plan(**settings), Eva(TAU), max_steps=20)
 
 
 def group(index, ratios, cosines=None, rows=100):
@@ -70,7 +71,7 @@ def test_ranks_are_allocated_only_when_every_group_has_components():
 
 
 def test_a_converged_group_is_frozen_and_thawed_by_an_allocation_that_gives_it_unconverged_components():
-    state = first_state(plan(groups=(("a",), ("b",))), TAU, 20)  # budget 4, at most 4 components each
+    state = first_state(plan(groups=(("a",), ("b",))), Eva(TAU), 20)  # budget 4, at most 4 components each
     half = [1.0, 1.0, 0.2, 0.2]
     state = advance(state, [report(group(0, EVEN), group(1, EVEN))])
     assert state.ranks == {"a": 2, "b": 2} and state.active == (0, 1)
@@ -88,7 +89,7 @@ def test_a_parameter_budget_goes_by_variance_per_parameter_after_each_step():
     layers = [make_layer("a", 16, 8, 2, 2.0), make_layer("wide", 16, 56, 2, 2.0)]
     made = make_plan(layers, [["a"], ["wide"]], budget=Budget.params)
     assert made.parameter_budget == 2 * 24 + 2 * 72
-    state = first_state(made, TAU, 20)
+    state = first_state(made, Eva(TAU), 20)
     assert state.ranks == {"a": 4, "wide": 4}
     half = [1.0, 1.0, 0.2, 0.2]
     state = advance(state, [report(group(0, [0.3, 0.2, 0.01, 0.01]), group(1, [0.9, 0.6, 0.3, 0.1]))])
@@ -114,14 +115,14 @@ def test_a_group_of_rank_zero_has_converged_and_layers_are_counted_not_groups():
 
 
 def test_tau_is_reached_at_equality_and_one_component_short_is_not_enough():
-    state = first_state(plan(groups=(("a",),), rho=1.0), TAU, 20)
+    state = first_state(plan(groups=(("a",),), rho=1.0), Eva(TAU), 20)
     state = advance(state, [report(group(0, [0.6, 0.3]))])
     assert advance(state, [report(group(0, [0.6, 0.3], [TAU, TAU]))]).stop is Stop.converged
     assert advance(state, [report(group(0, [0.6, 0.3], [1.0, TAU - 1e-9]))]).active == (0,)
 
 
 def test_max_steps_stops_the_pass_and_convergence_comes_first():
-    state = dataclasses.replace(first_state(plan(groups=(("a",),)), TAU, 2))
+    state = dataclasses.replace(first_state(plan(groups=(("a",),)), Eva(TAU), 2))
     one = advance(state, [report(group(0, EVEN))])
     assert one.stop is None
     assert ended(advance(one, [report(group(0, EVEN, BAD))])) == (2, (0,), Stop.max_steps)
@@ -192,7 +193,7 @@ def test_nan_names_layer_and_step():
 
 def test_what_has_not_converged_is_listed_with_count_and_lowest_cosine():
     groups = (("a", "b", "c", "d"), ("e",), ("f",))
-    state = first_state(plan(groups=groups, r=2), TAU, 3)
+    state = first_state(plan(groups=groups, r=2), Eva(TAU), 3)
     state = advance(state, [report(group(0, EVEN), group(1, [0.9, 0.8, 0.7, 0.6]), GroupReport(2, 3))])
     state = advance(state, [report(group(0, EVEN, [1.0, 0.5, 0.25, 1.0]), group(1, EVEN, GOOD), GroupReport(2, 3))])
     with pytest.raises(NotConvergedError) as caught:
@@ -206,7 +207,7 @@ def test_what_has_not_converged_is_listed_with_count_and_lowest_cosine():
 
 
 def test_nothing_is_refused_when_all_have_converged():
-    state = first_state(plan(groups=(("a",),)), TAU, 20)
+    state = first_state(plan(groups=(("a",),)), Eva(TAU), 20)
     state = advance(advance(state, [report(group(0, EVEN))]), [report(group(0, EVEN, GOOD))])
     assert refuse_unconverged(state) is None
 
@@ -296,7 +297,7 @@ def test_a_whole_pass_takes_the_steps_freezes_and_ranks_of_pefts_loop(seed):
     draw = random.Random(seed)
     groups = [tuple(f"g{i}m{j}" for j in range(draw.choice([1, 1, 2, 3]))) for i in range(6)]
     made = plan(groups=groups, r=2, rho=2.0)
-    state = first_state(made, TAU, max_steps=500)
+    state = first_state(made, Eva(TAU), max_steps=500)
     peft, updates, thawed = PeftLoop(groups, 4, made.rank_budget), [0] * 6, 0
     while state.stop is None:
         assert state.active == peft.active()

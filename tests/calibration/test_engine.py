@@ -11,6 +11,7 @@ from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import SolverConfig, SolverName
 from eva_dist.data import Window
 from eva_dist.distributed.exchange import LocalExchange
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.incremental import IncrementalTracker
 from eva_dist.numerics.subspace import SubspaceTracker
@@ -161,7 +162,7 @@ def test_a_whole_pass_converges_to_the_components_of_the_rows_it_saw(solver):
         return [run_step(worker, decision, svds)]
 
     told = []
-    whole = run_pass(one_point(first_state(worker.plan.points[0], 0.99, 200)), step, told.append)
+    whole = run_pass(one_point(first_state(worker.plan.points[0], Eva(0.99), 200)), step, told.append)
     state = whole.only()
     assert state.stop is Stop.converged and whole is told[-1] and len(told) == len(actives) == state.steps
     assert sum(state.ranks.values()) == state.plan.rank_budget == 4 * R and state.pass_seconds > 0 and state.steps < 200
@@ -181,7 +182,7 @@ def test_a_pass_that_may_not_go_on_stops_where_it_was_told():
     def step(decision):
         return [run_step(worker, decision, svds)]
 
-    state = run_pass(one_point(first_state(worker.plan.points[0], 1.0, 3)), step).only()
+    state = run_pass(one_point(first_state(worker.plan.points[0], Eva(1.0), 3)), step).only()
     assert state.stop is Stop.max_steps and state.steps == 3
 
 

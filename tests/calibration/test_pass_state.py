@@ -13,6 +13,7 @@ from eva_dist.calibration.pass_state import advance_pass, first_pass, one_point
 from eva_dist.config import SolverConfig, SolverName
 from eva_dist.distributed.exchange import LocalExchange
 from eva_dist.errors import NonFiniteActivationsError, TooFewTokensError
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import among, make_layer, make_plan, share
 from tests.toy import LAYERS, D, Steps, minibatch, toy_feed
 
@@ -55,7 +56,7 @@ def make_worker(plan, solver, steps):
 
 def begin(plan, points):
     return first_pass(
-        plan, [first_state(p, tau, steps) for p, (_, tau, steps) in zip(plan.points, points, strict=True)]
+        plan, [first_state(p, Eva(tau), steps) for p, (_, tau, steps) in zip(plan.points, points, strict=True)]
     )
 
 
@@ -183,7 +184,7 @@ def test_a_point_that_cannot_go_on_ends_and_the_others_do_not():
 
 def test_activations_that_are_not_finite_end_the_points_whose_layers_they_enter():
     plans = [plan_of(), plan_of(layers=("q", "k"))]
-    state = first_pass(share(plans), [first_state(plan, 0.9, 10) for plan in plans])
+    state = first_pass(share(plans), [first_state(plan, Eva(0.9), 10) for plan in plans])
     ratios = torch.full((4,), 0.2, dtype=torch.float64)
     reports = (GroupReport(0, 9, ratios, points=(0, 1)), GroupReport(1, 9, finite=False), GroupReport(2, 9, ratios))
     after = advance_pass(state, [StepReport(reports, 9, 0, {})])
@@ -193,7 +194,7 @@ def test_activations_that_are_not_finite_end_the_points_whose_layers_they_enter(
 
 def test_a_step_is_decided_once_for_all_points():
     plans = [plan_of(), plan_of(rho=1.0), plan_of(layers=("o",))]
-    state = first_pass(share(plans), [first_state(plan, 0.9, 10) for plan in plans])
+    state = first_pass(share(plans), [first_state(plan, Eva(0.9), 10) for plan in plans])
     assert state.decision.active == (0, 1, 2) and state.decision.step == 0
     assert state.decision.points == {0: (0, 1), 1: (0, 1, 2), 2: (0, 1)}
     assert one_point(state.points[0]).decision.points == {0: (0,), 1: (0,), 2: (0,)}
@@ -205,7 +206,7 @@ def test_tokens_of_a_point_are_those_of_its_own_groups():
     worker = make_worker(plan, SolverName.covariance, STEPS)
     worker.feed.model.threshold = 0.5  # the expert sees only some rows
     svds = {}
-    begun = first_pass(plan, [first_state(one, 0.5, 3) for one in plans])
+    begun = first_pass(plan, [first_state(one, Eva(0.5), 3) for one in plans])
     state = run_pass(begun, lambda decision: [run_step(worker, decision, svds)])
     all_rows, experts = (point.tokens for point in state.points)
     assert 0 < experts < all_rows
@@ -215,7 +216,7 @@ def test_owners_follow_the_groups_that_stay_active():
     """Four groups of one cost on two workers: those of one worker settle, so it takes over one of the other's."""
     even_K, names = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64), ("a", "b", "c", "d")
     plan = make_plan([make_layer(name, 16, 8, 2, 2.0) for name in names], [[name] for name in names], 2)
-    state = one_point(first_state(plan, 0.9, 20))
+    state = one_point(first_state(plan, Eva(0.9), 20))
     assert state.owners == state.decision.owners == {0: 0, 1: 1, 2: 0, 3: 1}
 
     def step(state, good):

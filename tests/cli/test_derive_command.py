@@ -13,6 +13,7 @@ from eva_dist.calibration.controller import GroupReport, PointResult, StepReport
 from eva_dist.cli.main import main
 from eva_dist.config import Config, DataConfig, EvaConfig, ModelConfig
 from eva_dist.hashing import fingerprint
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import make_layer, make_plan
 from eva_dist.store.store import Store
@@ -28,7 +29,7 @@ def source(tmp_path_factory):
     components = {
         i: Components(torch.eye(8)[:4], (100 * ratios_K / (i + 1)).sqrt(), ratios_K / (i + 1)) for i in (0, 1)
     }
-    state = first_state(plan, eva.tau, eva.max_steps)
+    state = first_state(plan, Eva(eva.tau), eva.max_steps)
     for cosines_K in (None, torch.tensor([0.999, 0.98, 0.97, 0.5], dtype=torch.float64)):
         reports = tuple(GroupReport(i, 9, components[i].explained_variance_ratio_K, cosines_K) for i in (0, 1))
         state = advance(state, [StepReport(reports, 9, 0, {})])

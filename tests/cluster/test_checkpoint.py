@@ -14,6 +14,7 @@ from eva_dist.calibration.pass_state import first_pass
 from eva_dist.cluster.checkpoint import CheckpointFolder
 from eva_dist.config import SolverConfig, SolverName
 from eva_dist.distributed.exchange import LocalExchange
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import share
 from tests.toy import Steps, minibatch, toy_feed, toy_plan
 
@@ -33,7 +34,7 @@ def make_worker(solver=SolverName.subspace):
 
 
 def begin(plan, tau=TAU):
-    return first_pass(plan, [first_state(point, tau, 14) for point in plan.points])
+    return first_pass(plan, [first_state(point, Eva(tau), 14) for point in plan.points])
 
 
 def state_of(checkpoint, plan=None):

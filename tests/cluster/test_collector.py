@@ -11,6 +11,7 @@ from eva_dist.calibration.group_svds import GroupSvd, collect_components, collec
 from eva_dist.cluster.attempts import Collector
 from eva_dist.config import SolverConfig, SolverName
 from eva_dist.errors import StoreError
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.covariance import CovarianceTracker, to_packed
 from eva_dist.plan import make_layer, make_plan, share
 
@@ -59,7 +60,7 @@ def members(plans):
 
 
 def begin(plan):
-    return first_state(plan, 0.9, 5, accept=True)
+    return first_state(plan, Eva(0.9), 5, accept=True)
 
 
 @pytest.mark.parametrize("point", [0, 1])

@@ -18,6 +18,7 @@ from eva_dist.cluster.checkpoint import CheckpointFolder
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import OnMaxSteps, Resume
 from eva_dist.errors import PreemptedError, WorkerFailedError
+from eva_dist.run.observer import SweepObserver
 from eva_dist.run.prepare import prepare
 from eva_dist.run.sweep import precompute
 from tests.cluster.faults import artifact_of, half_written, least_cosine, wait_until
@@ -42,18 +43,18 @@ def truth(tiny_model, words_file, tmp_path_factory):
         folder = tmp_path_factory.mktemp("truth")
         cluster = {**LONG["cluster"], "num_workers": workers}
         run = prepare(tiny_config(tiny_model, words_file, folder, eva=LONG["eva"], cluster=cluster))
-        found[workers] = precompute(run, lambda state: None, time.perf_counter())
+        found[workers] = precompute(run, time.perf_counter())
         assert not run.store.checkpoints.exists()
     return found
 
 
-class Watch:
+class Watch(SweepObserver):
     """Notes when each step was done, and does harm after one of them."""
 
     def __init__(self, after, harm):
         self.after, self.harm, self.done, self.times = after, harm, False, []
 
-    def __call__(self, state):
+    def on_point_step(self, point, state):
         self.times.append((state.steps, time.monotonic()))
         if state.steps == self.after and not self.done:
             self.done = True
@@ -68,7 +69,7 @@ class Watch:
 
 def run_with(prepared, watch, **changes):
     run = prepared(**{group: {**LONG.get(group, {}), **changes.get(group, {})} for group in {*LONG, *changes}})
-    return run, precompute(run, watch, time.perf_counter())
+    return run, precompute(run, time.perf_counter(), watch)
 
 
 def check(run, outcome, truth, workers=2):
@@ -181,7 +182,7 @@ def test_the_newest_checkpoint_is_cut_in_half(prepared, truth, table, caplog):
 
     run = prepared(**LONG)
     watch = Watch(9, hurt)
-    outcome = precompute(run, watch, time.perf_counter())
+    outcome = precompute(run, time.perf_counter(), watch)
     check(run, outcome, truth)
     assert "group-00000.safetensors differs from its sha256" in caplog.text
     table.add("newest checkpoint cut in half, then kill -9", None, watch.lost, "the one before it; same bits")
@@ -193,7 +194,7 @@ def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, wo
     stop = StopRequest()
     first = prepared(**LONG)
     with pytest.raises(PreemptedError, match=r"asked to end \(SIGTERM\): checkpoint after step 5; the same command"):
-        precompute(first, Watch(5, stop.make), time.perf_counter(), stop)
+        precompute(first, time.perf_counter(), Watch(5, stop.make), stop)
     wait_until(lambda: worker_pids() == [], 10)
     assert half_written(first.store.root) == [] and not (first.store.root / "snapshots").exists()
     watch = Watch(-1, None)
@@ -214,9 +215,9 @@ def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, wo
 def test_a_run_may_begin_anew_although_there_is_a_checkpoint(prepared, truth):
     stop = StopRequest()
     with pytest.raises(PreemptedError):
-        precompute(prepared(**LONG), Watch(3, stop.make), time.perf_counter(), stop)
+        precompute(prepared(**LONG), time.perf_counter(), Watch(3, stop.make), stop)
     run = prepared(**LONG)
     run = replace(run, config=replace(run.config, resume=Resume.never))
     watch = Watch(-1, None)
-    check(run, precompute(run, watch, time.perf_counter()), truth)
+    check(run, precompute(run, time.perf_counter(), watch), truth)
     assert watch.times[0][0] == 1

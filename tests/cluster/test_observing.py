@@ -22,6 +22,7 @@ from eva_dist.config import ClusterConfig
 from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
 from eva_dist.run.sweep import precompute
 from tests.gang_processes import assignment_of, run_alone, worker_pids
+from tests.observers import Watching
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 FINGERPRINT = "ab" * 32
@@ -82,7 +83,7 @@ def test_two_that_ask_for_the_same_get_one_computation(prepared):
         def count(state):
             steps[at] += 1
 
-        outcomes[at] = precompute(runs[at], count, time.perf_counter())
+        outcomes[at] = precompute(runs[at], time.perf_counter(), Watching(count))
 
     threads = [threading.Thread(target=go, args=(at,)) for at in (0, 1)]
     for thread in threads:
@@ -102,7 +103,7 @@ def test_metrics_reach_rays_endpoint(prepared):
         state = found
 
     run = prepared()
-    precompute(run, keep, time.perf_counter())
+    precompute(run, time.perf_counter(), Watching(keep))
     metrics = PassMetrics(run.fingerprint, run.repo_id)
     metrics(state)
     port = ray.nodes()[0]["MetricsExportPort"]

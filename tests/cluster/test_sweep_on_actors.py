@@ -16,6 +16,7 @@ from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Known, prepare
 from eva_dist.run.sweep import compute_points, precompute
 from tests.gang_processes import worker_pids
+from tests.observers import Watching
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 ONE = {"num_workers": 1, "checkpoint_every": 2}
@@ -48,8 +49,8 @@ def runs(configure):
     return make
 
 
-def compute(runs, stop=None, ended=lambda at, answer: None, on_steps=None):
-    return compute_points(runs, on_steps or [lambda state: None] * len(runs), time.perf_counter(), stop, ended)
+def compute(runs, stop=None, ended=None, point_step=None):
+    return compute_points(runs, time.perf_counter(), Watching(point_step=point_step, answer=ended), stop)
 
 
 def content(outcome, name="eva_state_dict.safetensors"):
@@ -65,7 +66,10 @@ def folder(outcome):
 def test_every_point_is_published_as_its_own_run_would_be_and_bad_ones_cost_no_other(runs, configure, tmp_path):
     seen: dict[int, list[PointState]] = {}
     order = []
-    watch = [lambda state, at=at: seen.setdefault(at, []).append(state) for at in range(len(POINTS))]
+
+    def watch(at, state):
+        seen.setdefault(at, []).append(state)
+
     answers = dict(
         zip(
             POINTS,
@@ -79,7 +83,7 @@ def test_every_point_is_published_as_its_own_run_would_be_and_bad_ones_cost_no_o
         if isinstance(answer, Outcome):
             assert [state.steps for state in seen[at]] == list(range(1, answer.steps + 1))
             alone = prepare(configure(cluster=ONE, data=SHORT, eva=POINTS[name], store={"url": str(tmp_path / name)}))
-            expected = precompute(alone, lambda state: None, time.perf_counter())
+            expected = precompute(alone, time.perf_counter())
             assert (answer.fingerprint, answer.steps) == (expected.fingerprint, expected.steps)
             own_name = expected.revision + (f"-{answer.fingerprint[:8]}" if name in SAME_NAME else "")
             assert (answer.tokens, answer.revision) == (expected.tokens, own_name)
@@ -93,7 +97,7 @@ def test_what_is_in_the_store_is_not_computed_again(runs):
     eva = [{}, {"tau": 0.95}, {"whiten": True}]
     first = compute(runs(eva[:2]))
     steps = []
-    again = compute(runs(eva), on_steps=[lambda state, at=at: steps.append(at) for at in range(3)])
+    again = compute(runs(eva), point_step=lambda at, state: steps.append(at))
     assert [answer.status for answer in again] == ["cached", "cached", "done"]
     assert [answer.fingerprint for answer in again[:2]] == [answer.fingerprint for answer in first]
     assert set(steps) == {2}
@@ -107,24 +111,21 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(runs, tmp_path):
     last = whole[0].steps + 3
     assert last < min(answer.steps for answer in whole[1:])
 
-    def watch(state):
-        """Take no notice."""
-
     published = tmp_path / "store" / "tests" / "tiny"
 
-    def wait(state):
+    def wait(point, state):
         """Once the loose point is published, ask the sweep to end."""
-        if state.steps == last:
+        if point == 1 and state.steps == last:
             deadline = time.monotonic() + 30
             while not published.is_dir() and time.monotonic() < deadline:
                 time.sleep(0.05)
             stop.make()
 
     with pytest.raises(PreemptedError, match=f"checkpoint after step {last}"):
-        compute(runs(eva), stop, lambda at, answer: early.append(at), [watch, wait, watch])
+        compute(runs(eva), stop, lambda at, answer: early.append(at), wait)
     assert early == [0]
     steps = []
-    answers = compute(runs(eva), on_steps=[watch, lambda state: steps.append(state.steps), watch])
+    answers = compute(runs(eva), point_step=lambda at, state: steps.append(state.steps) if at == 1 else None)
     assert [answer.status for answer in answers] == ["cached", "done", "done"]
     assert steps[0] == last + 1
     assert [content(answer) for answer in answers] == [content(answer) for answer in whole]
@@ -165,12 +166,13 @@ def test_points_that_have_ended_are_published_although_the_gang_is_lost_in_the_e
     eva = [{"tau": 0.5}, {"tau": 0.9999}]
     ends = []
 
-    def kill(state):
-        ends.append(state.steps)
-        if state.steps == 12:
+    def kill(point, state):
+        if point == 1:
+            ends.append(state.steps)
+        if point == 1 and state.steps == 12:
             os.kill(worker_pids()[0], signal.SIGKILL)
 
-    loose, lost = compute(runs(eva, cluster=two), on_steps=[lambda state: None, kill])
+    loose, lost = compute(runs(eva, cluster=two), point_step=kill)
     assert loose.status == "done" and loose.steps < 12
     assert isinstance(lost, WorkerLostError) and ends[-1] == 12
 
@@ -182,13 +184,13 @@ def test_a_gang_of_two_that_loses_a_worker_goes_on_to_the_same_bits(runs, tmp_pa
     whole = compute(runs(eva, cluster=two, store={"url": str(tmp_path / "whole")}))
     killed = []
 
-    def kill(state):
-        if state.steps == 7 and not killed:
+    def kill(point, state):
+        if point == 0 and state.steps == 7 and not killed:
             killed.append(worker_pids()[0])
             os.kill(killed[0], signal.SIGKILL)
 
     assert min(answer.steps for answer in whole) > 7
-    answers = compute(runs(eva, cluster=two), on_steps=[kill, lambda state: None])
+    answers = compute(runs(eva, cluster=two), point_step=kill)
     assert killed and [content(answer) for answer in answers] == [content(answer) for answer in whole]
     assert [answer.steps for answer in answers] == [answer.steps for answer in whole]
 

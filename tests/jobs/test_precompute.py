@@ -27,7 +27,7 @@ JOB = Path(__file__).parents[2] / "jobs" / "precompute.py"
 
 
 def compute(run):
-    return precompute(run, lambda state: None, time.perf_counter())
+    return precompute(run, time.perf_counter())
 
 
 def published(store):

@@ -18,6 +18,7 @@ import jobs.shared_points
 from eva_dist.calibration.controller import first_state
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import NotConvergedError, PreemptedError
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import make_layer, make_plan
 from eva_dist.run.outcome import Outcome
 from jobs.hydra_main import BadSettings, exit_code
@@ -25,7 +26,9 @@ from tests.recording_callback import Recorder
 
 SHARED = "hydra/launcher=shared_pass"
 BOTH = pytest.mark.parametrize("launcher", [SHARED, "hydra/launcher=basic"])
-STATE = replace(first_state(make_plan([make_layer("layer", 8, 8, 1, 1.0)], [["layer"]]), tau=0.9, max_steps=5), steps=1)
+STATE = replace(
+    first_state(make_plan([make_layer("layer", 8, 8, 1, 1.0)], [["layer"]]), Eva(0.9), max_steps=5), steps=1
+)
 
 
 def outcome_of(run):
@@ -42,28 +45,30 @@ class Computing:
     def __init__(self):
         self.batches = []
 
-    def together(self, runs, on_steps, started, stop, ended, on_pass):
+    def together(self, runs, started, observer, stop):
         self.batches.append([run.revision for run in runs])
         answers = {}
         for at in reversed(range(len(runs))):  # the last one converges first
             os.write(1, b"noise of a library\n")
-            answers[at] = self.one(runs[at], on_steps[at])
-            ended(at, answers[at])
+            answers[at] = self.one(runs[at], at, observer)
         return [answers[at] for at in range(len(runs))]
 
-    def alone(self, run, on_step, started, stop, on_pass):
+    def alone(self, run, started, observer, stop):
         self.batches.append([run.revision])
-        answer = self.one(run, on_step)
+        answer = self.one(run, 0, observer)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def one(self, run, on_step):
-        on_step(STATE)
+    def one(self, run, at, observer):
+        observer.on_point_step(at, STATE)
         if run.config.eva.tau == 1.0:
-            return NotConvergedError("eva.max_steps=5 reached")
-        jobs.shared_points.logging.getLogger("eva_dist").info("computed %s", run.revision)
-        return outcome_of(run)
+            answer = NotConvergedError("eva.max_steps=5 reached")
+        else:
+            jobs.shared_points.logging.getLogger("eva_dist").info("computed %s", run.revision)
+            answer = outcome_of(run)
+        observer.on_answer(at, answer)
+        return answer
 
 
 @pytest.fixture
@@ -206,8 +211,8 @@ def test_interpolations_of_hydra_are_each_point_s_own(run, monkeypatch, tmp_path
 
 
 def test_a_signal_in_the_pass_keeps_what_was_published_and_ends_the_rest(run, monkeypatch, summaries, tmp_path):
-    def stopped(runs, on_steps, started, stop, ended, on_pass):
-        ended(1, outcome_of(runs[1]))
+    def stopped(runs, started, observer, stop):
+        observer.on_answer(1, outcome_of(runs[1]))
         raise PreemptedError("asked to end (SIGTERM): checkpoint after step 3")
 
     monkeypatch.setattr(jobs.shared_points, "compute_points", stopped)

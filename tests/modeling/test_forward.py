@@ -22,7 +22,7 @@ from eva_dist.modeling.forward import (
     select_tokens,
 )
 from eva_dist.modeling.packing import Layout
-from eva_dist.modeling.taps import collect_rows
+from tests.collecting import collect_rows
 
 Pair = namedtuple("Pair", "first second")
 KEEP_BT = torch.tensor([[True, False, True], [False, True, True]])

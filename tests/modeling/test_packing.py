@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eva_dist.modeling.forward import TokenForward, Trunk, find_layout
 from eva_dist.modeling.packing import Layout, agrees, attention_by_segment, can_segment, segments
-from eva_dist.modeling.taps import collect_rows
+from tests.collecting import collect_rows
 
 PADDED, PACKED, SEGMENTS = Layout.padded, Layout.packed, Layout.segments
 CPU = torch.device("cpu")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from eva_dist.modeling.taps import ForwardCut, collect_groups, collect_rows, concatenate, own, tap_inputs
+from eva_dist.modeling.taps import ForwardCut, collect_groups, concatenate, own_rows, tap_inputs
+from tests.collecting import collect_rows
 
 
 def first(arguments, name):
@@ -147,11 +148,11 @@ def test_a_cut_leaves_the_forward_and_no_hook_and_is_no_error_of_the_models(mode
 def test_own_copies_only_what_is_a_view_of_the_input():
     x_TD = torch.randn(4, 3, requires_grad=True)
     for view_TD in (x_TD, x_TD[1:], x_TD.view(2, 6), x_TD[:0]):
-        mine = own(view_TD, (None, x_TD))
+        mine = own_rows(view_TD, (None, x_TD))
         assert torch.equal(mine, view_TD) and not mine.requires_grad
         assert mine.untyped_storage().data_ptr() != x_TD.untyped_storage().data_ptr() or not len(mine)
     picked_TD = x_TD[torch.tensor([0, 2])]
-    assert own(picked_TD, x_TD).data_ptr() == picked_TD.data_ptr()
+    assert own_rows(picked_TD, x_TD).data_ptr() == picked_TD.data_ptr()
 
 
 def groups_of(model, *minibatches, names=("q", "k", "o", "expert"), select=first):

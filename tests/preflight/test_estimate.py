@@ -25,6 +25,7 @@ from eva_dist.config import (
     ModelConfig,
     SolverName,
 )
+from eva_dist.methods.eva import Eva
 from eva_dist.modeling.load import read_architecture
 from eva_dist.preflight.accelerator import Accelerator
 from eva_dist.preflight.estimate import artifact_facts, estimate
@@ -162,7 +163,7 @@ def test_trackers_groups_and_budget_are_those_of_a_run(prepared, solver):
     run = prepared(cluster={"num_workers": 1}, solver={"name": solver}, data={"batch_size": None})
     worker = session(run, 1)
     plan = begin(worker, run)
-    first = one_point(first_state(plan, 1.0, 3, accept=True))
+    first = one_point(first_state(plan, Eva(1.0), 3, accept=True))
     state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     worker.leave()
     found = estimate(run.config, read_architecture(run.config.model), CPU, state.tokens / state.steps)

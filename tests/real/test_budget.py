@@ -12,6 +12,7 @@ from eva_dist.calibration.controller import PointResult, first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import ArtifactConfig, Budget, Config, DataConfig, EvaConfig, ModelConfig, OnMaxSteps, StoreConfig
+from eva_dist.methods.eva import Eva
 from eva_dist.numerics.allocation import allocate_parameters, allocate_ranks
 from eva_dist.plan import Plan
 from eva_dist.run.prepare import Prepared, prepare, provenance
@@ -50,7 +51,7 @@ def compute(model: Path, data: Path, store: Path, budget: Budget) -> tuple[Prepa
     )
     worker = session(run, 1)
     plan = begin(worker, run)
-    first = one_point(first_state(plan, 1.0, STEPS, accept=True))
+    first = one_point(first_state(plan, Eva(1.0), STEPS, accept=True))
     state = run_pass(first, lambda decision: [worker.step(decision)]).only()
     result = finish(state, worker.components())
     worker.leave()

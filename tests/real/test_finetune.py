@@ -26,7 +26,7 @@ def folder(smollm2_folder, docstrings_file, tmp_path_factory, ray_here):
         store=StoreConfig(url=str(tmp_path_factory.mktemp("store"))),
         artifact=ArtifactConfig(repo_id="team/cut"),
     )
-    outcome = precompute(prepare(config), lambda state: None, time.perf_counter())
+    outcome = precompute(prepare(config), time.perf_counter())
     assert outcome.status == "done"
     assert dataclasses.asdict(outcome)["layers_converged"] == 14
     return outcome.url.removeprefix("file://")

@@ -35,7 +35,7 @@ class Alone:
         return getattr(self.session, method)(*arguments)
 
 
-def run_here(assignment, on_step, checkpoints, stop, on_end, scratch):
+def run_here(assignment, observer, checkpoints, stop, scratch):
     """What `run_on_gang` does when nothing fails."""
     session = Session(assignment, 0, 1, torch.device("cpu"))
     session.load()
@@ -45,11 +45,11 @@ def run_here(assignment, on_step, checkpoints, stop, on_end, scratch):
     collect, ended = Collector(Alone(session), 0.0, 1, scratch), set()
 
     def after_step(state):
-        on_step(state)
+        observer.on_step(state)
         for point, key in enumerate(state.plan.keys):
             if point not in state.running and point not in ended:
                 ended.add(point)
-                on_end(key, state.errors[point] or collect(state.points[point], point))
+                observer.on_point_end(key, state.errors[point] or collect(state.points[point], point))
 
     run_pass(first_pass(plan, assignment.begin(plan)), lambda decision: [session.step(decision)], after_step)
     session.leave()
@@ -74,7 +74,7 @@ def sweep(monkeypatch, tmp_path, no_figures):
 
     def compute(configs):
         runs = [prepare(config) for config in configs]
-        outcomes = compute_points(runs, [lambda state: None] * len(runs), time.perf_counter())
+        outcomes = compute_points(runs, time.perf_counter())
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

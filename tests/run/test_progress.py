@@ -12,6 +12,7 @@ from eva_dist.calibration import progress
 from eva_dist.calibration.controller import GroupReport, StepReport, advance, first_state
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.calibration.progress import Progress, describe, expected_seconds
+from eva_dist.methods.eva import Eva
 from eva_dist.plan import make_layer, make_plan
 from eva_dist.run.run_folder import RunFolder
 
@@ -34,7 +35,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def state():
     layers = [make_layer(f"layer{i}", 8, 8, 1, 1.0) for i in range(LAYERS)]
-    return first_state(make_plan(layers, [[each.name] for each in layers]), tau=0.9, max_steps=50)
+    return first_state(make_plan(layers, [[each.name] for each in layers]), Eva(0.9), max_steps=50)
 
 
 def step(state, converged: int, seconds: float = 1.0, tokens: int = 500):

@@ -19,10 +19,6 @@ def points(configure):
     return lambda *changes: [prepare(configure(**change), known) for change in changes]
 
 
-def ignore(state):
-    """Take no notice of steps."""
-
-
 def test_what_eva_is_asked_for_may_differ(points):
     different = [
         {"rho": 1.0},
@@ -87,7 +83,7 @@ def test_what_was_read_for_one_point_is_not_read_again(configure, monkeypatch):
 
 def test_one_name_for_several_points_is_refused_before_anything_starts(points):
     runs = points(*({"eva": {"tau": tau}, "artifact": {"revision": "mine"}} for tau in (0.5, 0.6)))
-    answers = compute_points(runs, [ignore] * 2, 0.0)
+    answers = compute_points(runs, 0.0)
     assert all(isinstance(answer, ConfigError) for answer in answers)
     assert str(answers[0]).startswith("artifact.revision=mine is asked for by 2 points of the sweep; leave it null")
 

@@ -23,6 +23,7 @@ from eva_dist.run.prepare import prepare
 from eva_dist.run.sweep import precompute
 from eva_dist.store.store import Store
 from eva_dist.transform.derive import derive, derive_and_publish, find_source
+from tests.observers import Watching
 from tests.own_run import own_run
 from tests.tiny_run import tiny_config
 
@@ -124,7 +125,7 @@ class TestExact:
     def test_a_run_of_these_settings_is_answered_from_it(self, configure_here, source, store):
         derived = derive_and_publish(source.url, {"whiten": True}, store, "team/w", "first")
         run = prepare(configure_here(store, eva={"whiten": True}))
-        answer = precompute(run, lambda state: pytest.fail("computed"), time.perf_counter())
+        answer = precompute(run, time.perf_counter(), Watching(lambda state: pytest.fail("computed")))
         assert (answer.status, answer.fingerprint) == ("cached", derived.fingerprint)
 
     def test_an_artifact_that_is_there_answers(self, configure_here, source, make, store):

@@ -29,7 +29,7 @@ def write_card(
         _head(layers, result, eva, provenance),
         _derived(provenance),
         merged_section(provenance),
-        merged_warning(layers) if provenance.merged_from else _warning(layers, result.state),
+        merged_warning(layers) if provenance.merged_from else _warning(layers, eva, result.state),
         _loading(layers, eva, provenance),
         _ranks(layers, eva, result.state),
         _figures(result),
@@ -86,18 +86,18 @@ def _budget(state: PointState, eva: EvaConfig) -> str:
     return f"a budget of {state.plan.rank_budget} ranks ({uniform}) went where it explains the most variance"
 
 
-def _warning(layers: Sequence[LayerFacts], state: PointState) -> str:
+def _warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) -> str:
     unconverged = [facts for facts in layers if not facts.converged]
     if not unconverged:
         return ""
     why = "the data ran out" if state.exhausted else f"`eva.max_steps={state.max_steps}` was reached"
     rows = []
     for facts in unconverged[:_MOST_LISTED]:
-        below, lowest = facts.shortfall(state.tau)
+        below, lowest = facts.shortfall(eva.tau)
         cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
         rows.append((f"`{_plain(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
     more = len(unconverged) - _MOST_LISTED
-    table = _table(("layer", "rank", f"components below {state.tau:g}", "lowest cosine"), rows)
+    table = _table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
     return f"""> [!WARNING]
 > **This initialisation has not converged**: {why} while {len(unconverged)} of {len(layers)} layers still turned,
 > and the run was told to accept that (`eva.on_max_steps=accept`). Their components may differ from those that more
