@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 from eva_dist.artifact.manifest_facts import Facts
-from eva_dist.artifact.reading import shown
+from eva_dist.artifact.reading import plain, shown
 from eva_dist.gateway.catalogue.cache import Listed
 
 PER_PAGE = 50
@@ -16,16 +16,16 @@ NOTHING = "none"
 """The value of a facet for artifacts that do not say theirs."""
 
 
-def _setting_of(name: str) -> Callable[[Facts], str]:
+def _setting(name: str) -> Callable[[Facts], str]:
     return lambda facts: facts.settings.get(name, NOTHING)
 
 
 FACETS: Mapping[str, tuple[str, Callable[[Facts], str]]] = {
     "base_model": ("Base model", lambda facts: facts.base_model or NOTHING),
     "data": ("Data", lambda facts: facts.data or NOTHING),
-    "r": ("r", _setting_of("r")),
-    "rho": ("rho", _setting_of("rho")),
-    "tau": ("tau", _setting_of("tau")),
+    "r": ("r", _setting("r")),
+    "rho": ("rho", _setting("rho")),
+    "tau": ("tau", _setting("tau")),
     "status": ("Status", lambda facts: facts.status),
 }
 """Parameter to what it is called and its value in an artifact."""
@@ -129,8 +129,8 @@ def find(listed: Sequence[Listed], query: Query) -> Found:
             matching.append(one)
     pages = max(-(-len(matching) // PER_PAGE), 1)
     page = min(query.page, pages)
-    ordered = _sort_artifacts(matching, query.sort)
-    facets = {key: _order_values(counts[key], query.picked.get(key)) for key in FACETS}
+    ordered = _sorted(matching, query.sort)
+    facets = {key: _in_order(counts[key], query.picked.get(key)) for key in FACETS}
     asked = replace(query, page=page, ticked=tuple(name for name in query.ticked if name in names))
     return Found(asked, len(listed), ordered, ordered[(page - 1) * PER_PAGE :][:PER_PAGE], pages, facets)
 
@@ -140,14 +140,14 @@ def facet_label(key: str, value: str) -> str:
     return value.replace("_", " ") if key == "status" else value
 
 
-def _sort_artifacts(matching: Sequence[Listed], sort: str) -> list[Listed]:
+def _sorted(matching: Sequence[Listed], sort: str) -> list[Listed]:
     key, down = ORDERS[sort.removeprefix("-")][1], sort.startswith("-")
     known = [one for one in matching if key(one) is not None]
     unknown = [one for one in matching if key(one) is None]
     return sorted(known, key=key, reverse=down) + unknown  # type: ignore[arg-type]
 
 
-def _order_values(counts: Counter[str], picked: str | None) -> list[tuple[str, int]]:
+def _in_order(counts: Counter[str], picked: str | None) -> list[tuple[str, int]]:
     """Return values and counts: numbers by size, texts by the alphabet; what was picked is there in any case."""
     values = {**counts, picked: counts[picked]} if picked else dict(counts)
 
@@ -158,3 +158,8 @@ def _order_values(counts: Counter[str], picked: str | None) -> list[tuple[str, i
             return value == NOTHING, 0.0, value.lower()
 
     return [(value, values[value]) for value in sorted(values, key=key)]
+
+
+def setting(value: float | None) -> str:
+    """Return a setting, or a dash."""
+    return "–" if value is None else plain(value)
