@@ -77,6 +77,7 @@ class HubApi:
         router.add_get(f"{_API_REPO}/auth-check{_END}", of_entry(self._check_auth))
         router.add_post(f"{_API_REPO}/paths-info/{_REVISION}{_REST}", of_entry(self._describe_paths))
         router.add_get(f"{_API_REPO}/paths-info/{_REVISION}{_REST}", of_entry(self._refuse_get))
+        router.add_post(f"{_API_REPO}/{{action:paths-info}}{_END}", of_entry(self._refuse_action))
         router.add_get(f"{_API_REPO}/{{action:[^/]+}}{_END}", of_entry(self._refuse_action))
         router.add_get(f"{_API_REPO}/{{action:[^/]+}}/{_REVISION}{_REST}", of_entry(self._refuse_action))
         router.add_get(

@@ -85,7 +85,7 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
         "shared": shared(found.points),
         "reference": None if found.reference is None else found.points[found.reference].number,
         "points": [
-            _point(point, found.varied, None if figures is None else dataclasses.asdict(figures))
+            _describe_point(point, found.varied, None if figures is None else dataclasses.asdict(figures))
             for point, figures in zip(found.points, found.figures, strict=True)
         ],
         "agreement": {
@@ -103,7 +103,9 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON for people and programs; NaN and infinity, which a setting can hold, as text."""
-    return (json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(_replace_infinities(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    ).encode()
 
 
 def put(path: Path, content: bytes) -> None:
@@ -128,7 +130,7 @@ def put(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _point(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
+def _describe_point(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
     result = point.result
     return {
         "number": point.number,
@@ -158,9 +160,9 @@ def _layer_row(layer: LayerEnd) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def _replace_infinities(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _replace_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_replace_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
