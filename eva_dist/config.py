@@ -371,7 +371,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values (enums by name) that JSON can hold."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 def config_groups() -> dict[str, type]:
@@ -379,13 +379,13 @@ def config_groups() -> dict[str, type]:
     return {name: group for name, group in get_type_hints(Config).items() if not issubclass(group, Enum)}
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain_value(item) for key, item in value.items()}
     return value
 
 

@@ -26,7 +26,7 @@ class KeyValueFormatter(logging.Formatter):
         pairs |= getattr(record, "facts", {})
         if record.exc_info:
             pairs["error"] = self.formatException(record.exc_info)
-        return " ".join(f"{key}={_value(value)}" for key, value in pairs.items())
+        return " ".join(f"{key}={_format_value(value)}" for key, value in pairs.items())
 
 
 def log_to_stderr(**facts: object) -> None:
@@ -36,6 +36,6 @@ def log_to_stderr(**facts: object) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     text = str(value)
     return text if text and not any(c.isspace() or c in '"=\\' for c in text) else json.dumps(text, ensure_ascii=False)

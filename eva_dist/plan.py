@@ -168,7 +168,7 @@ def make_plan(
         InputGroup(i, names, by_name[names[0]].in_features, max(by_name[name].max_rank for name in names), owner=0)
         for i, names in enumerate(members)
     ]
-    owners = _pack([group.cost for group in unowned], world_size)
+    owners = _pack_greedily([group.cost for group in unowned], world_size)
     groups = tuple(replace(group, owner=owner) for group, owner in zip(unowned, owners, strict=True))
     return Plan(tuple(layers), groups, sum(layer.r for layer in layers), budget)
 
@@ -206,7 +206,7 @@ def share(
         )
         for group in widest
     ]
-    owners = _pack([g.in_features * k for g, k in zip(widest, n_components, strict=True)], world_size)
+    owners = _pack_greedily([g.in_features * k for g, k in zip(widest, n_components, strict=True)], world_size)
     groups = tuple(
         replace(group, n_components=k, owner=owner)
         for group, k, owner in zip(widest, n_components, owners, strict=True)
@@ -232,10 +232,10 @@ def balance(
     """
     assert tolerance >= 1.0, tolerance
     groups = sorted(costs)
-    packed = dict(zip(groups, _pack([costs[group] for group in groups], world_size), strict=True))
-    limit = tolerance * max(_loads(costs, packed, world_size))
+    packed = dict(zip(groups, _pack_greedily([costs[group] for group in groups], world_size), strict=True))
+    limit = tolerance * max(_worker_loads(costs, packed, world_size))
     moved = {group: owners[group] for group in groups}
-    while max(loads := _loads(costs, moved, world_size)) > limit:
+    while max(loads := _worker_loads(costs, moved, world_size)) > limit:
         group = _best_move(costs, moved, loads)
         if group is None:
             return packed
@@ -243,7 +243,7 @@ def balance(
     return moved
 
 
-def _loads(costs: Mapping[int, int], owners: Mapping[int, int], world_size: int) -> list[int]:
+def _worker_loads(costs: Mapping[int, int], owners: Mapping[int, int], world_size: int) -> list[int]:
     """Return the cost that each worker carries, by `global_rank`."""
     loads = [0] * world_size
     for group, cost in costs.items():
@@ -262,7 +262,7 @@ def _best_move(costs: Mapping[int, int], owners: Mapping[int, int], loads: Seque
     return min(movable, key=lambda group: (abs(gap - 2 * costs[group]), group), default=None)
 
 
-def _pack(costs: Sequence[int], bins: int) -> list[int]:
+def _pack_greedily(costs: Sequence[int], bins: int) -> list[int]:
     """Assign each item to the least loaded bin, dearest first (greedy LPT); ties go to the lowest index."""
     load = [0] * bins
     owner = [0] * len(costs)

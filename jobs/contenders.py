@@ -26,7 +26,7 @@ from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import StepDecision, StepReport, first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point
-from eva_dist.calibration.worker import Session
+from eva_dist.calibration.worker import Worker
 from eva_dist.config import Dtype
 from eva_dist.data import Batching, TokenStream, open_rows
 from eva_dist.methods.eva import Eva
@@ -170,7 +170,7 @@ def truth(
         states[group] = tracker.update(states.get(group), x_TD)
 
     for step in range(steps):
-        worker.worker.feed.rows(step, [group.index for group in plan.groups], take)
+        worker.context.feed.rows(step, [group.index for group in plan.groups], take)
     worker.leave()
     overlaps: dict[str, list[float]] = {name: [] for name in found}
     deficits: dict[str, list[float]] = {name: [] for name in found}
@@ -203,15 +203,15 @@ def in_float32(run: Prepared) -> Prepared:
     return replace(run, config=replace(run.config, model=replace(run.config.model, dtype=Dtype.float32)))
 
 
-def session(run: Prepared, threads: int) -> Session:
+def session(run: Prepared, threads: int) -> Worker:
     """Return a loaded session of one worker."""
     torch.set_num_threads(threads)
-    worker = Session(assignment(run), 0, 1, _device())
+    worker = Worker(assignment(run), 0, 1, _device())
     worker.load()
     return worker
 
 
-def begin(worker: Session, run: Prepared) -> Plan:
+def begin(worker: Worker, run: Prepared) -> Plan:
     """Let a loaded session find its input groups and start a pass."""
     probe, layout = worker.probe()
     plan = assignment(run).plan(probe.groups, world_size=1)
@@ -257,7 +257,7 @@ class Floor:
     As the worker, it forwards a window once, when its first step comes.
     """
 
-    def __init__(self, worker: Session) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._steps = range(0)
         self.seconds = 0.0
@@ -266,7 +266,7 @@ class Floor:
         """Forward one step; only the forwards are timed."""
         if decision.step in self._steps:
             return
-        feed = self._worker.worker.feed
+        feed = self._worker.context.feed
         window = self._worker.source.window(decision.step)
         self._steps = window.steps
         prepared = [feed.forward.prepare(m) for m in window.minibatches]

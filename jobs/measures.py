@@ -76,7 +76,7 @@ def solvers(run: Prepared, threads: int, updates: int, most_groups: int) -> list
     chosen = [plan.groups[i] for i in _spread(len(plan.groups), most_groups)]
     rows: dict[int, list[Tensor]] = {group.index: [] for group in chosen}
     for step in range(updates):
-        worker.worker.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.clone()))
+        worker.context.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.clone()))
     worker.leave()
     trackers = {
         "PEFT IncrementalPCA": None,

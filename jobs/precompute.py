@@ -52,7 +52,7 @@ def main(settings: DictConfig) -> dict[str, Any]:
 def run_alone(settings: DictConfig) -> Outcome:
     """Compute a point by itself."""
     started = time.perf_counter()
-    with _stop.nothing_to_keep(), before_actors():
+    with _stop.interruptible(), before_actors():
         run = prepare(to_config(settings))
     with closing(Progress()) as progress:
         return precompute(run, started, RecordingObserver(progress, [RunFolder(output_folder())]), _stop)

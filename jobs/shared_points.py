@@ -19,7 +19,7 @@ from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import PreemptedError
 from eva_dist.run.observer import Answer, RecordingObserver
 from eva_dist.run.outcome import Outcome
-from eva_dist.run.prepare import Known, Prepared, prepare
+from eva_dist.run.prepare import Prepared, ReadCache, prepare
 from eva_dist.run.run_folder import RunFolder
 from eva_dist.run.sweep import compute_points, same_names
 from jobs.hydra_main import BadSettings, before_actors, to_config
@@ -81,8 +81,8 @@ class _Batch:
 
     def _prepare(self, found: dict[int, Outcome | Exception]) -> dict[int, Prepared]:
         """Return the points that can run; note why the others cannot."""
-        runs, known = {}, Known()
-        with self._stop.nothing_to_keep():
+        runs, known = {}, ReadCache()
+        with self._stop.interruptible():
             for number, settings in self._settings.items():
                 try:
                     with before_actors(), _logged_in([self._folders[number]]):

@@ -35,7 +35,7 @@ def worker_pids() -> list[int]:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if command.startswith(b"ray::GangWorker") and _is_ours(int(entry.name)):
+            if command.startswith(b"ray::RayWorker") and _is_ours(int(entry.name)):
                 pids.append(int(entry.name))
     return sorted(pids)
 

@@ -73,7 +73,7 @@ class LayerFunctions:
     def __call__(self, layer_input: Any, model_input: Any, name: str) -> Tensor:
         """Return a layer's rows, `[T, in_features]`, by its own function."""
         function = self.given.get(name) if isinstance(self.given, Mapping) else self.given
-        rows = _flatten(layer_input, name) if function is None else function(layer_input, model_input, name)
+        rows = _flatten_rows(layer_input, name) if function is None else function(layer_input, model_input, name)
         if rows.dim() != 2:
             raise LayerError(
                 f"prepare_layer_inputs_fn returned shape {tuple(rows.shape)} for layer {name}; "
@@ -150,6 +150,6 @@ def _first_tensor(layer_input: Any, name: str) -> Tensor:
     return x
 
 
-def _flatten(layer_input: Any, name: str) -> Tensor:
+def _flatten_rows(layer_input: Any, name: str) -> Tensor:
     x = _first_tensor(layer_input, name)
     return x.reshape(-1, x.shape[-1])

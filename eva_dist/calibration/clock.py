@@ -19,7 +19,7 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """While open, time is this phase's."""
         outer, self._inside = self._inside, (0.0, 0.0)
-        self._enter(name)
+        self._enter_phase(name)
         wall, processor = time.perf_counter(), time.process_time()
         try:
             yield
@@ -28,13 +28,13 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent[0] - self._inside[0]
             self.processor_seconds[name] = self.processor_seconds.get(name, 0.0) + spent[1] - self._inside[1]
             self._inside = outer[0] + spent[0], outer[1] + spent[1]
-            self._leave()
+            self._leave_phase()
 
-    def _enter(self, name: str) -> None:
+    def _enter_phase(self, name: str) -> None:
         self._phases.append(name)
         self._on_phase(name)
 
-    def _leave(self) -> None:
+    def _leave_phase(self) -> None:
         self._phases.pop()
         if self._phases:
             self._on_phase(self._phases[-1])

@@ -186,9 +186,11 @@ class PointState:
         known, rank = self.groups[group], self.group_rank(group)
         if known.updates == 0:
             return False
-        if known.converged_to is not None and self._settles(torch.tensor([known.converged_to], dtype=torch.float64)):
+        if known.converged_to is not None and self._all_settled(
+            torch.tensor([known.converged_to], dtype=torch.float64)
+        ):
             return True
-        return rank == 0 or (known.cosines_K is not None and self._settles(known.cosines_K[:rank]))
+        return rank == 0 or (known.cosines_K is not None and self._all_settled(known.cosines_K[:rank]))
 
     def shortfall(self, group: int) -> tuple[int, float | None]:
         """Return how many of the components that the allocation gives a group still turn, and their lowest cosine.
@@ -201,7 +203,7 @@ class PointState:
         judged_K = cosines_K[:rank]
         return int((~self.method.settled_K(judged_K)).sum()), float(judged_K.min()) if rank else None
 
-    def _settles(self, cosines_K: Tensor) -> bool:
+    def _all_settled(self, cosines_K: Tensor) -> bool:
         return bool(self.method.settled_K(cosines_K).all())
 
     @cached_property
@@ -276,6 +278,7 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
         sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
         svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
     )
+    # a group that all data could not update would keep the allocation, and so everybody, waiting
     if _is_last_chance_gone(moved):
         _refuse_starving(moved)
     moved = replace(moved, ranks=_allocate_ranks(moved))
@@ -309,6 +312,7 @@ def _is_last_chance_gone(state: PointState) -> bool:
 
 
 def _allocate_ranks(state: PointState) -> Mapping[str, int]:
+    # PEFT allocates when every layer has components; until then each layer keeps its maximum
     ratios = [torch.empty(0) if group.ratios_K is None else group.ratios_K for group in state.groups]
     if not all(len(ratios_K) for ratios_K in ratios) and not _is_last_chance_gone(state):
         return state.ranks

@@ -48,7 +48,7 @@ from eva_dist.plan import PassPlan
 
 
 @dataclass(frozen=True)
-class Worker:
+class PassContext:
     """What a worker needs for a pass.
 
     `trackers` has each group's by point; `on_phase` is told what the worker is about to do: forward, exchange, svd.
@@ -61,30 +61,32 @@ class Worker:
     on_phase: Callable[[str], None] = lambda phase: None
 
 
-def run_step(worker: Worker, decision: StepDecision, svds: Svds) -> StepReport:
+def run_step(context: PassContext, decision: StepDecision, svds: Svds) -> StepReport:
     """Run one step and return the report.
 
     `svds` is updated in place, group by group: a second generation would double its memory.
     """
-    clock = Clock(worker.on_phase)
-    updates = Updates(worker.plan, worker.trackers, decision, svds, clock)
+    clock = Clock(context.on_phase)
+    updates = Updates(context.plan, context.trackers, decision, svds, clock)
     mine: dict[int, Tensor] = {}
     tokens = {point: 0 for group in decision.active for point in decision.points_of(group)}
 
     def take(group: int, x_TD: Tensor) -> None:
         for point in decision.points_of(group):
             tokens[point] = max(tokens[point], len(x_TD))
-        if worker.exchange.is_local:
+        # alone, the rows are consumed here, in the hook: they need not outlive the layer's forward
+        if context.exchange.is_local:
             updates.add(group, x_TD)
         else:
             mine[group] = x_TD
 
-    sent_before = worker.exchange.sent_bytes
+    sent_before = context.exchange.sent_bytes
     with clock.phase("forward"):
-        epoch, exhausted = worker.feed.rows(decision.step, decision.active, take)
-    if not worker.exchange.is_local:
+        epoch, exhausted = context.feed.rows(decision.step, decision.active, take)
+    if not context.exchange.is_local:
         with clock.phase("exchange"):
-            owned = worker.exchange.bring({group: mine.pop(group) for group in decision.active}, decision.owners)
+            owned = context.exchange.bring({group: mine.pop(group) for group in decision.active}, decision.owners)
+        # popped one by one: the rows of a group can be freed as soon as its SVD has them
         for group in list(owned):
             updates.add(group, owned.pop(group))
     updates.flush()
@@ -94,7 +96,7 @@ def run_step(worker: Worker, decision: StepDecision, svds: Svds) -> StepReport:
         epoch=epoch,
         seconds=clock.seconds,
         exhausted=exhausted,
-        sent_bytes=worker.exchange.sent_bytes - sent_before,
+        sent_bytes=context.exchange.sent_bytes - sent_before,
         svd_processor_seconds=clock.processor_seconds.get("svd", 0.0),
         point_tokens=tokens,
     )

@@ -100,12 +100,12 @@ def collect_covariance(plan: PassPlan, svds: Svds, point: int, own_group: int) -
 
 def give(svds: Svds, groups: Iterable[int]) -> Svds:
     """Take the SVDs of these groups out of `svds`, those that are there, to the CPU, on their way to a new owner."""
-    return {group: _moved(svds.pop(group), torch.device("cpu")) for group in groups if group in svds}
+    return {group: _move_to(svds.pop(group), torch.device("cpu")) for group in groups if group in svds}
 
 
 def receive(svds: Svds, given: Mapping[int, Mapping[int, GroupSvd]], device: torch.device) -> None:
     """Keep these SVDs in `svds` from now on, on this device."""
-    svds.update({group: _moved(by_point, device) for group, by_point in given.items()})
+    svds.update({group: _move_to(by_point, device) for group, by_point in given.items()})
 
 
 def to_checkpoint(by_point: Mapping[int, GroupSvd]) -> dict[str, Tensor]:
@@ -185,9 +185,10 @@ class Updates:
 
     def flush(self) -> None:
         """Update what is waiting."""
+        # taken out first: if an update raises, its rows are not kept for a second try
         waiting, self._waiting, self._bytes = self._waiting, {}, 0
         with self._clock.phase("svd"):
-            updates = [u for group, x_TD in self._finite(waiting).items() for u in self._due(group, x_TD)]
+            updates = [u for group, x_TD in self._finite_rows(waiting).items() for u in self._due_updates(group, x_TD)]
             together: dict[Any, list[_Update]] = defaultdict(list)
             for at, update in enumerate(updates):
                 alone = rows_at_once(update.x_TD.device) == 0  # batched kernels would round differently
@@ -196,7 +197,7 @@ class Updates:
                 for alike in together.values():
                     self.run(alike)
 
-    def _due(self, group: int, x_TD: Tensor) -> list[_Update]:
+    def _due_updates(self, group: int, x_TD: Tensor) -> list[_Update]:
         """Return the updates of a group: one for all points whose SVDs are the same so far and remain so."""
         by_point, plan = self._svds.get(group, {}), self._plan
         short, alike = [], dict[Any, list[int]]()
@@ -206,12 +207,14 @@ class Updates:
                 short.append(point)  # too few rows: the SVD stays as it was
                 continue
             before = by_point.get(_SHARED if plan.shared_tracker else point)
+            # same object and same lineage: the update would give the same numbers, so it is made once
             alike.setdefault((tracker.lineage(x_TD.shape[1]), id(before)), []).append(point)
         if short:
             self.reports.append(GroupReport(group, len(x_TD), points=tuple(short)))
         updates = []
         x_TD = x_TD.float() if len(alike) > 1 else x_TD  # once for all; each would do it for itself
         for points in alike.values():
+            # points of one lineage differ in how many components they read; the widest tracker serves all of them
             tracker = max((self._trackers[group][p] for p in points), key=lambda tracker: tracker.n_components)
             slots = (*points, _SHARED) if plan.shared_tracker else tuple(points)
             n_components = max(plan.n_components(point, group) for point in points)
@@ -235,6 +238,7 @@ class Updates:
                 )
                 for svd, u in zip(after, updates, strict=True)
             ]
+        # one transfer for all summaries: each would cost an accelerator a synchronisation
         on_cpu = iter(_to_cpu([t for pair in found for t in pair if t is not None]))
         for svd, update, (_, cosines_K) in zip(after, updates, found, strict=True):
             self._svds.setdefault(update.group, {}).update(dict.fromkeys(update.slots, svd))
@@ -244,7 +248,7 @@ class Updates:
                 GroupReport(update.group, len(update.x_TD), ratios_K, cosines_on_cpu, points=update.points)
             )
 
-    def _finite(self, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def _finite_rows(self, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return the rows that hold neither NaN nor infinity, and report the others; one synchronisation for all."""
         if not rows:
             return {}
@@ -259,7 +263,7 @@ class Updates:
         return good
 
 
-def _moved(by_point: Mapping[int, GroupSvd], device: torch.device) -> dict[int, GroupSvd]:
+def _move_to(by_point: Mapping[int, GroupSvd], device: torch.device) -> dict[int, GroupSvd]:
     """Return the SVDs on a device; points that have one in common still do."""
     moved = {id(svd): svd for svd in by_point.values()}
     moved = {key: map_tensors(svd, lambda tensor: tensor.to(device)) for key, svd in moved.items()}

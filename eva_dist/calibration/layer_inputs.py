@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from eva_dist.data.stream import Window
 from eva_dist.errors import LayerError
 from eva_dist.modeling.taps import ForwardCut, SelectRows, collect_groups, concatenate, own_rows, tap_inputs
 from eva_dist.plan import InputGroup
@@ -27,31 +28,7 @@ _ALL = 2**62
 """End of a span that takes every row of a minibatch."""
 
 
-class Window(Protocol):
-    """One worker's minibatches of one or more steps."""
-
-    @property
-    def steps(self) -> range:
-        """The steps whose samples these are."""
-
-    @property
-    def minibatches(self) -> Sequence[Any]:
-        """What the worker forwards, one after the other; there may be none."""
-
-    @property
-    def places(self) -> Sequence[Sequence[tuple[int, int]]] | None:
-        """For each minibatch and sample its step and its place in it; None: all rows are one step's, in order."""
-
-    @property
-    def epochs(self) -> Sequence[int]:
-        """For each step, how often the data has been used up when it ends."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether there was nothing left for these steps, and never will be."""
-
-
-class Source(Protocol):
+class WindowSource(Protocol):
     """Gives the window that holds a step."""
 
     def window(self, step: int) -> Window:
@@ -177,7 +154,7 @@ class RowFeed:
 
     model: nn.Module
     forward: Forward
-    source: Source
+    source: WindowSource
     taps: Mapping[int, Tap]
     device: torch.device
     consumed_at_once: bool = False
@@ -198,19 +175,22 @@ class RowFeed:
         # A group that thawed since the window was forwarded was not tapped then.
         missing = [group for group in active if group not in held]
         if missing:
-            self._forward(window, step, missing, take)
+            self._forward_window(window, step, missing, take)
         for group in active:
             if group in held:
                 take(group, held.pop(group))
         return window.epochs[step - window.steps.start], window.exhausted
 
-    def _forward(self, window: Window, step: int, groups: Sequence[int], take: Take) -> None:
+    def _forward_window(self, window: Window, step: int, groups: Sequence[int], take: Take) -> None:
         """Forward a window and hand over the rows of `step`; hold those of the steps after it."""
         prepared = [self.forward.prepare(minibatch) for minibatch in window.minibatches]
-        spans = _spans(window, [self.forward.counts(p) for p in prepared] if window.places is not None else None)
+        # a window may hold several steps, and a minibatch samples of each: which rows belong to which step
+        spans = _locate_steps(window, [self.forward.counts(p) for p in prepared] if window.places is not None else None)
+        # rows may be views of the model's own memory only if nobody holds them beyond the hook that sees them
         whole = len(prepared) == 1 and len(window.steps) == 1
 
         def deliver(group: int, calls: Sequence[Sequence[Tensor]]) -> None:
+            # one forward has brought the rows of all later steps of the window, too; those before are done with
             for at in window.steps[window.steps.index(step) :]:
                 rows_TD = self._join(group, [call[start:end] for m, start, end in spans[at] for call in calls[m]])
                 if at == step:
@@ -221,6 +201,7 @@ class RowFeed:
         collected = _Collected({g: self.taps[g] for g in groups}, deliver, len(prepared), self.forward.may_cut)
         collected.views = whole and self.consumed_at_once
         by_name = {self.taps[group].name: group for group in groups}
+        # with a sharded model every worker of the group gathers weights in each forward, so all forward equally often
         with torch.no_grad(), self.lockstep.through(by_name):
             forwards = self.lockstep.forwards(len(prepared))
             for minibatch in prepared:
@@ -229,10 +210,12 @@ class RowFeed:
                 try:
                     with tap_inputs(self.model, by_name, lambda name, args: collected.add(by_name[name], name, args)):
                         self.forward.run(minibatch)
+                # the last tap has its rows: nothing that runs after it is needed
                 except ForwardCut:
                     pass
             for _ in range(len(prepared), forwards):
                 self.lockstep.idle()
+        # some taps were entered less often than in the first forward, e.g. experts that no token was routed to
         collected.finish()
 
     def _join(self, group: int, parts: Sequence[Tensor]) -> Tensor:
@@ -266,6 +249,7 @@ class _Collected:
 
     def add(self, group: int, name: str, arguments: Any) -> None:
         """Add what entered a tap; deliver the group if this completes it; cut the forward if it was the last."""
+        # calls counts entries of the first forward; 0 says that it varies, and only the end of the forward settles it
         known = self._taps[group].calls
         if known and group not in self._lacking:
             raise LayerError(
@@ -288,7 +272,7 @@ class _Collected:
             self._deliver(group, self._rows.pop(group))
 
 
-def _spans(window: Window, counts: Sequence[Sequence[int]] | None) -> dict[int, list[tuple[int, int, int]]]:
+def _locate_steps(window: Window, counts: Sequence[Sequence[int]] | None) -> dict[int, list[tuple[int, int, int]]]:
     """Return for each step, in sample order, where its rows lie: (minibatch, first row, end)."""
     if window.places is None:
         (step,) = window.steps

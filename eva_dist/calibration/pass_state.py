@@ -90,7 +90,7 @@ def advance_pass(state: PassState, reports: Sequence[StepReport], step_seconds: 
             errors[point] = error
             points[point] = replace(points[point], steps=state.steps + 1)  # the step was done
     moved = replace(state, points=tuple(points), errors=tuple(errors))
-    return replace(moved, owners=_balance(moved, world_size=len(reports)))
+    return replace(moved, owners=_balance_owners(moved, world_size=len(reports)))
 
 
 def add_times(state: PassState, points: Sequence[int], decision_seconds: float, pass_seconds: float) -> PassState:
@@ -120,7 +120,7 @@ def _of_point(report: StepReport, plan: PassPlan, point: int) -> StepReport:
     return replace(report, groups=tuple(groups), tokens=report.point_tokens.get(point, report.tokens))
 
 
-def _balance(state: PassState, world_size: int) -> Mapping[int, int]:
+def _balance_owners(state: PassState, world_size: int) -> Mapping[int, int]:
     """Pack the active groups anew if those that are left burden some worker too much; the others stay."""
     costs = {group: state.plan.cost(group, points) for group, points in state.decision.points.items()}
     moved = balance(costs, {group: state.owners[group] for group in costs}, world_size)

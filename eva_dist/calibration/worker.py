@@ -1,6 +1,6 @@
 """One worker's run, from its assignment to the components that it owns: the steps in order, no ray.
 
-A driver calls the methods of all members alike; what it asks of the first shard group alone
+A driver calls the methods of all workers alike; what it asks of the first shard group alone
 (`probe`) it hands to all of them (`begin`), so that nothing is found out twice, and nobody
 comes to another conclusion.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_dist.calibration.controller import Method, PointState, StepDecision, StepReport, first_state
-from eva_dist.calibration.engine import Worker, run_step
+from eva_dist.calibration.engine import PassContext, run_step
 from eva_dist.calibration.group_svds import (
     GroupSvd,
     Svds,
@@ -98,7 +98,7 @@ class Assignment:
         return {layer.name: layer.name.removeprefix(self.prefix) for layer in self.layers}
 
 
-class Session:
+class Worker:
     """Methods are called one at a time, in the order in which they stand here."""
 
     def __init__(self, assignment: Assignment, global_rank: int, world_size: int, device: torch.device) -> None:
@@ -124,6 +124,7 @@ class Session:
         self.on_phase("load")
         assignment, config = self._assignment, self._assignment.config
         rows = open_rows(config.data)
+        # workers that read other data would report statistics of a mixture, and nothing would show it
         if rows.digest != assignment.data_digest:
             raise DataError(
                 f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} "
@@ -133,11 +134,12 @@ class Session:
         stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)
         batching = Batching.choose(config.data, self._device.type, self._world_size)
         self.source = WorkerStream(stream, batching, self._global_rank, self._world_size)
-        sharding = self._sharding()
+        sharding = self._make_sharding()
         self.model: nn.Module = load_model(config.model, assignment.task, assignment.prefix, self._device, sharding)
         self.forward = TokenForward(
             Trunk(self.model), self._device, config.eva.use_label_mask, config.eva.label_mask_value
         )
+        # asked before anything is tapped: it forwards, and all of the shard group must forward with it
         self._lockstep = keep_in_step(self.forward, assignment.names.values(), sharding.mesh) if sharding else None
 
     def probe(self) -> tuple[Probe, Layout]:
@@ -164,7 +166,7 @@ class Session:
     def begin(self, plan: PassPlan, probe: Probe, layout: Layout) -> None:
         """Take the plan and what the probe found."""
         self._open.enter_context(attention_by_segment(self.model, layout is Layout.segments))
-        exchange, forward = self._exchange(), replace(self.forward, layout=layout)
+        exchange, forward = self._make_exchange(), replace(self.forward, layout=layout)
         feed = RowFeed(
             model=self.model,
             forward=forward,
@@ -175,11 +177,11 @@ class Session:
             lockstep=replace(self._lockstep, forward=forward) if self._lockstep else Alone(),
         )
         trackers = make_trackers(self._assignment.config.solver, plan)
-        self.worker = Worker(plan, feed, exchange, trackers, self.on_phase)
+        self.context = PassContext(plan, feed, exchange, trackers, self.on_phase)
 
     def step(self, decision: StepDecision) -> StepReport:
         """Run one step."""
-        report = run_step(self.worker, decision, self.svds)
+        report = run_step(self.context, decision, self.svds)
         self.on_phase("idle")
         return report
 
@@ -193,15 +195,15 @@ class Session:
 
     def restore(self, group: int, tensors: Mapping[str, Tensor], points: Mapping[int, int]) -> None:
         """Keep a group's SVDs from now on, as a checkpoint holds them; `points` maps those of then to those of now."""
-        self.svds[group] = restore(self.worker.trackers[group], self._device, tensors, points)
+        self.svds[group] = restore(self.context.trackers[group], self._device, tensors, points)
 
     def components(self, point: int = 0) -> dict[int, Components]:
         """Return a point's components of the groups that this worker owns."""
-        return collect_components(self.worker.plan, self.svds, point)
+        return collect_components(self.context.plan, self.svds, point)
 
     def covariance(self, point: int, own_group: int) -> dict[str, Tensor]:
         """Return what was summed up of one of a point's own groups, which this worker owns: `solver=covariance`."""
-        return collect_covariance(self.worker.plan, self.svds, point, own_group)
+        return collect_covariance(self.context.plan, self.svds, point, own_group)
 
     def leave(self) -> None:
         """Leave the process group in good order."""
@@ -210,14 +212,14 @@ class Session:
     def on_phase(self, phase: str) -> None:
         """Be told what is about to be done: join, load, probe; forward, exchange, svd; idle."""
 
-    def _sharding(self) -> Sharding | None:
+    def _make_sharding(self) -> Sharding | None:
         """Return over whom the model is sharded; None if each worker holds all of it."""
         cluster = self._assignment.config.cluster
         if cluster.shard_size == 1:
             return None
         return Sharding(shard_mesh(cluster.shard_size, self._device, cluster.timeout_s), self._device, cluster.offload)
 
-    def _exchange(self) -> RowExchange:
+    def _make_exchange(self) -> RowExchange:
         if self._world_size == 1:
             return LocalExchange()
         return (

@@ -78,7 +78,7 @@ def run_on_gang(
         except GangError as error:
             if stop.made:
                 stop.check(attempt.kept)
-            failures.append(_describe(error, attempt.steps, request.num_workers))
+            failures.append(_describe_failure(error, attempt.steps, request.num_workers))
             wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
             room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)
             decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
@@ -119,7 +119,7 @@ class _Attempt:
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
         with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
-            plan = self._begin(gang, request)
+            plan = self._begin_pass(gang, request)
             state = self._first_state(gang, plan)
             saver.begin_at(state.steps)
             load_seconds = time.perf_counter() - started
@@ -129,11 +129,11 @@ class _Attempt:
                 self.steps = state.steps
                 self._observer.on_step(state)
                 self._take_ended(state, collect)
-                self._keep(gang, saver, state)
+                self._keep_state(gang, saver, state)
 
             self._take_ended(state, collect)  # of a run that was cut off before it published them
-            run_pass(state, self._stepper(gang, plan), after_step)
-            with suppress(GangError):  # all that was wanted is here; the members go anyway
+            run_pass(state, self._make_step(gang, plan), after_step)
+            with suppress(GangError):  # all that was wanted is here; the workers go anyway
                 gang.call("leave")
 
     def _take_ended(self, state: PassState, collect: "Collector") -> None:
@@ -144,7 +144,7 @@ class _Attempt:
                 self._ended.add(key)
                 self._observer.on_point_end(key, end)
 
-    def _begin(self, gang: Gang, request: Request) -> PassPlan:
+    def _begin_pass(self, gang: Gang, request: Request) -> PassPlan:
         gang.meet()
         gang.call("load")
         probe, layout = gang.call_some(range(request.shard_size), "probe")[0]
@@ -162,12 +162,12 @@ class _Attempt:
         if found is None:
             self.steps = 0
             return first_pass(plan, points)
-        _restore(gang, plan, found)
+        _restore_owners(gang, plan, found)
         self.steps = found.steps
         _log.warning("going on after step %d, from %s", found.steps, found.folder)
         return found.state(plan, points)
 
-    def _stepper(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
+    def _make_step(self, gang: Gang, plan: PassPlan) -> Callable[[StepDecision], Sequence[StepReport]]:
         owners = {group.index: group.owner for group in plan.groups}
 
         def step(decision: StepDecision) -> Sequence[StepReport]:
@@ -178,7 +178,7 @@ class _Attempt:
 
         return step
 
-    def _keep(self, gang: Gang, saver: Saver, state: PassState) -> None:
+    def _keep_state(self, gang: Gang, saver: Saver, state: PassState) -> None:
         if not state.running:
             return
         if self._stop.made:
@@ -202,7 +202,7 @@ class Collector:
         seconds = {**state.seconds, "load": self.load_seconds + state.seconds.get("load", 0.0)}
         holders = {group: rank for rank, part in enumerate(parts) for group in part}
         try:
-            covariance = self._covariance(state, point, holders)
+            covariance = self._write_covariance(state, point, holders)
         except OSError as error:
             return StoreError(
                 f"covariance.safetensors cannot be written to {self.scratch} ({error}); make room there, let TMPDIR "
@@ -210,7 +210,7 @@ class Collector:
             )
         return finish(replace(state, seconds=seconds), components, self.world_size, covariance)
 
-    def _covariance(self, state: PointState, point: int, holders: Mapping[int, int]) -> Path | None:
+    def _write_covariance(self, state: PointState, point: int, holders: Mapping[int, int]) -> Path | None:
         """Write what was summed up of a point, one group at a time: a driver holds no more."""
         if self.scratch is None:
             return None
@@ -224,7 +224,7 @@ class Collector:
         return path
 
 
-def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
+def _restore_owners(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
     """Hand each input group's states to its owner, one group at a time: a driver holds no more."""
     points = checkpoint.points(plan)
     for group in plan.groups:
@@ -232,7 +232,7 @@ def _restore(gang: Gang, plan: PassPlan, checkpoint: Checkpoint) -> None:
             gang.call_one(group.owner, "restore", group.index, tensors, points)
 
 
-def _describe(error: GangError, steps: int, num_workers: int) -> Failure:
+def _describe_failure(error: GangError, steps: int, num_workers: int) -> Failure:
     message = str(error)
     cause = message.strip().splitlines()[-1] if message.strip() else type(error).__name__
     kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), FailureKind.raised)

@@ -74,14 +74,15 @@ class Checkpoint:
         if any(point["error"] is not None and point["accept"] is not accept for point in wanted):
             return False
         here = {name for group in plan.groups for name in group.members}
+        # points that are no longer wanted may have had layers of their own in these groups
         left = [kept for members in self.same_input if (kept := [name for name in members if name in here])]
         then = [self._points[key]["same_input"] for key in plan.keys]
-        return left == _members(plan) and then == [_members(point) for point in plan.points]
+        return left == _member_names(plan) and then == [_member_names(point) for point in plan.points]
 
     def state(self, plan: PassPlan, points: Sequence[PointState]) -> PassState:
         """Return the state of the pass; `points` are as before their first step, owners are those of `plan`."""
         summaries = load_file(self.folder / _SUMMARIES)
-        restored = [self._restored(key, point, summaries) for key, point in zip(plan.keys, points, strict=True)]
+        restored = [self._restore_point(key, point, summaries) for key, point in zip(plan.keys, points, strict=True)]
         found = [self._points[key]["error"] for key in plan.keys]
         return replace(first_pass(plan, restored), errors=tuple(_to_error(error) for error in found))
 
@@ -114,10 +115,14 @@ class Checkpoint:
         found: Mapping[str, Any] = self.facts["points"]
         return found
 
-    def _restored(self, key: str, point: PointState, summaries: Mapping[str, Tensor]) -> PointState:
+    def _restore_point(self, key: str, point: PointState, summaries: Mapping[str, Tensor]) -> PointState:
         facts, at = self._points[key], self.keys.index(key)
         groups = tuple(
-            GroupState(_clone(summaries.get(f"{at}.ratios.{i}")), _clone(summaries.get(f"{at}.cosines.{i}")), **counts)
+            GroupState(
+                _clone_tensor(summaries.get(f"{at}.ratios.{i}")),
+                _clone_tensor(summaries.get(f"{at}.cosines.{i}")),
+                **counts,
+            )
             for i, counts in enumerate(facts["groups"])
         )
         return replace(
@@ -146,25 +151,27 @@ class CheckpointFolder:
             OSError: the disk is full, or cannot be written; nothing half-written is left, older checkpoints stay.
             Exception: what `fetch` raises, likewise.
         """
-        target = self._path(state.steps)
+        target = self._folder_of(state.steps)
         incoming = self.folder / f".incoming-{secrets.token_hex(8)}"
         try:
             incoming.mkdir(parents=True)
-            facts = self._fill(incoming, state, fetch)
+            facts = self._fill_folder(incoming, state, fetch)
             shutil.rmtree(target, ignore_errors=True)  # of the same step: it was damaged, or another run's
+            # the rename is the one moment at which the checkpoint becomes visible: whole or not at all
             os.rename(incoming, target)
+            # a rename is durable when its folder is
             sync(self.folder)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
-        self._prune(target)
-        self._last = Checkpoint(target, state.steps, state.plan.keys, _members(state.plan), facts)
+        self._prune_older(target)
+        self._last = Checkpoint(target, state.steps, state.plan.keys, _member_names(state.plan), facts)
         return self._last
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose every file has its sha256; a damaged one is said and passed over."""
-        for folder in self._stored():
+        for folder in self._stored_folders():
             try:
-                self._last = _read(folder)
+                self._last = _read_verified(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 _log.warning("checkpoint %s is damaged (%s); it is passed over", folder, error)
             else:
@@ -177,10 +184,11 @@ class CheckpointFolder:
         with suppress(OSError):  # others' checkpoints are there
             self.folder.parent.rmdir()
 
-    def _fill(self, folder: Path, state: PassState, fetch: Fetch) -> dict[str, Any]:
-        facts = _facts(state)
-        now = Checkpoint(folder, state.steps, state.plan.keys, _members(state.plan), facts)
+    def _fill_folder(self, folder: Path, state: PassState, fetch: Fetch) -> dict[str, Any]:
+        facts = _pass_facts(state)
+        now = Checkpoint(folder, state.steps, state.plan.keys, _member_names(state.plan), facts)
         last = self._last
+        # only the checkpoint before can be copied from, and only while points and groups are the same
         before = last if last and (last.keys, last.same_input) == (now.keys, now.same_input) else None
         hashes: dict[str, str] = {}
         for group in range(len(now.same_input)):
@@ -188,31 +196,33 @@ class CheckpointFolder:
             if not any(updates):
                 continue
             unchanged = before is not None and before.updates(group) == updates
-            if not (unchanged and _copied(before, name, folder)):
+            if not (unchanged and _copy_verified(before, name, folder)):
                 save_file(dict(fetch(group)), folder / name)
             hashes[name] = _sha256(folder / name)
-        save_file(_summaries(state), folder / _SUMMARIES)
+        save_file(_summary_tensors(state), folder / _SUMMARIES)
         _write_json(folder / _PASS, facts)
         hashes |= {name: _sha256(folder / name) for name in (_SUMMARIES, _PASS)}
+        # last: a folder without it was cut off while it was written
         _write_json(folder / _MANIFEST, {"version": _VERSION, "sha256": hashes})
         sync_tree(folder)
         return {**facts, "hashes": hashes}
 
-    def _prune(self, newest: Path) -> None:
+    def _prune_older(self, newest: Path) -> None:
         """Keep the newest and those before it; what is of later steps was passed over when the pass began here."""
-        older = [folder for folder in self._stored() if folder.name < newest.name]
-        for folder in {*self._stored()} - {newest, *older[: self._keep - 1]}:
+        # names sort by step
+        older = [folder for folder in self._stored_folders() if folder.name < newest.name]
+        for folder in {*self._stored_folders()} - {newest, *older[: self._keep - 1]}:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _stored(self) -> list[Path]:
+    def _stored_folders(self) -> list[Path]:
         """Return the folders of checkpoints, newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def _path(self, steps: int) -> Path:
+    def _folder_of(self, steps: int) -> Path:
         return self.folder / f"step-{steps:08d}"
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read_verified(folder: Path) -> Checkpoint:
     """Return a checkpoint; raise `ValueError` unless every file has its sha256."""
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     if manifest["version"] != _VERSION:
@@ -227,11 +237,11 @@ def _read(folder: Path) -> Checkpoint:
     )
 
 
-def _facts(state: PassState) -> dict[str, Any]:
+def _pass_facts(state: PassState) -> dict[str, Any]:
     points = zip(state.plan.keys, state.points, state.errors, strict=True)
     return {
         "steps": state.steps,
-        "same_input": _members(state.plan),
+        "same_input": _member_names(state.plan),
         "points": {key: _point_facts(point) | {"error": _from_error(error)} for key, point, error in points},
     }
 
@@ -240,7 +250,7 @@ def _point_facts(point: PointState) -> dict[str, Any]:
     counts = ("rows", "updates", "skipped", "step")
     return {
         **{name: getattr(point, name) for name in _COUNTS},
-        "same_input": _members(point.plan),
+        "same_input": _member_names(point.plan),
         "groups": [{name: getattr(group, name) for name in counts} for group in point.groups],
         "ranks": dict(point.ranks),
         "seconds": dict(point.seconds),
@@ -249,7 +259,7 @@ def _point_facts(point: PointState) -> dict[str, Any]:
     }
 
 
-def _summaries(state: PassState) -> dict[str, Tensor]:
+def _summary_tensors(state: PassState) -> dict[str, Tensor]:
     named: dict[str, Tensor | None] = {}
     for at, point in enumerate(state.points):
         named |= {f"{at}.ratios.{i}": group.ratios_K for i, group in enumerate(point.groups)}
@@ -270,11 +280,11 @@ def _to_error(written: Sequence[str] | None) -> EvaDistError | None:
     return kind(written[1])
 
 
-def _clone(tensor: Tensor | None) -> Tensor | None:
+def _clone_tensor(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def _members(plan: Plan | PassPlan) -> list[list[str]]:
+def _member_names(plan: Plan | PassPlan) -> list[list[str]]:
     """Return the members of each input group as JSON has them."""
     return [list(group.members) for group in plan.groups]
 
@@ -283,7 +293,7 @@ def _group_file(group: int) -> str:
     return f"group-{group:05d}.safetensors"
 
 
-def _copied(checkpoint: Checkpoint | None, name: str, folder: Path) -> bool:
+def _copy_verified(checkpoint: Checkpoint | None, name: str, folder: Path) -> bool:
     """Copy a file of an older checkpoint; False if it is not what it was. No link: damage to one would be to both."""
     assert checkpoint is not None
     try:

@@ -1,9 +1,9 @@
 """The gang: all actors of one run, started together, driven in step, and gone together.
 
-Every call goes to all members and has a timeout. The first error, a lost member or a
-member that gives no sign of life ends the gang: it is killed whole (a member that raised
+Every call goes to all workers and has a timeout. The first error, a lost worker or a
+worker that gives no sign of life ends the gang: it is killed whole (a worker that raised
 leaves its peers inside a collective, so there is nothing to save). What follows is for
-`run.py` to decide; `max_restarts=0` keeps Ray from trying.
+`attempts.py` to decide; `max_restarts=0` keeps Ray from trying.
 """
 
 import os
@@ -27,7 +27,7 @@ from eva_dist.config import ClusterConfig
 from eva_dist.errors import EvaDistError, GangTimeoutError, WorkerFailedError, WorkerLostError
 
 _GRACE_S = 2.0
-"""How long to wait, after a first error, for the members that failed because of it or before it."""
+"""How long to wait, after a first error, for the workers that failed because of it or before it."""
 _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 5.0
 _NOTHING_LOST = ("address", "join", "load", "probe", "begin", "restore")
@@ -38,9 +38,9 @@ _STEP_MAY_TAKE_S = 20.0
 
 @dataclass(frozen=True)
 class Gang:
-    """The members in order of `global_rank`."""
+    """The workers in order of `global_rank`."""
 
-    members: tuple[Any, ...]
+    workers: tuple[Any, ...]
     timeout_s: float
     heartbeat_s: float
     stop: StopRequest
@@ -51,42 +51,44 @@ class Gang:
     def start(cls, assignment: Assignment, request: Request, stop: StopRequest) -> Iterator["Gang"]:
         """Start one actor a worker; kill them all when the context closes, however it closes."""
         cluster = assignment.config.cluster
-        environment = _environment(cluster, request)
-        members: list[Any] = []
+        environment = _worker_environment(cluster, request)
+        workers: list[Any] = []
+        # all or nothing: a gang that has some of its workers would hold them and wait for the others for ever
         with reserved(request, cluster.timeout_s, stop) as place:
             try:
                 for global_rank in range(request.num_workers):
-                    options = _options(place, request, global_rank, environment)
+                    options = _actor_options(place, request, global_rank, environment)
                     actor = as_actor().options(**options)
-                    members.append(actor.remote(assignment, global_rank, request.num_workers))
-                yield cls(tuple(members), cluster.timeout_s, cluster.heartbeat_s, stop)
+                    workers.append(actor.remote(assignment, global_rank, request.num_workers))
+                yield cls(tuple(workers), cluster.timeout_s, cluster.heartbeat_s, stop)
             finally:
-                for member in members:
+                for worker in workers:
                     with suppress(RayError):  # the cluster itself is gone
-                        ray.kill(member, no_restart=True)
+                        ray.kill(worker, no_restart=True)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method on every member and return their answers by `global_rank`."""
-        return self.call_some(range(len(self.members)), method, *arguments)
+        """Call a method on every worker and return their answers by `global_rank`."""
+        return self.call_some(range(len(self.workers)), method, *arguments)
 
     def meet(self) -> None:
-        """Let the members form their process group; from now on each is expected to give signs of life."""
+        """Let the workers form their process group; from now on each is expected to give signs of life."""
         self.call("join", self.call_one(0, "address"))
         self.call("status")
-        self._heard.update(dict.fromkeys(range(len(self.members)), time.monotonic()))
+        self._heard.update(dict.fromkeys(range(len(self.workers)), time.monotonic()))
 
     def call_one(self, global_rank: int, method: str, *arguments: Any) -> Any:
-        """Call a method on one member and return its answer."""
+        """Call a method on one worker and return its answer."""
         return self.call_some([global_rank], method, *arguments)[0]
 
     def call_some(self, global_ranks: Sequence[int], method: str, *arguments: Any) -> list[Any]:
-        """Call a method on some members and return their answers in that order."""
-        return self._wait(
-            method, {rank: getattr(self.members[rank], method).remote(*arguments) for rank in global_ranks}
+        """Call a method on some workers and return their answers in that order."""
+        return self._wait_for_all(
+            method, {rank: getattr(self.workers[rank], method).remote(*arguments) for rank in global_ranks}
         )
 
     def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
         """Hand the SVDs of groups that change their owner to the new one."""
+        # by way of the driver: owners change seldom, and it needs no collective that could hang
         moved = tuple(group for group, owner in new_owners.items() if owners[group] != owner)
         if not moved:
             return
@@ -94,14 +96,14 @@ class Gang:
         for owner in sorted({new_owners[group] for group in given}):
             self.call_one(owner, "receive", {g: svd for g, svd in given.items() if new_owners[g] == owner})
 
-    def _wait(self, method: str, pending: dict[int, Any]) -> list[Any]:
+    def _wait_for_all(self, method: str, pending: dict[int, Any]) -> list[Any]:
         rank_of = {ref: global_rank for global_rank, ref in pending.items()}
         started = time.monotonic()
         deadline = started + self.timeout_s
         answers: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         waiting = list(rank_of)
-        signs = _Signs(self.members, self._heard, self.heartbeat_s)
+        signs = _Signs(self.workers, self._heard, self.heartbeat_s)
         while waiting and time.monotonic() < deadline:
             left = max(0.0, min(_LOOK_EVERY_S, deadline - time.monotonic()))
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=left)
@@ -110,7 +112,9 @@ class Gang:
                     answers[rank_of[ref]] = ray.get(ref)
                 except RayError as error:
                     failures[rank_of[ref]] = error
+                    # its peers are stuck in a collective: a moment for other causes to show, then the end
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
+            # nobody has answered for a while: are they alive, and has somebody asked us to end?
             if not ready and not failures:
                 signs.look([rank_of[ref] for ref in waiting], method)
                 if method in _NOTHING_LOST:
@@ -120,7 +124,7 @@ class Gang:
                         f"{method} did not end within {_STEP_MAY_TAKE_S:.0f} s; an older checkpoint is kept"
                     )
         if failures:
-            raise _failure(method, failures)
+            raise _choose_failure(method, failures)
         if waiting:
             late = sorted(rank_of[ref] for ref in waiting)
             raise GangTimeoutError(
@@ -132,13 +136,13 @@ class Gang:
 
 
 class _Signs:
-    """Signs of life of members that keep the driver waiting: `status` is answered by a thread of its own.
+    """Signs of life of workers that keep the driver waiting: `status` is answered by a thread of its own.
 
-    Only members that have met are expected to answer: one that is being started cannot yet.
+    Only workers that have met are expected to answer: one that is being started cannot yet.
     """
 
-    def __init__(self, members: Sequence[Any], heard: dict[int, float], heartbeat_s: float) -> None:
-        self._members, self._heard, self._heartbeat_s = members, heard, heartbeat_s
+    def __init__(self, workers: Sequence[Any], heard: dict[int, float], heartbeat_s: float) -> None:
+        self._workers, self._heard, self._heartbeat_s = workers, heard, heartbeat_s
         self._asked: dict[int, Any] = {}
         self._last: dict[int, Any] = {}
         self._next = 0.0
@@ -146,14 +150,14 @@ class _Signs:
         self._heard.update(dict.fromkeys(self._heard, now))
 
     def look(self, global_ranks: Sequence[int], method: str) -> None:
-        """Take in answers, ask again, and raise `GangTimeoutError` for a member that has fallen silent."""
-        self._collect()
+        """Take in answers, ask again, and raise `GangTimeoutError` for a worker that has fallen silent."""
+        self._take_answers()
         now = time.monotonic()
         if now >= self._next:
             self._next = now + min(_ASK_EVERY_S, self._heartbeat_s / 3)
             for rank in global_ranks:
                 if rank not in self._asked:
-                    self._asked[rank] = self._members[rank].status.remote()
+                    self._asked[rank] = self._workers[rank].status.remote()
         silent = [rank for rank in global_ranks if now - self._heard.get(rank, now) > self._heartbeat_s]
         if silent:
             raise GangTimeoutError(
@@ -163,11 +167,11 @@ class _Signs:
             )
 
     def describe(self, global_ranks: Sequence[int]) -> str:
-        """Return what is known of these members."""
-        self._collect()
+        """Return what is known of these workers."""
+        self._take_answers()
         return ", ".join(str(self._last.get(rank, f"global_rank {rank} is silent")) for rank in global_ranks)
 
-    def _collect(self) -> None:
+    def _take_answers(self) -> None:
         for rank, ref in list(self._asked.items()):
             if ray.wait([ref], timeout=0)[0]:
                 del self._asked[rank]
@@ -177,9 +181,9 @@ class _Signs:
                         self._heard[rank] = time.monotonic()
 
 
-def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
+def _choose_failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
     """Return the error to raise: the cause, rather than the peers' broken connections that follow from it."""
-    global_rank, error = min(failures.items(), key=lambda item: (_blame(item[1]), item[0]))
+    global_rank, error = min(failures.items(), key=lambda item: (_blame_order(item[1]), item[0]))
     cause = getattr(error, "cause", None)
     if isinstance(cause, EvaDistError):
         return cause
@@ -194,7 +198,7 @@ def _failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
     return kind(f"global_rank {global_rank} {what} in {method}{others}; its own report:\n{error}")
 
 
-def _blame(error: Exception) -> int:
+def _blame_order(error: Exception) -> int:
     """Order failures by how likely they are the first: our own errors, deaths, others, broken connections."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, EvaDistError):
@@ -206,7 +210,9 @@ def _blame(error: Exception) -> int:
     return 3 if follows else 2
 
 
-def _options(place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]) -> dict[str, Any]:
+def _actor_options(
+    place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]
+) -> dict[str, Any]:
     asked = dict(request.worker)
     return {
         "max_restarts": 0,
@@ -218,7 +224,7 @@ def _options(place: PlacementGroup, request: Request, global_rank: int, environm
     }
 
 
-def _threads(cluster: ClusterConfig, request: Request) -> int:
+def _threads_per_worker(cluster: ClusterConfig, request: Request) -> int:
     if cluster.threads_per_worker is not None:
         return cluster.threads_per_worker
     if is_own_ray(cluster):
@@ -226,9 +232,9 @@ def _threads(cluster: ClusterConfig, request: Request) -> int:
     return max(1, int(request.worker.get("CPU", 1)))
 
 
-def _environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
+def _worker_environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
     fixed = {
-        "OMP_NUM_THREADS": str(_threads(cluster, request)),
+        "OMP_NUM_THREADS": str(_threads_per_worker(cluster, request)),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }

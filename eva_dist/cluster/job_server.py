@@ -36,7 +36,7 @@ def connect(address: str | None) -> "RayJobServer":
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     with _our_address(address):
-        return RayJobServer(_explained(address, lambda: JobSubmissionClient(address)))
+        return RayJobServer(_explain_errors(address, lambda: JobSubmissionClient(address)))
 
 
 class RayJobServer:
@@ -52,8 +52,8 @@ class RayJobServer:
 
     def jobs(self) -> list[Job]:
         """Return every job that was ever submitted there."""
-        found = self._call(self._client.list_jobs)
-        return [_job(details) for details in found if details.submission_id is not None]
+        found = self._call_server(self._client.list_jobs)
+        return [_to_job(details) for details in found if details.submission_id is not None]
 
     def job(self, submission_id: str) -> Job | None:
         """Return one job as it stands now, None if there is none of that id."""
@@ -77,15 +77,15 @@ class RayJobServer:
                 raise
             return True
 
-        return self._call(send)
+        return self._call_server(send)
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end; it gets SIGTERM, and SIGKILL if that takes too long."""
-        self._call(lambda: self._client.stop_job(submission_id))
+        self._call_server(lambda: self._client.stop_job(submission_id))
 
     def log(self, submission_id: str) -> str:
         """Return the log so far."""
-        return self._call(lambda: self._client.get_job_logs(submission_id))
+        return self._call_server(lambda: self._client.get_job_logs(submission_id))
 
     def follow(self, submission_id: str) -> Iterator[str]:
         """Yield the log from its start in pieces, until the job has ended; a broken connection is made again."""
@@ -93,7 +93,7 @@ class RayJobServer:
         while True:
             position = 0
             with suppress(RuntimeError, OSError, aiohttp.ClientError):  # broken off: asked below what became of the job
-                for piece in _pieces(lambda: self._client.tail_job_logs(submission_id)):
+                for piece in _log_pieces(lambda: self._client.tail_job_logs(submission_id)):
                     new = piece[max(0, shown - position) :]
                     position += len(piece)
                     shown = max(shown, position)
@@ -114,11 +114,11 @@ class RayJobServer:
             time.sleep(_RECONNECT_S[failures])
             failures += 1
 
-    def _call(self, function: Callable[[], _T]) -> _T:
-        return _explained(self.address, function)
+    def _call_server(self, function: Callable[[], _T]) -> _T:
+        return _explain_errors(self.address, function)
 
 
-def _pieces(tail: Callable[[], AsyncIterator[str]]) -> Iterator[str]:
+def _log_pieces(tail: Callable[[], AsyncIterator[str]]) -> Iterator[str]:
     """Yield what an asynchronous iterator yields; an interrupt ends its task before it goes up."""
     with asyncio.Runner() as runner:
         iterator = tail()
@@ -146,7 +146,7 @@ def _our_address(address: str | None) -> Iterator[None]:
                 os.environ[name] = before
 
 
-def _explained(address: str | None, function: Callable[[], _T]) -> _T:
+def _explain_errors(address: str | None, function: Callable[[], _T]) -> _T:
     """Return the function's value; say an error of Ray's in our words, with what to set."""
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
     try:
@@ -173,18 +173,18 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
-def _job(details: JobDetails) -> Job:
+def _to_job(details: JobDetails) -> Job:
     return Job(
         submission_id=str(details.submission_id),
         state=JobState(details.status.value),
         entrypoint=details.entrypoint,
         metadata=dict(details.metadata or {}),
-        started=_seconds(details.start_time),
-        ended=_seconds(details.end_time),
+        started=_to_seconds(details.start_time),
+        ended=_to_seconds(details.end_time),
         exit_code=details.driver_exit_code,
         message=details.message,
     )
 
 
-def _seconds(milliseconds: Any) -> float | None:
+def _to_seconds(milliseconds: Any) -> float | None:
     return None if milliseconds is None else milliseconds / 1000

@@ -32,24 +32,24 @@ class _Holder:
 
 
 @contextmanager
-def alone(fingerprint: str, stop: StopRequest) -> Iterator[bool]:
-    """Hold the fingerprint's name in this cluster; wait while another driver holds it.
+def exclusive_run(fingerprint: str, stop: StopRequest) -> Iterator[None]:
+    """Acquire the cluster-wide lock for this fingerprint, waiting while another driver holds it.
 
-    Yields whether there was a wait: what was to be computed may be there now.
+    After a wait, what was to be computed may be in the store: look before you compute.
 
     Raises:
         GangError: this node takes no actor.
         PreemptedError: `stop` was made while waiting.
     """
-    holder, waited = _take(fingerprint, stop)
+    holder = _acquire_name(fingerprint, stop)
     try:
-        yield waited
+        yield
     finally:
         with suppress(RayError):  # the cluster itself is gone
             ray.kill(holder)
 
 
-def _take(fingerprint: str, stop: StopRequest) -> tuple[Any, bool]:
+def _acquire_name(fingerprint: str, stop: StopRequest) -> Any:
     name, waited = f"run-{fingerprint}", False
     context = ray.get_runtime_context()
     who = f"job {context.get_job_id()} on {ray.util.get_node_ip_address()}"
@@ -61,7 +61,7 @@ def _take(fingerprint: str, stop: StopRequest) -> tuple[Any, bool]:
         try:
             taken = holder.options(**options).remote(who)
             ray.get(taken.who.remote(), timeout=_START_S)
-            return taken, waited
+            return taken
         except ValueError:  # the name is taken
             if not waited:
                 _log.warning("%s computes %s already; waiting for it", _holder_of(name), fingerprint[:16])

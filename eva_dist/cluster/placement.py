@@ -38,12 +38,13 @@ def check_fits(request: Request, nodes: Sequence[Resources]) -> None:
     room = workers_that_fit(request, nodes)
     if room == request.num_workers:
         return
-    has = "; ".join(_describe(node) for node in nodes) or "no node"
+    has = "; ".join(_describe_request(node) for node in nodes) or "no node"
     together = f" (cluster.shard_size={request.shard_size} of them on one node)" if request.shard_size > 1 else ""
+    each = _describe_request(request.worker)
     raise PlacementError(
-        f"cluster.num_workers={request.num_workers} workers{together} of {_describe(request.worker)} each do not fit: "
-        f"the cluster has room for {room}. Its nodes have: {has}; lower cluster.num_workers, cluster.shard_size or "
-        "cluster.resources, or add nodes"
+        f"cluster.num_workers={request.num_workers} workers{together} of {each} each do not fit: the cluster has room "
+        f"for {room}. Its nodes have: {has}; lower cluster.num_workers, cluster.shard_size or cluster.resources, or "
+        "add nodes"
     )
 
 
@@ -71,5 +72,5 @@ def _groups_on(node: Resources, request: Request) -> int:
     return min(int(node.get(key, 0.0) / amount + 1e-9) for key, amount in asked.items())
 
 
-def _describe(resources: Resources) -> str:
+def _describe_request(resources: Resources) -> str:
     return " ".join(f"{key}={amount:g}" for key, amount in sorted(resources.items())) or "nothing"

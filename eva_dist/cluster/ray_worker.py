@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eva_dist.calibration.group_svds import Svds, to_checkpoint
-from eva_dist.calibration.worker import Assignment, Session
+from eva_dist.calibration.worker import Assignment, Worker
 from eva_dist.distributed.process_group import free_address, interface_address
 from eva_dist.logs import log_to_stderr
 
@@ -34,10 +34,10 @@ class Status:
         return f"global_rank {self.global_rank} ({self.node}, pid {self.pid}) is in {self.doing} for {self.for_s:.0f} s"
 
 
-class GangWorker(Session):
-    """Methods are called by the driver, one at a time, on all members alike; see `Gang` for the order.
+class RayWorker(Worker):
+    """Methods are called by the driver, one at a time, on all workers alike; see `Gang` for the order.
 
-    `status` and `fetch` run beside them: the one answers while a member hangs, the other hands
+    `status` and `fetch` run beside them: the one answers while a worker hangs, the other hands
     out what `mark` set aside while the next steps run.
     """
 
@@ -88,4 +88,4 @@ class GangWorker(Session):
 
 def as_actor() -> Any:
     """Return the actor class, with its threads."""
-    return ray.remote(concurrency_groups=GROUPS)(GangWorker)  # type: ignore[call-overload]
+    return ray.remote(concurrency_groups=GROUPS)(RayWorker)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Write checkpoints beside the steps: members set their states aside, a thread of the driver collects and writes."""
+"""Write checkpoints beside the steps: workers set their states aside, a thread of the driver collects and writes."""
 
 import logging
 import threading
@@ -41,7 +41,7 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._join()
+        self._join_thread()
 
     def begin_at(self, steps: int) -> None:
         """Count from here: a pass begins, or goes on from a checkpoint of so many steps."""
@@ -50,30 +50,30 @@ class Saver:
 
     def save_if_due(self, gang: Gang, state: PassState) -> None:
         """Begin to write a checkpoint if it is time; called between steps."""
-        if self._folder is None or self._every == 0 or state.steps < self._due or self._busy():
+        if self._folder is None or self._every == 0 or state.steps < self._due or self._is_writing():
             return
         self._due = state.steps + self._every
-        self._begin(gang, state)
+        self._begin_writing(gang, state)
 
     def save_now(self, gang: Gang, state: PassState) -> str:
         """Write a checkpoint and return what is kept, in words."""
-        self._join()
+        self._join_thread()
         if self._folder is None or self._every == 0:
             return "nothing is kept (cluster.checkpoint_every=0)"
         if self._saved < state.steps:
-            self._begin(gang, state)
-            self._join()
+            self._begin_writing(gang, state)
+            self._join_thread()
         return kept_after(self._saved) if self._saved else "no checkpoint could be written"
 
-    def _begin(self, gang: Gang, state: PassState) -> None:
+    def _begin_writing(self, gang: Gang, state: PassState) -> None:
         marked = gang.call("mark", state.steps)
         holders = {group: rank for rank, groups in enumerate(marked) for group in groups}
-        self._thread = threading.Thread(target=self._write, args=(gang, holders, state), name="checkpoint")
+        self._thread = threading.Thread(target=self._write_checkpoint, args=(gang, holders, state), name="checkpoint")
         self._thread.start()
 
-    def _write(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
+    def _write_checkpoint(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
         def fetch(group: int) -> Mapping[str, Tensor]:
-            found: Mapping[str, Tensor] = ray.get(gang.members[holders[group]].fetch.remote(state.steps, group))
+            found: Mapping[str, Tensor] = ray.get(gang.workers[holders[group]].fetch.remote(state.steps, group))
             return found
 
         assert self._folder is not None
@@ -90,13 +90,13 @@ class Saver:
         except RayError as error:  # the gang is gone, and the steps say why
             _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
         finally:
-            for member in gang.members:
-                member.forget.remote(state.steps)
+            for worker in gang.workers:
+                worker.forget.remote(state.steps)
 
-    def _busy(self) -> bool:
+    def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _join(self) -> None:
+    def _join_thread(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -42,8 +42,8 @@ class StopRequest:
             raise PreemptedError(f"asked to end (SIGTERM): {kept}")
 
     @contextmanager
-    def nothing_to_keep(self) -> Iterator[None]:
-        """While open, a signal ends what runs at once; a request that was made before does so now."""
+    def interruptible(self) -> Iterator[None]:
+        """While open, nothing is worth keeping: a signal ends what runs at once, an earlier request does so now."""
         self.at_once = True
         try:
             self.check("nothing had begun")

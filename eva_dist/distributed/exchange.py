@@ -78,9 +78,9 @@ class ToOwnerExchange(RowExchange):
     def bring(self, rows: Mapping[int, Tensor], owners: Mapping[int, int]) -> dict[int, Tensor]:
         """Return the groups that this worker owns; takes part in the collectives of all of them."""
         mine: dict[int, Tensor] = {}
-        for chunk in _cut(_parcels(rows, owners), self._chunk_bytes):
-            sent = _pack(chunk, rows)
-            mine |= _unpack(chunk, rows, _all_to_all(chunk, sent))
+        for chunk in _cut_rows(_split_parcels(rows, owners), self._chunk_bytes):
+            sent = _pack_rows(chunk, rows)
+            mine |= _unpack_rows(chunk, rows, _all_to_all(chunk, sent))
             self.sent_bytes += sent.numel()
         return mine
 
@@ -120,7 +120,7 @@ class _Parcel:
         return [*self.sizes, *receives]
 
 
-def _parcels(rows: Mapping[int, Tensor], owners: Mapping[int, int]) -> Iterator[_Parcel]:
+def _split_parcels(rows: Mapping[int, Tensor], owners: Mapping[int, int]) -> Iterator[_Parcel]:
     """Yield the parcel of each group, the same on every worker."""
     for group, lengths in _all_lengths(rows).items():
         row_bytes = _row_bytes(rows[group])
@@ -128,7 +128,7 @@ def _parcels(rows: Mapping[int, Tensor], owners: Mapping[int, int]) -> Iterator[
         yield _Parcel(group, owners[group], tuple(sizes))
 
 
-def _cut(parcels: Iterator[_Parcel], chunk_bytes: int) -> Iterator[list[_Parcel]]:
+def _cut_rows(parcels: Iterator[_Parcel], chunk_bytes: int) -> Iterator[list[_Parcel]]:
     """Yield consecutive parcels that travel together; see `ToOwnerExchange` for the bound."""
     chunk: list[_Parcel] = []
     load: list[int] = []
@@ -143,7 +143,7 @@ def _cut(parcels: Iterator[_Parcel], chunk_bytes: int) -> Iterator[list[_Parcel]
         yield chunk
 
 
-def _pack(chunk: Sequence[_Parcel], rows: Mapping[int, Tensor]) -> Tensor:
+def _pack_rows(chunk: Sequence[_Parcel], rows: Mapping[int, Tensor]) -> Tensor:
     """Return this worker's rows that others own, as bytes: owner by owner, then group by group."""
     me = dist.get_rank()
     nothing = torch.empty(0, dtype=torch.uint8, device=rows[chunk[0].group].device)  # there may be nothing to send
@@ -164,7 +164,7 @@ def _all_to_all(chunk: Sequence[_Parcel], sent: Tensor) -> Tensor:
     return received
 
 
-def _unpack(chunk: Sequence[_Parcel], rows: Mapping[int, Tensor], received: Tensor) -> dict[int, Tensor]:
+def _unpack_rows(chunk: Sequence[_Parcel], rows: Mapping[int, Tensor], received: Tensor) -> dict[int, Tensor]:
     """Return the rows of each group that this worker owns, its own among those that it received."""
     me, world_size = dist.get_rank(), dist.get_world_size()
     incoming = [parcel for parcel in chunk if parcel.owner == me]

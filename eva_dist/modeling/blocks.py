@@ -28,7 +28,7 @@ class Blocks:
 
     def __len__(self) -> int:
         """Return how many blocks there are."""
-        return len(self._list)
+        return len(self._block_list)
 
     def needed(self, layers: Iterable[str]) -> int:
         """Return how many blocks a forward needs for these layers to be entered; all, if one lies outside them."""
@@ -41,7 +41,7 @@ class Blocks:
     @contextmanager
     def first(self, count: int) -> Iterator[None]:
         """While open, the model has its first `count` blocks and no more."""
-        blocks = self._list
+        blocks = self._block_list
         if count >= len(blocks):
             yield
             return
@@ -54,7 +54,7 @@ class Blocks:
             setattr(holder, attribute, blocks)
 
     @property
-    def _list(self) -> nn.ModuleList:
+    def _block_list(self) -> nn.ModuleList:
         found = self.model.get_submodule(self.name)
         assert isinstance(found, nn.ModuleList)
         return found

@@ -61,7 +61,7 @@ def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
     makes its decoder's inputs from them.
     """
     modules = [model.get_submodule(name) for name in tapped]
-    inner = _unwrap(model)
+    inner = _unwrap_one(model)
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return Trunk(inner, None, drops=frozenset())
     trunk = inner.base_model if isinstance(inner, PreTrainedModel) else inner
@@ -174,8 +174,8 @@ def find_layout(
     take a layout that holds for all of them (`all_agree`): each verdict decides what is forwarded next.
     """
     most = int(real_tokens(minibatch).sum(1).max())  # no piece is longer than a sample may be
-    short = _pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
-    long = _pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
+    short = _sample_pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
+    long = _sample_pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
     first = layers[:_LAYERS_OF_LONG_CHECK]
 
     def holds(layout: Layout) -> bool:
@@ -208,7 +208,7 @@ def entering(
     return {name: torch.cat(calls) for name, calls in rows.items()}
 
 
-def _pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
+def _sample_pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
     """Return `count` pieces of the minibatch's text, `lengths` tokens in turn, padded, without labels."""
     text = minibatch["input_ids"][real_tokens(minibatch)]
     wanted = [lengths[i % len(lengths)] for i in range(count)]
@@ -273,7 +273,7 @@ def input_device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap_one(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     get_base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)

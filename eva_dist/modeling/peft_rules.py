@@ -72,12 +72,12 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
                 f"its linear layers end in {', '.join(_linear_kinds(model))}"
             ) from error
         wrapped = _lora_layers(skeleton)
-    return _split(wrapped, config)
+    return _split_targets(wrapped, config)
 
 
 def resolve_peft_model_targets(model: nn.Module, config: LoraConfig) -> Targets:
     """Return the layers of a `PeftModel` that carry LoRA, by their names in it (`base_model.model.…`)."""
-    return _split(_lora_layers(model), config)
+    return _split_targets(_lora_layers(model), config)
 
 
 def refuse_idle_patterns(rank_pattern: Mapping[str, int], targets: Targets) -> None:
@@ -156,7 +156,7 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _split(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
+def _split_targets(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
     assert config.eva_config is not None
     patterns = config.rank_pattern or {}
     layers, unsupported = [], []

@@ -92,7 +92,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
     try:
         if segmented:
             trunk.set_attn_implementation(_META)  # type: ignore[operator]
-        return _trace(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
+        return _trace_taps(Trunk(trunk), layers, inputs, attention, "segments" if segmented else "padded")
     except LayerError:
         raise
     except Exception as error:  # whatever a model makes of tensors without numbers
@@ -103,7 +103,7 @@ def trace_forward(trunk: nn.Module, layers: Sequence[str], samples: int, length:
             trunk.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
-def _trace(
+def _trace_taps(
     trunk: Trunk, layers: Sequence[str], inputs: Mapping[str, Tensor], attention: "_Attention", layout: str
 ) -> Traced | None:
     whole = Placed({}, (inputs["input_ids"].shape[0], inputs["input_ids"].shape[1]), None, ())
@@ -164,7 +164,7 @@ class _Allocations(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
-        written, read = _tensors((made,)), _tensors(args)
+        written, read = _find_tensors((made,)), _find_tensors(args)
         for tensor in written:
             self.serial(tensor)
         shared = {self.serial(x) for x in read} & {self.serial(x) for x in written}
@@ -182,16 +182,16 @@ class _Allocations(TorchDispatchMode):
         if storage not in self._serials:
             self._made += 1
             self._serials[storage] = self._made
-            self._add(storage.nbytes())
-            weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False
+            self._add_bytes(storage.nbytes())
+            weakref.finalize(storage, self._add_bytes, -storage.nbytes()).atexit = False
         return self._serials[storage]
 
-    def _add(self, more: int) -> None:
+    def _add_bytes(self, more: int) -> None:
         self.live += more
         self.peak = max(self.peak, self.live)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
+def _find_tensors(values: Sequence[Any]) -> list[Tensor]:
     """Return the tensors among values, and in lists of them."""
     flat = [x for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
     return [x for x in flat if isinstance(x, Tensor)]
@@ -224,12 +224,12 @@ class _Attention:
 _attention: ContextVar[_Attention] = ContextVar("eva_dist_traced_attention")
 
 
-def _attend(
+def _attend_on_meta(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """Stand in for attention (the contract of transformers' attention functions)."""
     return _attention.get().attend(query, key, value), None
 
 
-AttentionInterface.register(_META, _attend)
+AttentionInterface.register(_META, _attend_on_meta)
 AttentionMaskInterface.register(_META, lambda **_: None)

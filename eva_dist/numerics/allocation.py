@@ -23,8 +23,8 @@ def allocate_ranks(ratios_K: Mapping[str, Tensor], budget: int) -> dict[str, int
     """
     if not ratios_K:
         return {}
-    values_N, owner_N = _pool(ratios_K)
-    return _count(ratios_K, owner_N[_largest_first(values_N)[:budget]])
+    values_N, owner_N = _pool_ratios(ratios_K)
+    return _count_won(ratios_K, owner_N[_largest_first(values_N)[:budget]])
 
 
 def allocate_parameters(
@@ -59,7 +59,7 @@ def allocate_parameters(
     """
     if not ratios_K:
         return {}
-    values_N, owner_N = _pool(ratios_K)
+    values_N, owner_N = _pool_ratios(ratios_K)
     cost_N = torch.tensor([parameters_per_rank[name] for name in ratios_K])[owner_N]
     order_N = _largest_first(values_N)
     order_N = order_N[_largest_first((values_N / cost_N)[order_N])]
@@ -70,10 +70,10 @@ def allocate_parameters(
         taken.append(order_N[:fits])
         left -= int(spent_N[fits - 1])
         order_N = order_N[fits:]
-    return _count(ratios_K, owner_N[torch.cat(taken)])
+    return _count_won(ratios_K, owner_N[torch.cat(taken)])
 
 
-def _pool(ratios_K: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _pool_ratios(ratios_K: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the ratios of all layers as float64 `[N]`, and which layer each belongs to, by position."""
     values_N = torch.cat([ratios.detach().to("cpu", torch.float64) for ratios in ratios_K.values()])
     owner_N = torch.repeat_interleave(torch.tensor([len(ratios) for ratios in ratios_K.values()]))
@@ -85,6 +85,6 @@ def _largest_first(values_N: Tensor) -> Tensor:
     return values_N.sort(descending=True, stable=True).indices
 
 
-def _count(ratios_K: Mapping[str, Tensor], winners: Tensor) -> dict[str, int]:
+def _count_won(ratios_K: Mapping[str, Tensor], winners: Tensor) -> dict[str, int]:
     """Return how many components each layer has won, by layer name."""
     return dict(zip(ratios_K, torch.bincount(winners, minlength=len(ratios_K)).tolist(), strict=True))

@@ -57,7 +57,7 @@ class IncrementalTracker(Tracker[IncrementalState]):
             correction_D = (before.rows * rows / moments.rows) ** 0.5 * (before.mean_D - batch_mean_D)
             kept_KD = (state.singular_values_K[:, None] * state.v_KD).double()
             stack_RD = torch.vstack((kept_KD, (x_TD - batch_mean_D).double(), correction_D[None]))
-        v_KD, singular_values_K = self._svd(stack_RD)
+        v_KD, singular_values_K = self._lowrank_svd(stack_RD)
         return IncrementalState(moments, v_KD, singular_values_K)
 
     def components(self, state: IncrementalState) -> Components:
@@ -72,7 +72,7 @@ class IncrementalTracker(Tracker[IncrementalState]):
     def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
         """Return what updates cost; groups are updated one after the other. The workspace was measured."""
         k, numbers, stacked = self.n_components, rows * in_features, rows + self.n_components + 1
-        q = min(self._q, stacked, in_features)
+        q = min(self._lowrank_q, stacked, in_features)
         cast = 0 if row_bytes == 4 else 4 * numbers
         stacking = 12 * numbers + 8 * (stacked + k) * in_features
         factoring = 8 * stacked * in_features + q * (28 * in_features + 24 * stacked)
@@ -87,13 +87,13 @@ class IncrementalTracker(Tracker[IncrementalState]):
         )
 
     @property
-    def _q(self) -> int:
+    def _lowrank_q(self) -> int:
         return self.n_components + (self.n_components if self.oversampling is None else self.oversampling)
 
-    def _svd(self, stack_RD: Tensor) -> tuple[Tensor, Tensor]:
+    def _lowrank_svd(self, stack_RD: Tensor) -> tuple[Tensor, Tensor]:
         k = self.n_components
         devices = [stack_RD.device] if stack_RD.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            _, singular_values_Q, v_DQ = torch.svd_lowrank(stack_RD, q=self._q, niter=self.power_steps)
+            _, singular_values_Q, v_DQ = torch.svd_lowrank(stack_RD, q=self._lowrank_q, niter=self.power_steps)
         return fix_signs(v_DQ.mT[:k]), singular_values_Q[:k]

@@ -21,7 +21,7 @@ from eva_dist.numerics.tracker import (
     add_rows_to_all,
     centring_bytes,
     once,
-    own,
+    own_part,
     together,
 )
 
@@ -117,7 +117,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
         updated: dict[int, SubspaceState] = {}
         alike: dict[object, dict[int, SubspaceState]] = defaultdict(dict)
         for i, (state, x_TD) in enumerate(zip(states, rows, strict=True)):
-            if state is None or self.power_steps > 1 or len(state.v_QD) < self._width(x_TD.shape[1]):
+            if state is None or self.power_steps > 1 or len(state.v_QD) < self._block_width(x_TD.shape[1]):
                 updated[i] = self._update_carefully(state, x_TD)
             else:
                 alike[x_TD.shape, x_TD.dtype, x_TD.device, state.moments.rows][i] = state
@@ -133,7 +133,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
 
     def lineage(self, in_features: int) -> Hashable:
         """Return what the state depends on: the width of the block, to which few components are widened."""
-        return SubspaceTracker, self._width(in_features), self.power_steps, self.seed
+        return SubspaceTracker, self._block_width(in_features), self.power_steps, self.seed
 
     def moments(self, state: SubspaceState) -> Moments:
         """Return the exact moments of all rows seen."""
@@ -141,7 +141,7 @@ class SubspaceTracker(Tracker[SubspaceState]):
 
     def cost(self, rows: int, in_features: int, row_bytes: int = 4, groups: int = 1, device: str = "cpu") -> UpdateCost:
         """Return what updates cost; the workspace was measured (either the centring or the range finder peaks)."""
-        kept = self._width(in_features)
+        kept = self._block_width(in_features)
         width = min(kept + _PROBES, in_features)
         numbers, block = rows * in_features, width * in_features
         cast = 0 if row_bytes == 4 else 4 * numbers
@@ -162,25 +162,27 @@ class SubspaceTracker(Tracker[SubspaceState]):
         moments, x_GTD, correction_GD = add_rows_to_all(before, together(rows).to(torch.float32))
         v_GQD = together([state.v_QD for state in states.values()])
         singular_values_GQ = together([state.singular_values_Q for state in states.values()])
-        probes_GPD, fresh_G = self._probes(x_GTD, v_GQD)
+        probes_GPD, fresh_G = self._probe_rows(x_GTD, v_GQD)
         found = _range_and_ritz(x_GTD, correction_GD, singular_values_GQ, v_GQD, probes_GPD)
+        # groups that float32 products cannot serve are found after the fact, for nearly all can be
         v_GQD, singular_values_GQ, well_G = found
         well_G = well_G & fresh_G
         fine = [True] * len(rows) if bool(well_G.all()) else well_G.tolist()
         return {
-            i: SubspaceState(moments[at], own(v_GQD, at), own(singular_values_GQ, at))
+            i: SubspaceState(moments[at], own_part(v_GQD, at), own_part(singular_values_GQ, at))
             if fine[at]
             else self._update_carefully(states[i], rows[at])
             for at, i in enumerate(states)
         }
 
-    def _probes(self, x_GTD: Tensor, v_GQD: Tensor) -> tuple[Tensor, Tensor]:
+    def _probe_rows(self, x_GTD: Tensor, v_GQD: Tensor) -> tuple[Tensor, Tensor]:
         """Return random mixtures of the rows, orthogonal to the block, and where they are more than rounding."""
         width = min(_PROBES, x_GTD.shape[2] - v_GQD.shape[1])
-        random_PT = _random(width, x_GTD.shape[1], self.seed, x_GTD.device)
+        random_PT = _random_block(width, x_GTD.shape[1], self.seed, x_GTD.device)
         mixed_GPD = once(("mix", width, self.seed), x_GTD, lambda: random_PT @ x_GTD)
         outside_GPD = torch.baddbmm(mixed_GPD, mixed_GPD @ v_GQD.mT, v_GQD, alpha=-1)
         norms_GP1 = torch.linalg.vector_norm(outside_GPD, dim=2, keepdim=True)
+        # a probe that lies in the block but for rounding would be normed to noise
         enough_GP = norms_GP1[..., 0] > _LEAST_FRESH * torch.linalg.vector_norm(mixed_GPD, dim=2)
         return outside_GPD / norms_GP1, enough_GP.all(1)
 
@@ -191,37 +193,38 @@ class SubspaceTracker(Tracker[SubspaceState]):
             stack_RD = centred.x_TD
             basis_DW = self._first_basis(stack_RD)
         else:
+            # what is kept of all earlier rows, as rows again: their scatter is the block's
             kept_QD = state.singular_values_Q[:, None] * state.v_QD
             stack_RD = torch.vstack((kept_QD, centred.x_TD, centred.correction_D[None]))
             basis_DW = self._with_probes(state.v_QD.mT, stack_RD)
             for _ in range(self.power_steps):
-                basis_DW = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DW))
+                basis_DW = _orthonormal_columns(stack_RD.mT @ (stack_RD @ basis_DW))
         v_WD, singular_values_W = _rayleigh_ritz(stack_RD, basis_DW)
-        width = self._width(x_TD.shape[1])
+        width = self._block_width(x_TD.shape[1])
         return SubspaceState(moments, fix_signs(v_WD[:width]), singular_values_W[:width].clone())
 
-    def _width(self, in_features: int) -> int:
+    def _block_width(self, in_features: int) -> int:
         usual = max(1 << (2 * self.n_components - 1).bit_length(), _LEAST_WIDTH) - _PROBES
         kept = usual if self.oversampling is None else self.n_components + self.oversampling
         return min(kept, in_features)
 
     def _first_basis(self, stack_RD: Tensor) -> Tensor:
         rows, in_features = stack_RD.shape
-        width = min(self._width(in_features), rows)
-        basis_DW = _orthonormal((_random(width, rows, self.seed, stack_RD.device) @ stack_RD).mT)
+        width = min(self._block_width(in_features), rows)
+        basis_DW = _orthonormal_columns((_random_block(width, rows, self.seed, stack_RD.device) @ stack_RD).mT)
         for _ in range(_FIRST_POWER_STEPS):
-            basis_DW = _orthonormal(stack_RD.mT @ (stack_RD @ basis_DW))
+            basis_DW = _orthonormal_columns(stack_RD.mT @ (stack_RD @ basis_DW))
         return basis_DW
 
     def _with_probes(self, v_DQ: Tensor, stack_RD: Tensor) -> Tensor:
         """Add random mixtures of all rows: a few probes, and more if a short first minibatch left the block narrow."""
         in_features, tracked = v_DQ.shape
-        fresh = min(self._width(in_features) + _PROBES, in_features) - tracked
-        return torch.hstack((v_DQ, (_random(fresh, len(stack_RD), self.seed, stack_RD.device) @ stack_RD).mT))
+        fresh = min(self._block_width(in_features) + _PROBES, in_features) - tracked
+        return torch.hstack((v_DQ, (_random_block(fresh, len(stack_RD), self.seed, stack_RD.device) @ stack_RD).mT))
 
 
 @lru_cache(maxsize=16)
-def _random(height: int, width: int, seed: int, device: torch.device) -> Tensor:
+def _random_block(height: int, width: int, seed: int, device: torch.device) -> Tensor:
     """Draw `[height, width]` normal numbers on the CPU, so that every device starts from the same ones."""
     return torch.randn(height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
 
@@ -239,30 +242,37 @@ def _range_and_ritz(
     width = v_GQD.shape[1]
     block_GWD = torch.cat((v_GQD, probes_GPD), 1)
     squares_GQ = singular_values_GQ.square()
+    # the only two products with all rows: T x D x W each, float32
     new_GTW = x_GTD @ block_GWD.mT
     correction_GW1 = block_GWD @ correction_GD[..., None]
     image_GWD = correction_GW1 * correction_GD[:, None]
+    # the kept part of S is diag(singular values) v, so its image is known without a product
     image_GWD[:, :width].addcmul_(v_GQD, squares_GQ[..., None])
     image_GWD.baddbmm_(new_GTW.mT, x_GTD)
+    # float64 from here on: a Gram matrix squares the span of the spectrum, which float32 would not hold
     projected_GRW = torch.cat((new_GTW, correction_GW1.mT), 1).double()
     gram_GWW = projected_GRW.mT @ projected_GRW
     diagonal_GW = gram_GWW.diagonal(dim1=1, dim2=2)
     diagonal_GW[:, :width] += squares_GQ
+    # the least shift at which Cholesky goes through although probes may nearly depend on the block
     diagonal_GW += _CHOLESKY_SHIFT * diagonal_GW.sum(1, keepdim=True)
     factor_GWW, failed_G = torch.linalg.cholesky_ex(gram_GWW)
+    # rows of Cholesky QR: an orthonormal range in exact arithmetic, whose Gram says how far S stretches it
     rows_GWD = torch.linalg.solve_triangular(factor_GWW, image_GWD.double(), upper=False)
     spread_GWW = torch.nan_to_num(rows_GWD @ rows_GWD.mT)  # eigh would refuse what Cholesky could not factor
     eigenvalues_GW, rotation_GWW = torch.linalg.eigh(spread_GWW)
+    # eigh sorts upwards; components are strongest first
     singular_values_GQ = eigenvalues_GW.flip(1)[:, :width].clamp_min(_TINY).sqrt()
     weights_GQW = rotation_GWW.mT.flip(1)[:, :width] / singular_values_GQ[..., None]
     v_GQD = fix_signs((weights_GQW @ rows_GWD).to(x_GTD.dtype))
+    # how much of a row Cholesky had to take away to make it independent: its rounding grows by that factor
     dependence_G = (diagonal_GW.sqrt() / factor_GWW.diagonal(dim1=1, dim2=2)).amax(1)
     span_G = singular_values_GQ[:, 0] / singular_values_GQ[:, -1]
     well_G = (failed_G == 0) & (span_G < _WIDEST_SPAN) & (span_G * dependence_G < _WORST_ROUNDING)
     return v_GQD, singular_values_GQ.to(x_GTD.dtype), well_G
 
 
-def _orthonormal(y_DW: Tensor) -> Tensor:
+def _orthonormal_columns(y_DW: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns (Householder QR: stable however small the last columns are).
 
     Each column is normed once more in float64: QR's own 1e-7, squared at every update, would

@@ -77,14 +77,14 @@ def add_rows_to_all(moments: Sequence[Moments], x_GTD: Tensor) -> tuple[list[Mom
     Returns:
         The new moments; the rows centred, `[G, T, D]`, and the correction rows `[G, D]`, in `x_GTD`'s dtype.
     """
-    mean_GD, within_G, centred_GTD = once("centre", x_GTD, lambda: _centre(x_GTD))
+    mean_GD, within_G, centred_GTD = once("centre", x_GTD, lambda: _centre_rows(x_GTD))
     before, rows = moments[0].rows, x_GTD.shape[1]
     kept = before / (before + rows)
     shift_GD = together([known.mean_D for known in moments]) - mean_GD
     correction_GD = math.sqrt(kept * rows) * shift_GD
-    totals_G = together([known.total_variance for known in moments]) + within_G + _squares(correction_GD)
+    totals_G = together([known.total_variance for known in moments]) + within_G + _sum_squares(correction_GD)
     means_GD = torch.add(mean_GD, shift_GD, alpha=kept)
-    merged = [Moments(before + rows, own(means_GD, i), own(totals_G, i)) for i in range(len(moments))]
+    merged = [Moments(before + rows, own_part(means_GD, i), own_part(totals_G, i)) for i in range(len(moments))]
     return merged, centred_GTD, correction_GD.to(x_GTD.dtype)
 
 
@@ -93,20 +93,20 @@ def together(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def own(stacked: Tensor, at: int) -> Tensor:
+def own_part(stacked: Tensor, at: int) -> Tensor:
     """Return one group's part, in memory of its own: a group that stops must not keep the others' alive."""
     return stacked[at] if len(stacked) == 1 else stacked[at].clone()
 
 
-def _centre(x_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _centre_rows(x_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return means `[G, D]` and summed squared deviations `[G]`, exact in float64, and the rows less their mean.
 
     Rows are first shifted by a rough mean, which float64 subtracts exactly: so neither a
     mean far from zero nor massive activations cost digits, and one pass does.
     """
     groups, rows, in_features = x_GTD.shape
-    rough_GD = (_ones(rows, x_GTD.dtype, x_GTD.device) @ x_GTD).to(torch.float64) / rows
-    ones_T = _ones(rows, torch.float64, x_GTD.device)
+    rough_GD = (_ones_row(rows, x_GTD.dtype, x_GTD.device) @ x_GTD).to(torch.float64) / rows
+    ones_T = _ones_row(rows, torch.float64, x_GTD.device)
     centred_GTD = torch.empty_like(x_GTD)
     left_GD = torch.zeros_like(rough_GD)
     squares_G = torch.zeros_like(rough_GD[:, 0])
@@ -114,22 +114,22 @@ def _centre(x_GTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for at in range(0, rows, size := max(1, at_once // (groups * in_features))):
         exact_GtD = x_GTD[:, at : at + size].to(torch.float64, copy=True).sub_(rough_GD[:, None])
         left_GD += ones_T[: exact_GtD.shape[1]] @ exact_GtD
-        squares_G += _squares(exact_GtD)
+        squares_G += _sum_squares(exact_GtD)
         centred_GTD[:, at : at + size] = exact_GtD
     off_GD = left_GD / rows
-    within_G = squares_G - rows * _squares(off_GD)
-    rounding_G = rows * _FLOAT64_EPS**2 * _squares(rough_GD)
+    within_G = squares_G - rows * _sum_squares(off_GD)
+    rounding_G = rows * _FLOAT64_EPS**2 * _sum_squares(rough_GD)
     return rough_GD + off_GD, torch.where(within_G > rounding_G, within_G, 0.0), centred_GTD
 
 
-def _squares(x_GN: Tensor) -> Tensor:
+def _sum_squares(x_GN: Tensor) -> Tensor:
     """Return the sum of squares of each group, `[G]`."""
     flat_G1N = x_GN.flatten(1)[:, None]
     return (flat_G1N @ flat_G1N.mT).flatten()
 
 
 @lru_cache(maxsize=16)
-def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _ones_row(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones(count, dtype=dtype, device=device)
 
 

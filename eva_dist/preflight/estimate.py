@@ -138,7 +138,7 @@ def estimate(
         fit=smallest_fit(case),
         accelerator=accelerator,
         max_steps=config.eva.max_steps,
-        notes=tuple(_notes(config, architecture, case)),
+        notes=tuple(_fit_notes(config, architecture, case)),
     )
 
 
@@ -152,7 +152,7 @@ def smallest_fit(case: Case) -> Fit:
     subject = case.subject
     assert subject.accelerator.memory_gib
     usable = int(subject.accelerator.memory_gib * 2**30 * _USABLE)
-    fits = _peak(case) <= usable
+    fits = _peak_bytes(case) <= usable
     sizes = [2**i for i in range(subject.accelerator.per_node.bit_length())]
     for offload in (False, True):
         for size in sizes[1:] if offload else sizes:
@@ -160,7 +160,7 @@ def smallest_fit(case: Case) -> Fit:
             cluster = replace(case.cluster, num_workers=workers, shard_size=size, offload=offload)
             share = -(-case.data.step_size // workers)
             for batch_size in dict.fromkeys((case.data.batch_size, share, 1)):
-                peak = _peak(Case(subject, cluster, replace(case.data, batch_size=batch_size)))
+                peak = _peak_bytes(Case(subject, cluster, replace(case.data, batch_size=batch_size)))
                 if peak <= usable:
                     says = f"cluster.shard_size={size} cluster.num_workers={workers}"
                     says += f" data.batch_size={batch_size}" if batch_size != case.data.batch_size else ""
@@ -173,7 +173,7 @@ def smallest_fit(case: Case) -> Fit:
     return Fit(usable, fits, None, None, None, False, None, says)
 
 
-def _peak(case: Case) -> int:
+def _peak_bytes(case: Case) -> int:
     return memory_of(case, case.most_loaded).peak
 
 
@@ -192,7 +192,7 @@ def artifact_facts(plan: Plan, ranks: Mapping[str, int], solver: SolverConfig) -
     return ArtifactFacts(4 * vectors, 4 * (vectors + zeros), itemsize * followed, covariance, other)
 
 
-def _notes(config: Config, architecture: Architecture, case: Case) -> Iterator[str]:
+def _fit_notes(config: Config, architecture: Architecture, case: Case) -> Iterator[str]:
     """Yield what a reader should know of these figures."""
     if case.traced is None:
         yield (

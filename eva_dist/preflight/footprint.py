@@ -56,11 +56,11 @@ def memory_of(case: Case, rank: int) -> MemoryFacts:
     checkpoint = trackers if cluster.checkpoint_every else 0
     activations = case.traced.peak_bytes if case.traced else _rule_of_thumb(case)
     rows = _rows_held(case)
-    update = max((_workspace(case, group) for group in owned), default=0)
+    update = max((_svd_workspace(case, group) for group in owned), default=0)
     exchange = 0
     if case.workers == 1:
         # a group is updated in the middle of the forward, from a view if the step is one forward
-        after = max(_live(case, group) + _workspace(case, group) for group in case.plan.groups)
+        after = max(_live_rows(case, group) + _svd_workspace(case, group) for group in case.plan.groups)
         busiest = max(gathered + activations, gathered + after) + rows
     else:
         exchange = _exchange_bytes(case, rank)
@@ -96,12 +96,12 @@ def _rows_held(case: Case) -> int:
     return later + (min(at_once + largest, tokens * every) if at_once else 0)
 
 
-def _workspace(case: Case, group: InputGroup) -> int:
+def _svd_workspace(case: Case, group: InputGroup) -> int:
     """Return the workspace of the update that a group is part of."""
     return case.update_cost(group, case.together(group)).workspace_bytes
 
 
-def _live(case: Case, group: InputGroup) -> int:
+def _live_rows(case: Case, group: InputGroup) -> int:
     """Return what a forward has allocated when it enters a group's tap."""
     name = group.tap.removeprefix(case.subject.prefix)
     return case.traced.live_bytes[name] if case.traced else _rule_of_thumb(case)

@@ -26,24 +26,30 @@ class Check:
 
 def to_text(found: Preflight) -> str:
     """Return the tables of a preflight."""
-    sections = (_model(found), _step(found), _memory(found), _time(found), _artifact(found))
-    lines = [line for title, rows in sections for line in ("", title, *_table(rows))]
-    return "\n".join([*lines[1:], "", *_fit(found), *(f"Note: {note}" for note in found.notes)]) + "\n"
+    sections = (
+        _model_lines(found),
+        _step_lines(found),
+        _memory_lines(found),
+        _time_lines(found),
+        _artifact_lines(found),
+    )
+    lines = [line for title, rows in sections for line in ("", title, *_table_lines(rows))]
+    return "\n".join([*lines[1:], "", *_fit_lines(found), *(f"Note: {note}" for note in found.notes)]) + "\n"
 
 
 def checks_to_text(title: str, checks: Sequence[Check]) -> str:
     """Return a table of predicted, measured and error in percent."""
     rows = [["", "predicted", "measured", "error"]]
     for check in checks:
-        values = (_amount(value, check.unit) for value in (check.predicted, check.measured))
+        values = (_format_amount(value, check.unit) for value in (check.predicted, check.measured))
         rows.append([check.name, *values, f"{100 * check.error:+.1f} %"])
-    return "\n".join([title, *_table(rows)]) + "\n"
+    return "\n".join([title, *_table_lines(rows)]) + "\n"
 
 
 Rows = list[list[str]]
 
 
-def _model(found: Preflight) -> tuple[str, Rows]:
+def _model_lines(found: Preflight) -> tuple[str, Rows]:
     model = found.model
     rows = [
         ["parameters", f"{model.parameters:,}"],
@@ -57,12 +63,12 @@ def _model(found: Preflight) -> tuple[str, Rows]:
     return f"Model {model.name}", rows
 
 
-def _step(found: Preflight) -> tuple[str, Rows]:
+def _step_lines(found: Preflight) -> tuple[str, Rows]:
     step, work = found.step, found.work
     rows = [
         ["tokens, at most", f"{step.tokens:,}", f"{step.samples} samples"],
         ["  of one worker", f"{step.tokens_of_worker:,}", f"{step.forwards:g} forwards, layout {step.layout}"],
-        ["forward", f"{work.forward_operations / 1e12:,.3g} TFLOP", f"attention {_share(found)}"],
+        ["forward", f"{work.forward_operations / 1e12:,.3g} TFLOP", f"attention {_share_text(found)}"],
         ["SVDs", f"{work.svd_operations / 1e12:,.3g} TFLOP", "float32 and float64"],
         ["rows exchanged", size(work.exchanged_bytes), "all workers"],
     ]
@@ -71,11 +77,11 @@ def _step(found: Preflight) -> tuple[str, Rows]:
     return f"A step on {step.workers} workers, shard size {step.shard_size}", rows
 
 
-def _share(found: Preflight) -> str:
+def _share_text(found: Preflight) -> str:
     return f"{100 * found.work.attention_operations / max(1, found.work.forward_operations):.1f} %"
 
 
-def _memory(found: Preflight) -> tuple[str, Rows]:
+def _memory_lines(found: Preflight) -> tuple[str, Rows]:
     memory = found.memory
     told = {
         "weights": "",
@@ -94,7 +100,7 @@ def _memory(found: Preflight) -> tuple[str, Rows]:
     return f"Memory of the most loaded worker on {found.accelerator.name}; phases do not add up", rows
 
 
-def _time(found: Preflight) -> tuple[str, Rows]:
+def _time_lines(found: Preflight) -> tuple[str, Rows]:
     seconds = found.seconds
     phases = {"forward": seconds.forward, "gather": seconds.gather, "exchange": seconds.exchange, "svd": seconds.svd}
     rows = [
@@ -105,11 +111,13 @@ def _time(found: Preflight) -> tuple[str, Rows]:
     if seconds.gather:
         rows.insert(1, ["gather", f"{seconds.gather:.4g} s", "beside the forward; the longer of the two counts"])
     rows.append(["step", f"{seconds.step:.4g} s", f"{found.step.tokens / seconds.step:,.0f} tokens/s"])
-    rows.append([f"{found.max_steps} steps", _clock(seconds.max_steps), "eva.max_steps, all layers active throughout"])
+    rows.append(
+        [f"{found.max_steps} steps", _format_time(seconds.max_steps), "eva.max_steps, all layers active throughout"]
+    )
     return "Time of a step", rows
 
 
-def _artifact(found: Preflight) -> tuple[str, Rows]:
+def _artifact_lines(found: Preflight) -> tuple[str, Rows]:
     sizes, by_parameters = found.artifact, found.model.budget == Budget.params.value
     rows = [
         ["EVA state dict", size(sizes.state_dict), "if every layer kept its r"],
@@ -122,7 +130,7 @@ def _artifact(found: Preflight) -> tuple[str, Rows]:
     return "Artifact", rows
 
 
-def _fit(found: Preflight) -> list[str]:
+def _fit_lines(found: Preflight) -> list[str]:
     verdict = "fits" if found.fit.fits else "does NOT fit"
     lines = [f"As set, a worker {verdict} {found.accelerator.name}."]
     if found.fit.peak is None:
@@ -130,7 +138,7 @@ def _fit(found: Preflight) -> list[str]:
     return [*lines, f"Smallest that fits: {found.fit.says} ({size(found.fit.peak)} a worker)."]
 
 
-def _table(rows: Rows) -> list[str]:
+def _table_lines(rows: Rows) -> list[str]:
     """Return lines: names to the left, figures to the right, what they are behind them."""
     count = max(len(row) for row in rows)
     full = [row + [""] * (count - len(row)) for row in rows]
@@ -155,12 +163,12 @@ def size(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
-def _amount(value: float, unit: str) -> str:
+def _format_amount(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value:,.0f}"
     return f"{value:,.4g} {unit}".rstrip()
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)} min {rest:.0f} s" if minutes else f"{rest:.1f} s"

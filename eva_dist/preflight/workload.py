@@ -100,7 +100,7 @@ class Subject:
             if found is None and self.dtype is torch.float32:
                 # some kernels exist in bfloat16 only where there are no numbers
                 half = loaded_on_meta(self._architecture, Dtype.bfloat16, self.prefix)
-                found = _doubled(trace_forward(half, names, samples, self.length))
+                found = _doubled_layers(trace_forward(half, names, samples, self.length))
             self._traces[samples] = found
         return self._traces[samples]
 
@@ -121,9 +121,9 @@ class Case:
         self.forwards = math.ceil(window / self.per_forward) / batching.steps
         self.tokens = size * subject.length
         self.traced = subject.traced(self.per_forward)
-        self.plan = self._plan()
+        self.plan = self._plan_groups()
 
-    def _plan(self) -> Plan:
+    def _plan_groups(self) -> Plan:
         layers, prefix, budget = self.subject.layers, self.subject.prefix, self.subject.config.eva.budget
         if self.traced is None:
             return make_plan(layers, [[layer.name] for layer in layers], self.workers, budget=budget)
@@ -244,7 +244,7 @@ def tensor_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
 
 
-def _doubled(traced: Traced | None) -> Traced | None:
+def _doubled_layers(traced: Traced | None) -> Traced | None:
     """Return a trace in half precision as if in float32."""
     if traced is None:
         return None

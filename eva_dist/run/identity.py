@@ -45,7 +45,7 @@ def identify(config: Config, clone: Path) -> Identity:
         # without a word where it is not asked for: keys are what they were before it could be
         **({"keep_covariance": True} if config.solver.keep_covariance else {}),
     }
-    fingerprint, note = _fingerprint(config)
+    fingerprint, note = _fingerprint_in(config)
     if config.sweep.mode is SweepMode.shared_tracker:
         fingerprint, note = None, "sweep.mode=shared_tracker: it hangs on the other points of the sweep"
     if fingerprint is not None:
@@ -85,7 +85,7 @@ def code_digest(clone: Path) -> str:
     return found.hexdigest()
 
 
-def _fingerprint(config: Config) -> tuple[str | None, str | None]:
+def _fingerprint_in(config: Config) -> tuple[str | None, str | None]:
     """Return the artifact's fingerprint and None, or None and why it is unknown here."""
     model, data = config.model.name_or_path, config.data.path
     if not config.data.is_here:

@@ -34,7 +34,7 @@ from eva_dist.calibration.callbacks import (
     prepare_model_inputs_fn_language_modeling,
 )
 from eva_dist.calibration.controller import PointState, StepDecision, StepReport, first_state, refuse_unconverged
-from eva_dist.calibration.engine import Worker, finish, run_pass, run_step
+from eva_dist.calibration.engine import PassContext, finish, run_pass, run_step
 from eva_dist.calibration.group_svds import Svds, collect_components, give, make_trackers, receive, rows_at_once
 from eva_dist.calibration.layer_inputs import RowFeed, make_taps, probe_inputs
 from eva_dist.calibration.pass_state import first_pass
@@ -225,7 +225,7 @@ def _worker(
     ring: _Ring,
     solver: SolverConfig,
     budget: Budget,
-) -> Worker:
+) -> PassContext:
     """Group the layers by the inputs that a forward brings them; every process takes what the first one saw."""
     names = {layer.name: layer.name for layer in layers}
     probe = ring.everyones(probe_inputs(forward.model, list(names), forward, stream.peek(_PROBE_MINIBATCHES)))[0]
@@ -240,11 +240,11 @@ def _worker(
         device=device,
         consumed_at_once=exchange.is_local and rows_at_once(device) == 0,
     )
-    return Worker(plan, feed, exchange, make_trackers(solver, plan))
+    return PassContext(plan, feed, exchange, make_trackers(solver, plan))
 
 
 def _run(
-    worker: Worker, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
+    worker: PassContext, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
 ) -> tuple[PointState, Svds]:
     svds: Svds = {}
     first = first_pass(worker.plan, [first_state(worker.plan.points[0], Eva(tau), max_steps, accept)])
@@ -269,7 +269,7 @@ def _run(
     return state, svds
 
 
-def _state_dict(state: PointState, worker: Worker, svds: Svds, ring: _Ring, whiten: bool) -> dict[str, Tensor]:
+def _state_dict(state: PointState, worker: PassContext, svds: Svds, ring: _Ring, whiten: bool) -> dict[str, Tensor]:
     mine, device = collect_components(worker.plan, svds), worker.feed.device
     owned = {group: found for part in ring.everyones(mine) for group, found in part.items()}
     components = finish(state, owned).components

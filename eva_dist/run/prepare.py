@@ -102,7 +102,7 @@ class Prepared:
         return self.config.artifact.revision or default_revision(self.config.eva, self.decisive, holder)
 
 
-class Known:
+class ReadCache:
     """What has been read for earlier points of a sweep: most have model, tokenizer and data in common."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class _Data:
     blank: int
 
 
-def prepare(config: Config, known: Known | None = None) -> Prepared:
+def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     """Check everything that can be checked without weights and actors.
 
     Args:
@@ -139,7 +139,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
     """
     store = Store(config.store.url)
     config = _with_absolute_paths(config)
-    known = known or Known()
+    known = known or ReadCache()
     architecture = known.get(config.model, lambda: read_architecture(config.model))
     targets = resolve_targets(architecture.skeleton, lora_config(config.eva, architecture.task.value))
     _refuse_or_warn_unsupported(targets)
@@ -158,7 +158,7 @@ def prepare(config: Config, known: Known | None = None) -> Prepared:
         prefix=prefix,
         targets=targets,
         store=store,
-        decisive=_decisive(config, architecture, targets, model, tokenizer, read.digest),
+        decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read.digest),
         model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
         tokenizer=tokenizer,
         data=asdict(read),
@@ -226,7 +226,7 @@ def versions() -> dict[str, str]:
     return {"eva-dist": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
-def _decisive(
+def _decisive_facts(
     config: Config,
     architecture: Architecture,
     targets: Targets,

@@ -38,13 +38,13 @@ class RunFolder:
             "seconds": {phase: round(seconds, 4) for phase, seconds in state.seconds.items()},
             "sent_bytes": state.sent_bytes,
         }
-        self._write("progress.jsonl", "a", line)
+        self._write_line("progress.jsonl", "a", line)
 
     def finish(self, outcome: Any) -> None:
         """Write what the run printed as its last line."""
-        self._write("result.json", "w", dataclasses.asdict(outcome))
+        self._write_line("result.json", "w", dataclasses.asdict(outcome))
 
-    def _write(self, name: str, mode: str, line: Any) -> None:
+    def _write_line(self, name: str, mode: str, line: Any) -> None:
         try:
             with (self._folder / name).open(mode, encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

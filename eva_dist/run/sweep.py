@@ -128,19 +128,21 @@ class _Sweep:
         """Answer every point."""
         for point, error in same_names(self._runs).items():
             self.take(point, error)
-        left = self._unanswered(range(len(self._runs)))
+        left = self._without_answer(range(len(self._runs)))
         groups = [tuple(left[at] for at in group) for group in passes([self._runs[point] for point in left])]
         for group in groups:
             self._name_companions(group)
         self._tell_names_apart()
+        # names first: which point gets which default revision must not hang on what the store holds
         for group in groups:
             self._answer_from_store(group)
             if all(isinstance(self.answers.get(point), Outcome) for point in group):
                 # checkpoints are of a driver that died between publishing and clearing
                 self._checkpoint_folder(group, _pass_name([self._runs[point] for point in group])).clear()
+        # one connection serves all groups that ask for the same cluster
         by_cluster: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         for group in groups:
-            if self._unanswered(group):
+            if self._without_answer(group):
                 by_cluster[repr(self._runs[group[0]].config.cluster)].append(group)
         for some in by_cluster.values():
             self._compute_groups(some)
@@ -161,13 +163,13 @@ class _Sweep:
                 self._fail_points(group, error)
 
     def _compute_group(self, group: tuple[int, ...]) -> None:
-        from eva_dist.cluster.lock import alone
+        from eva_dist.cluster.lock import exclusive_run
 
         name = _pass_name([self._runs[point] for point in group])
         try:
-            with alone(name, self._stop):
+            with exclusive_run(name, self._stop):
                 self._answer_from_store(group)  # another driver may have been here meanwhile
-                if left := self._unanswered(group):
+                if left := self._without_answer(group):
                     self._run_pass(left, self._runs[group[0]], name)
         except PreemptedError:
             raise
@@ -226,7 +228,7 @@ class _Sweep:
             and not all(is_stored(self._runs[point]) for point in points)
         ):
             return  # the numbers of each hang on all of them: one that is missing needs them all
-        for point in self._unanswered(points):
+        for point in self._without_answer(points):
             run = self._runs[point]
             try:
                 if (found := answer(run)) is not None:
@@ -238,11 +240,11 @@ class _Sweep:
         run = self._runs[points[0]]
         return CheckpointFolder(run.store.checkpoints, name, run.config.cluster.keep_checkpoints)
 
-    def _unanswered(self, points: Sequence[int]) -> list[int]:
+    def _without_answer(self, points: Sequence[int]) -> list[int]:
         return [point for point in points if point not in self.answers]
 
     def _fail_points(self, points: Sequence[int], error: EvaDistError) -> None:
-        for point in self._unanswered(points):
+        for point in self._without_answer(points):
             self.take(point, error)
 
     def _shares_tracker(self, points: Sequence[int]) -> bool:

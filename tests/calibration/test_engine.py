@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eva_dist.calibration.controller import StepDecision, Stop, first_state
-from eva_dist.calibration.engine import Worker, finish, run_pass, run_step
+from eva_dist.calibration.engine import PassContext, finish, run_pass, run_step
 from eva_dist.calibration.group_svds import collect_components, give, make_tracker, make_trackers, rows_at_once
 from eva_dist.calibration.layer_inputs import RowFeed, make_taps, probe_inputs
 from eva_dist.calibration.pass_state import one_point
@@ -27,7 +27,7 @@ def make_worker(steps, solver=SolverName.covariance, **options):
     plan = share([toy_plan()])
     source = steps if isinstance(steps, Steps) else Steps.one_by_one(steps)
     feed = toy_feed(source, groups=plan.groups, **{"consumed_at_once": True, **options})
-    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
+    return PassContext(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
 def decide(step, *active):
@@ -140,7 +140,7 @@ def test_layers_may_have_other_names_in_the_model_that_runs():
     probe = probe_inputs(model, ["q"], forward, [minibatch(0)]).renamed({"q": "model.block.q"})
     assert probe.groups == (("model.block.q",),)
     feed = RowFeed(model, forward, Steps.one_by_one({0: [minibatch(0)]}), make_taps(plan.groups, probe, names), CPU)
-    worker = Worker(share([plan]), feed, LocalExchange(), make_trackers(SolverConfig(), share([plan])))
+    worker = PassContext(share([plan]), feed, LocalExchange(), make_trackers(SolverConfig(), share([plan])))
     report = run_step(worker, StepDecision(0, (0,), {0: 0}), {})
     assert report.groups[0].rows == 30
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eva_dist.calibration.controller import GroupReport, StepReport, Stop, first_state
-from eva_dist.calibration.engine import Worker, run_pass, run_step
+from eva_dist.calibration.engine import PassContext, run_pass, run_step
 from eva_dist.calibration.group_svds import collect_components, give, make_trackers, receive, restore, to_checkpoint
 from eva_dist.calibration.pass_state import advance_pass, first_pass, one_point
 from eva_dist.config import SolverConfig, SolverName
@@ -51,7 +51,7 @@ def steps_with_a_short_one():
 
 def make_worker(plan, solver, steps):
     feed = toy_feed(Steps.one_by_one(steps), groups=plan.groups, consumed_at_once=True)
-    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
+    return PassContext(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
 def begin(plan, points):

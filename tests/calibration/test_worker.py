@@ -11,7 +11,7 @@ import torch.distributed as dist
 from eva_dist.calibration.controller import Stop
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import first_pass
-from eva_dist.calibration.worker import Assignment, Session
+from eva_dist.calibration.worker import Assignment, Worker
 from eva_dist.config import Exchange, OnMaxSteps
 from eva_dist.modeling.packing import Layout
 from eva_dist.numerics.components import Components
@@ -47,7 +47,7 @@ def drive(assignment: Assignment, global_rank: int = 0, world_size: int = 1, lop
             dist.all_gather_object(theirs, mine)
         return theirs
 
-    session = Session(assignment, global_rank, world_size, CPU)
+    session = Worker(assignment, global_rank, world_size, CPU)
     session.load()
     probe, layout = everyones(session.probe() if global_rank < assignment.config.cluster.shard_size else None)[0]
     plan = assignment.plan(probe.groups, world_size)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eva_dist.calibration.controller import first_state
-from eva_dist.calibration.engine import Worker, run_pass, run_step
+from eva_dist.calibration.engine import PassContext, run_pass, run_step
 from eva_dist.calibration.group_svds import collect_components, make_trackers, restore, to_checkpoint
 from eva_dist.calibration.pass_state import first_pass
 from eva_dist.cluster.checkpoint import CheckpointFolder
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 def make_worker(solver=SolverName.subspace):
     plan = share([toy_plan()])
     feed = toy_feed(Steps.one_by_one(STEPS), groups=plan.groups, consumed_at_once=True)
-    return Worker(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
+    return PassContext(plan, feed, LocalExchange(), make_trackers(SolverConfig(solver), plan))
 
 
 def begin(plan, tau=TAU):

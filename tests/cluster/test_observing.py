@@ -14,7 +14,7 @@ import ray
 from eva_dist.calibration.controller import PointState
 from eva_dist.cluster.connect import connected
 from eva_dist.cluster.gang import Gang
-from eva_dist.cluster.lock import alone
+from eva_dist.cluster.lock import exclusive_run
 from eva_dist.cluster.metrics import PassMetrics
 from eva_dist.cluster.placement import Request
 from eva_dist.cluster.stop_request import StopRequest
@@ -33,7 +33,7 @@ def test_status_answers_while_a_worker_waits_in_a_collective(prepared):
     assignment = assignment_of(prepared())
     with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
         address = gang.call_one(0, "address")
-        waiting = gang.members[0].join.remote(address)
+        waiting = gang.workers[0].join.remote(address)
         first, second = gang.call("status")
         while first.doing != "join":
             first = gang.call_one(0, "status")
@@ -49,29 +49,30 @@ def test_one_driver_computes_and_the_others_wait(caplog):
     order, inside = [], threading.Event()
 
     def first():
-        with alone(FINGERPRINT, StopRequest()) as waited:
-            order.append(("first", waited))
+        with exclusive_run(FINGERPRINT, StopRequest()):
+            order.append("first")
             inside.set()
             time.sleep(1.5)
-            order.append(("first is done", waited))
+            order.append("first is done")
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait(20)
-    with caplog.at_level(logging.WARNING), alone(FINGERPRINT, StopRequest()) as waited:
-        order.append(("second", waited))
+    with caplog.at_level(logging.WARNING), exclusive_run(FINGERPRINT, StopRequest()):
+        order.append("second")
     thread.join()
-    assert order == [("first", False), ("first is done", False), ("second", True)]
+    assert order == ["first", "first is done", "second"]
     assert f"computes {FINGERPRINT[:16]} already; waiting for it" in caplog.text
-    with alone(FINGERPRINT, StopRequest()) as waited:
-        assert not waited  # nothing is left of them
+    caplog.clear()
+    with exclusive_run(FINGERPRINT, StopRequest()):
+        assert caplog.text == ""  # nothing is left of them: there is no wait
 
 
 def test_who_waits_can_be_asked_to_end():
     stop = StopRequest()
-    with alone(FINGERPRINT, StopRequest()):
+    with exclusive_run(FINGERPRINT, StopRequest()):
         stop.make()
-        with pytest.raises(PreemptedError, match="another driver computes the same"), alone(FINGERPRINT, stop):
+        with pytest.raises(PreemptedError, match="another driver computes the same"), exclusive_run(FINGERPRINT, stop):
             pass
 
 

@@ -21,7 +21,7 @@ def test_a_signal_makes_the_request_and_the_old_handler_comes_back():
 
 def test_where_nothing_is_kept_a_signal_ends_it_at_once():
     stop, reached = StopRequest(), []
-    with on_sigterm(stop), pytest.raises(PreemptedError, match="nothing had begun"), stop.nothing_to_keep():
+    with on_sigterm(stop), pytest.raises(PreemptedError, match="nothing had begun"), stop.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
         reached.append("the end")
     assert reached == [] and not stop.at_once
@@ -30,7 +30,7 @@ def test_where_nothing_is_kept_a_signal_ends_it_at_once():
 def test_a_request_that_was_made_before_ends_what_is_about_to_begin():
     stop = StopRequest()
     stop.make()
-    with pytest.raises(PreemptedError), stop.nothing_to_keep():
+    with pytest.raises(PreemptedError), stop.interruptible():
         pytest.fail("it began")
 
 

@@ -13,7 +13,7 @@ from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import Budget, SweepMode
 from eva_dist.errors import NotConvergedError, PreemptedError, StoreError, TooFewTokensError, WorkerLostError
 from eva_dist.run.outcome import Outcome
-from eva_dist.run.prepare import Known, prepare
+from eva_dist.run.prepare import ReadCache, prepare
 from eva_dist.run.sweep import compute_points, precompute
 from tests.gang_processes import worker_pids
 from tests.observers import Watching
@@ -40,7 +40,7 @@ SHORT = {"max_length": 12, "step_size": 3}
 @pytest.fixture
 def runs(configure):
     """Return prepared runs of the same store, one for each change of `eva`."""
-    known = Known()
+    known = ReadCache()
 
     def make(points, **others):
         changed = {"cluster": ONE, "data": SHORT, **others}

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import ray
 
-from eva_dist.cluster.ray_worker import GROUPS, GangWorker
+from eva_dist.cluster.ray_worker import GROUPS, RayWorker
 
 
-class TrapWorker(GangWorker):
+class TrapWorker(RayWorker):
     """Raises in `step` when there is a file `trap` beside the store: once for `once`, else for ever."""
 
     def step(self, decision):

@@ -150,7 +150,7 @@ def stop_a_long_one(cluster, address, settings):
     assert not [line for line in cluster.processes().values() if "jobs/precompute.py" in line]
     log = cluster.run(*EVA_DIST, "logs", job, *address).stdout
     assert "error: asked to end (SIGTERM): checkpoint after step" in log
-    wait_for(lambda: not [line for line in cluster.processes().values() if "GangWorker" in line])
+    wait_for(lambda: not [line for line in cluster.processes().values() if "RayWorker" in line])
 
 
 def test_two_nodes_compute_what_one_machine_does(settings, tmp_path):
@@ -183,4 +183,4 @@ def test_two_nodes_compute_what_one_machine_does(settings, tmp_path):
 def workers_that_ran_on(folder: Path) -> int:
     """Return how many workers of a gang logged in a node's folder: Ray marks an actor's log with its class."""
     logs = folder.glob("session_2*/logs/worker-*.err")
-    return sum(":actor_name:GangWorker" in log.read_text(errors="replace") for log in logs)
+    return sum(":actor_name:RayWorker" in log.read_text(errors="replace") for log in logs)

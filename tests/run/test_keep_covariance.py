@@ -174,7 +174,7 @@ def test_a_submission_that_keeps_is_another_job(configure, tmp_path):
 
 
 @pytest.mark.parametrize("solver", [SolverName.subspace, SolverName.incremental])
-def test_other_solvers_have_nothing_to_keep(solver):
+def test_other_solvers_have_interruptible(solver):
     message = f"solver.keep_covariance=true must come with solver=covariance: {solver.value} has none to keep"
     assert message in list(SolverConfig(solver, keep_covariance=True).problems())
     with pytest.raises(ConfigError, match="keep_covariance"):

@@ -10,7 +10,7 @@ import torch
 
 from eva_dist.calibration.engine import run_pass
 from eva_dist.calibration.pass_state import first_pass
-from eva_dist.calibration.worker import Session
+from eva_dist.calibration.worker import Worker
 from eva_dist.cluster.attempts import Collector
 from eva_dist.config import SolverName, SweepMode
 from eva_dist.run.prepare import prepare
@@ -37,7 +37,7 @@ class Alone:
 
 def run_here(assignment, observer, checkpoints, stop, scratch):
     """What `run_on_gang` does when nothing fails."""
-    session = Session(assignment, 0, 1, torch.device("cpu"))
+    session = Worker(assignment, 0, 1, torch.device("cpu"))
     session.load()
     probe, layout = session.probe()
     plan = assignment.plan(probe.groups, 1)
@@ -66,7 +66,7 @@ def sweep(monkeypatch, tmp_path, no_figures):
 
     monkeypatch.setattr("eva_dist.cluster.attempts.run_on_gang", run_once)
     monkeypatch.setattr("eva_dist.cluster.connect.connected", lambda cluster: nullcontext())
-    monkeypatch.setattr("eva_dist.cluster.lock.alone", lambda name, stop: nullcontext())
+    monkeypatch.setattr("eva_dist.cluster.lock.exclusive_run", lambda name, stop: nullcontext())
     monkeypatch.setattr("eva_dist.cluster.metrics.PassMetrics", lambda *tags: lambda state: None)
     scratch = tmp_path / "scratch"
     scratch.mkdir()

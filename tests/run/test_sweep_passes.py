@@ -6,7 +6,7 @@ import pytest
 
 from eva_dist.config import SweepMode
 from eva_dist.errors import ConfigError
-from eva_dist.run.prepare import Known, assignment, prepare
+from eva_dist.run.prepare import ReadCache, assignment, prepare
 from eva_dist.run.sweep import compute_points, passes
 
 SHARED = {"mode": SweepMode.shared_tracker}
@@ -15,7 +15,7 @@ SHARED = {"mode": SweepMode.shared_tracker}
 @pytest.fixture
 def points(configure):
     """Return prepared runs; each is said by the groups that it changes."""
-    known = Known()
+    known = ReadCache()
     return lambda *changes: [prepare(configure(**change), known) for change in changes]
 
 
@@ -71,7 +71,7 @@ def test_points_that_differ_after_the_pass_have_one_pass_in_common(points):
 
 
 def test_what_was_read_for_one_point_is_not_read_again(configure, monkeypatch):
-    known, read = Known(), []
+    known, read = ReadCache(), []
     really = prepare.__globals__["open_rows"]
     monkeypatch.setattr("eva_dist.run.prepare.open_rows", lambda config: read.append(config) or really(config))
     runs = [prepare(configure(eva={"rho": rho}), known) for rho in (1.0, 1.5, 2.0)]
