@@ -1,17 +1,17 @@
 """The gateway's application: routes, and what holds for every request."""
 
 import logging
-from typing import cast
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.gateway.access import Access, check_of
 from eva_dist.gateway.catalogue import add_pages, refusal_page
-from eva_dist.gateway.downloads import Files
-from eva_dist.gateway.hub_api import Hub
+from eva_dist.gateway.downloads import Downloads
+from eva_dist.gateway.hub_api import HubApi
 from eva_dist.gateway.index import Index
+from eva_dist.gateway.requests import refuse_odd_paths
 from eva_dist.gateway.responses import Refused
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
@@ -34,23 +34,24 @@ def make_app(
     """
     access = access or Access()
     index = Index(store, max_age_s)
-    hub = Hub(index, Files(store), access, upstream)
-    app = web.Application(middlewares=[_refusals, check_of(access), _elsewhere_of(hub)], client_max_size=_LARGEST_BODY)
+    app = web.Application(
+        middlewares=[_answer_refusals, check_of(access), refuse_odd_paths], client_max_size=_LARGEST_BODY
+    )
     if upstream is not None:
         app.cleanup_ctx.append(upstream.opened)
     app.on_response_prepare.append(_add_headers)
-    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/healthz", _say_healthy)
     add_pages(app, index, store)
-    app.router.add_route("*", "/{path:.*}", hub.answer)  # last: what is no page
+    HubApi(index, Downloads(store), access, upstream).add_routes(app.router)  # last: they take what is no page
     return app
 
 
-async def _healthz(request: web.Request) -> web.Response:
+async def _say_healthy(request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
 @web.middleware
-async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what is raised into answers that clients understand; nothing inside is shown."""
     try:
         return await handler(request)
@@ -79,28 +80,6 @@ def _is_browsed(request: web.Request) -> bool:
     """Tell whether a person looks at a page: browsers ask for HTML, the Hub's clients do not."""
     machine = request.path.startswith(("/api/", "/static/")) or "/resolve/" in request.path
     return request.method == "GET" and not machine and "text/html" in request.headers.get("Accept", "")
-
-
-def _elsewhere_of(hub: Hub) -> Middleware:
-    """Return the middleware that leads from a page that we do not have to the upstream's."""
-
-    @web.middleware
-    async def elsewhere(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except web.HTTPNotFound:
-            if request.method in ("GET", "HEAD") and (there := await hub.page_elsewhere(request)):
-                return there
-            raise
-        if response.status == 404 and _is_page(request, response) and (there := await hub.page_elsewhere(request)):
-            return there
-        return response
-
-    return cast(Middleware, elsewhere)
-
-
-def _is_page(request: web.Request, response: web.StreamResponse) -> bool:
-    return request.method in ("GET", "HEAD") and not response.prepared and response.content_type == "text/html"
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

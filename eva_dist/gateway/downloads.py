@@ -2,8 +2,8 @@
 
 Files of a folder store go from the file to the socket in the kernel (sendfile). Those of other stores are fetched a
 window at a time, and the next one when the client has taken the last: what a slow client costs is one window, and a
-client may have only so many downloads (`slots`). Fetching has a limit over all; a client that stands still is no part
-of it, because nothing is fetched for it. A client that takes less than a window in `_STALL_S` seconds is let go.
+client may have only so many downloads (`limits`). Fetching has a limit over all; a client that stands still is no part
+of it, because nothing is fetched for it. A client that takes less than a window in `limits.STALL_S` seconds is let go.
 """
 
 import asyncio
@@ -19,12 +19,11 @@ from urllib.parse import quote
 from aiohttp import web
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.gateway import stalled
+from eva_dist.gateway import limits
 from eva_dist.gateway.index import Entry
-from eva_dist.gateway.ranges import Span, is_another, is_known, span_of
+from eva_dist.gateway.limits import DownloadSlots, acquire_soon, while_taken
+from eva_dist.gateway.requests import ByteRange, byte_range, fails_if_match, has_current
 from eva_dist.gateway.responses import COMMIT_HEADER, Refused, no_entry
-from eva_dist.gateway.slots import Slots, take
-from eva_dist.gateway.stalled import while_taken
 from eva_dist.gateway.verification import Blob, Verdicts, read_part
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry
 from eva_dist.store.store import Store
@@ -48,13 +47,13 @@ _FETCHES_AT_ONCE = 32
 _SHOWN = {".json": "application/json", ".md": "text/plain", ".txt": "text/plain", ".svg": "image/svg+xml"}
 
 
-class Files:
+class Downloads:
     """The files of a store's artifacts."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._verdicts = Verdicts(store)
-        self._slots = Slots()
+        self._slots = DownloadSlots()
         self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
 
     async def answer(self, request: web.Request, entry: Entry, path: str, pinned: bool) -> web.StreamResponse:
@@ -73,14 +72,14 @@ class Files:
         file = entry.snapshot.files.get(path)
         if file is None:
             raise no_entry(entry, path)
-        headers = _headers(entry, file, pinned)
-        if is_another(request.headers, file.sha256):
+        headers = _file_headers(entry, file, pinned)
+        if fails_if_match(request, file.sha256):
             raise Refused(412, f"{path} is another one now: its ETag is none that If-Match names")
-        if is_known(request.headers, file.sha256):
+        if has_current(request, file.sha256):
             return web.Response(status=304, headers=headers)
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": str(file.size)})
-        span = span_of(request.headers, file.sha256, file.size)
+        span = byte_range(request.headers, file.sha256, file.size)
         if span is None:
             raise Refused(416, f"{path} has {file.size} bytes", headers={"Content-Range": f"bytes */{file.size}"})
         if span.partial:
@@ -88,7 +87,7 @@ class Files:
         response = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
         response.content_length = span.end - span.start
         try:
-            await self._send(request, response, entry, file, span)
+            await self._send_verified(request, response, entry, file, span)
         except (IntegrityError, ArtifactNotFoundError) as error:
             log.error("%s@%s: %s", entry.revision.repo_id, entry.revision.revision, error)
             raise Refused(
@@ -98,8 +97,8 @@ class Files:
             ) from error
         return response
 
-    async def _send(
-        self, request: web.Request, response: web.StreamResponse, entry: Entry, file: FileEntry, span: Span
+    async def _send_verified(
+        self, request: web.Request, response: web.StreamResponse, entry: Entry, file: FileEntry, span: ByteRange
     ) -> None:
         """Send the file's bytes, all of them verified but where that takes long: then the last ones are kept back.
 
@@ -117,24 +116,24 @@ class Files:
             if not right and not whole:
                 message = f"{file.path} is being verified, which takes longer than clients wait; ask again"
                 raise Refused(503, message, headers={"Retry-After": "10"})
-            async with self._slots.of(request):
-                windows = self._windows(blob, span)
-                return await send_stream(request, response, windows if right else self._hashed(blob, windows))
+            async with self._slots.slot_for(request):
+                windows = self._read_windows(blob, span)
+                return await send_stream(request, response, windows if right else self._hash_while_sent(blob, windows))
 
-    async def _windows(self, blob: Blob, span: Span) -> AsyncIterator[bytes]:
+    async def _read_windows(self, blob: Blob, span: ByteRange) -> AsyncIterator[bytes]:
         for start in range(span.start, span.end, _WINDOW_BYTES):
             if start == span.start:
-                await take(self._fetches, "the gateway waits for its store; try again later")
+                await acquire_soon(self._fetches, "the gateway waits for its store; try again later")
             else:
                 await self._fetches.acquire()
             try:
-                window = await self._fetch(blob, start, min(start + _WINDOW_BYTES, span.end))
+                window = await self._fetch_window(blob, start, min(start + _WINDOW_BYTES, span.end))
             finally:
                 self._fetches.release()
             yield window
             del window  # not two of them while the next one comes
 
-    async def _fetch(self, blob: Blob, start: int, end: int) -> bytes:
+    async def _fetch_window(self, blob: Blob, start: int, end: int) -> bytes:
         if blob.opened is None:
             return await read_part(self._store, blob.entry, start, end)
         window = await asyncio.to_thread(os.pread, blob.opened.fileno(), end - start, start)
@@ -142,7 +141,7 @@ class Files:
             raise IntegrityError(f"the blob {blob.entry.sha256} was cut short while it was read")
         return window
 
-    async def _hashed(self, blob: Blob, windows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _hash_while_sent(self, blob: Blob, windows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the windows of a whole file, the last one only if all of them are what the manifest promises."""
         digest, position, right = hashlib.sha256(), 0, False
         async with aclosing(windows):  # type: ignore[type-var]
@@ -175,15 +174,15 @@ async def send_stream(request: web.Request, response: web.StreamResponse, chunks
                 chunk = await anext(chunks, None)
             await response.write_eof()
         except TimeoutError:
-            _let_go(request)
+            _abort_connection(request)
         except ConnectionError:
             log.debug("the client left")
         except (StoreError, OSError) as error:
             log.error("%s ended early: %s", request.path, error)
-            _close(request)
+            _close_connection(request)
 
 
-async def _send_bytes(request: web.Request, response: web.StreamResponse, content: bytes, span: Span) -> None:
+async def _send_bytes(request: web.Request, response: web.StreamResponse, content: bytes, span: ByteRange) -> None:
     async def once() -> AsyncIterator[bytes]:
         for start in range(span.start, span.end, _WINDOW_BYTES):
             yield content[start : min(start + _WINDOW_BYTES, span.end)]
@@ -191,7 +190,7 @@ async def _send_bytes(request: web.Request, response: web.StreamResponse, conten
     await send_stream(request, response, once())
 
 
-async def _send_file(request: web.Request, response: web.StreamResponse, opened: BinaryIO, span: Span) -> None:
+async def _send_file(request: web.Request, response: web.StreamResponse, opened: BinaryIO, span: ByteRange) -> None:
     """Have the kernel send a part of a file, a piece at a time so that other connections have their turn."""
     await response.prepare(request)
     loop = asyncio.get_running_loop()
@@ -204,31 +203,31 @@ async def _send_file(request: web.Request, response: web.StreamResponse, opened:
                 sent = await loop.sendfile(transport, opened, start, min(_SENDFILE_BYTES, span.end - start))
             if sent < min(_SENDFILE_BYTES, span.end - start):
                 log.error("%s ended early: its file was cut short", request.path)
-                return _close(request)
+                return _close_connection(request)
         await response.write_eof()
     except TimeoutError:
-        _let_go(request)
+        _abort_connection(request)
     except (ConnectionError, RuntimeError) as error:  # RuntimeError: the transport is closing
         log.debug("the client left: %s", error)
-        _close(request)
+        _close_connection(request)
     except OSError as error:
         log.error("%s ended early: %s", request.path, error)
-        _close(request)
+        _close_connection(request)
 
 
-def _close(request: web.Request) -> None:
+def _close_connection(request: web.Request) -> None:
     """End the connection in order: what was sent arrives, and clients go on from there."""
     if request.transport is not None:
         request.transport.close()
 
 
-def _let_go(request: web.Request) -> None:
-    log.warning("%s: the client took nothing for %g s", request.path, stalled.STALL_S)
+def _abort_connection(request: web.Request) -> None:
+    log.warning("%s: the client took nothing for %g s", request.path, limits.STALL_S)
     if request.transport is not None:
         request.transport.abort()
 
 
-def _headers(entry: Entry, file: FileEntry, pinned: bool) -> dict[str, str]:
+def _file_headers(entry: Entry, file: FileEntry, pinned: bool) -> dict[str, str]:
     return {
         "ETag": f'"{file.sha256}"',
         "X-Linked-Etag": f'"{file.sha256}"',

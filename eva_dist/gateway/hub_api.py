@@ -1,12 +1,4 @@
-"""The Hub's read routes over a store.
-
-    /api/models                                     list
-    /api/models/{ns}/{name}[/revision/{rev}]        info
-    /api/models/{ns}/{name}/tree/{rev}[/{folder}]   files and folders
-    /api/models/{ns}/{name}/paths-info/{rev}        POST: some of them
-    /api/models/{ns}/{name}/refs, /commits/{rev}, /auth-check
-    /api/whoami-v2
-    /{ns}/{name}/resolve/{rev}/{path}               HEAD and GET
+"""The Hub's read routes over a store; `HubApi.add_routes` is their list.
 
 A namespace that the store holds anything of, or held while this gateway ran, or that a token is for, is ours, and is
 answered from the store alone: what it lacks (a repo, a revision, a file) is missing. The upstream is never asked for
@@ -14,19 +6,17 @@ it: anybody may register our namespace there, and clients would get a stranger's
 removed or mistyped; and names of private repos stay here. Every other namespace is the upstream's, if there is one.
 """
 
-import asyncio
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
-from urllib.parse import parse_qs, urlencode
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from eva_dist.gateway import hub_models
 from eva_dist.gateway.access import TOKEN_NAME, Access, visible
-from eva_dist.gateway.downloads import Files
-from eva_dist.gateway.index import Entry, Index, View, last_moved
-from eva_dist.gateway.paths import Path, parts_of
+from eva_dist.gateway.downloads import Downloads
+from eva_dist.gateway.index import Entry, Index, StoreView, last_moved
+from eva_dist.gateway.requests import PATH, UrlPath, cut_to_page, is_set, paths_in_body, read_body
 from eva_dist.gateway.responses import (
     COMMIT_HEADER,
     ENTRY_NOT_FOUND,
@@ -36,88 +26,115 @@ from eva_dist.gateway.responses import (
     no_repo,
     no_revision,
 )
-from eva_dist.gateway.upstream import Upstream, base_url
-from eva_dist.store.name_rules import MAIN
+from eva_dist.gateway.upstream import Upstream
+from eva_dist.store.store_reader import MAIN
 
-_PAGE = 1000
-_MOST_PATHS = 2000
-_BODY_S = 30.0
 _OTHER_KINDS = ("datasets", "spaces")
+_KINDS = ("models", *_OTHER_KINDS)
 _OUR_PAGES = ("artifact", "compare", "static", "sweep")
-_NO_SPACE = ("api", *_OTHER_KINDS, *_OUR_PAGES)
-"""First parts of URLs that are no namespace."""
-_WE_HAVE_NONE = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
+_UNMET_SETTINGS = ("pipeline_tag", "apps", "inference", "inference_provider", "num_parameters")
 """Search settings that no artifact of ours meets."""
 _ONLY_READS = "this gateway only serves what a store holds; publish into the store (`eva-dist push`, jobs)"
 
-_VIEW = web.RequestKey("view", View)
+# Clients that were given an endpoint with a slash at its end ask for `//api/...`, and people end URLs with one.
+_API, _END = "/{start:/*}api", "{end:/*}"
+_REVISION, _REST = "{revision:[^/]+}", "{rest:(?:/.*)?}"
+_REPO = "{namespace:[^/]+}/{name:[^/]+}"
+_API_REPO = f"{_API}/models/{_REPO}"
 
-Item = dict[str, Any]
+
+def _repo_but(*first_parts: str) -> str:
+    """Return the pattern of a repo at a URL's start; `first_parts` are no namespaces."""
+    return f"/{{start:/*}}{{namespace:(?!(?:{'|'.join(first_parts)})/)[^/]+}}/{{name:[^/]+}}"
 
 
-class Hub:
+_FILE_REPO, _PAGE_REPO = _repo_but("api", *_OTHER_KINDS), _repo_but("api", *_OTHER_KINDS, *_OUR_PAGES)
+
+_VIEW = web.RequestKey("view", StoreView)
+
+Answer = Callable[[web.Request, Entry], Awaitable[web.StreamResponse]]
+
+
+class HubApi:
     """Answers what clients of the Hub ask, out of an index and files."""
 
-    def __init__(self, index: Index, files: Files, access: Access, upstream: Upstream | None = None) -> None:
+    def __init__(self, index: Index, downloads: Downloads, access: Access, upstream: Upstream | None = None) -> None:
         self._index = index
-        self._files = files
+        self._downloads = downloads
         self._access = access
         self._upstream = upstream
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request for anything but a page."""
-        path = parts_of(request)
-        parts = path.parts
-        if request.method not in ("GET", "HEAD") and not (request.method == "POST" and "paths-info" in parts[3:5]):
-            raise Refused(405, _ONLY_READS, headers={"Allow": "GET, HEAD"})
-        if parts[:2] == ("api", "models"):
-            return await (self._list(request) if len(parts) == 2 else self._api(request, path))
-        if parts == ("api", "whoami-v2"):
-            return self._whoami(request)
-        if parts[0] == "api" and parts[1:2] not in [(kind,) for kind in _OTHER_KINDS]:
-            raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
-        if parts[0] not in ("api", *_OTHER_KINDS) and len(parts) >= 5 and parts[2] in ("resolve", "raw"):
-            return await self._resolve(request, path)
-        if request.method in ("GET", "HEAD") and len(parts) >= 2 and _names_page(parts) and parts[0] not in _NO_SPACE:
-            return await self._page(request, path)
-        return await self._elsewhere(request, path)
-
-    async def _page(self, request: web.Request, path: Path) -> web.StreamResponse:
-        """Lead who comes by a Hub's URL to the artifact's page: `/team/name/`, `.../tree/v1/plots`, `.../blob/v1/a`."""
-        entry = await self._entry(request, path.parts, path.parts[3] if len(path.parts) > 3 else MAIN)
-        if entry is None:
-            return await self._elsewhere(request, path)
-        page = Path(("artifact", *path.parts[:2], entry.revision.revision))
-        return web.Response(status=302, headers={"Location": page.encoded, "Cache-Control": "no-cache"})
-
-    async def page_elsewhere(self, request: web.Request) -> web.StreamResponse | None:
-        """Return a redirect to the upstream's page of a repo that is not ours; None if there is none to go to."""
-        path = parts_of(request)
-        is_repo = len(path.parts) >= 2 and _names_page(path.parts) and path.parts[0] not in _OUR_PAGES
-        if self._upstream is None or not self._access.is_open or not is_repo:
-            return None
-        try:
-            ours = await self._entries(request, path.parts)
-        except Refused:
-            return None
-        return None if ours else self._upstream.redirect(request, path)
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Declare the routes. The first that fits counts; the last ones take whatever no other does."""
+        of_entry = self._of_entry
+        router.add_get(f"{_API}/models{_END}", self._list_repos)
+        router.add_get(f"{_API}/whoami-v2{_END}", self._whoami)
+        router.add_get(f"{_API_REPO}{_END}", of_entry(self._describe_repo))
+        router.add_get(f"{_API_REPO}/revision/{_REVISION}{_REST}", of_entry(self._describe_repo))
+        router.add_get(f"{_API_REPO}/tree/{_REVISION}{{folder:(?:/.*)?}}", of_entry(self._list_folder))
+        router.add_get(f"{_API_REPO}/commits/{_REVISION}{_REST}", of_entry(self._list_commits))
+        router.add_get(f"{_API_REPO}/refs{_END}", of_entry(self._list_refs))
+        router.add_get(f"{_API_REPO}/auth-check{_END}", of_entry(self._check_auth))
+        router.add_post(f"{_API_REPO}/paths-info/{_REVISION}{_REST}", of_entry(self._describe_paths))
+        router.add_get(f"{_API_REPO}/paths-info/{_REVISION}{_REST}", of_entry(self._refuse_get))
+        router.add_post(f"{_API_REPO}/{{action:paths-info}}{_END}", of_entry(self._refuse_action))
+        router.add_get(f"{_API_REPO}/{{action:[^/]+}}{_END}", of_entry(self._refuse_action))
+        router.add_get(f"{_API_REPO}/{{action:[^/]+}}/{_REVISION}{_REST}", of_entry(self._refuse_action))
+        router.add_get(
+            f"{_FILE_REPO}/{{how:resolve|raw}}/{_REVISION}/{{file:.+?}}{_END}", of_entry(self._download_file)
+        )
+        router.add_get(f"{_PAGE_REPO}{_END}", of_entry(self._lead_to_page))
+        router.add_get(f"{_PAGE_REPO}/{{how:tree|blob}}{_END}", of_entry(self._lead_to_page))
+        router.add_get(f"{_PAGE_REPO}/{{how:tree|blob}}/{_REVISION}{_REST}", of_entry(self._lead_to_page))
+        router.add_post(f"/{{start:/*}}{{before:(?:[^/]+/){{3,4}}}}paths-info{_REST}", self._answer_elsewhere)
+        router.add_get("/{path:.*}", self._answer_elsewhere)
+        router.add_route("*", "/{path:.*}", self._refuse_method)
 
     # --- which repo, which revision ---
 
-    async def _view(self, request: web.Request) -> View:
+    def _of_entry(self, answer: Answer) -> Handler:
+        """Return a handler that answers for the revision that the URL names, or has the upstream answer."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            entry = await self._find_entry(request)
+            return await (self._answer_elsewhere(request) if entry is None else answer(request, entry))
+
+        return handler
+
+    async def _current_view(self, request: web.Request) -> StoreView:
         """Return the view that this request is answered from, all of it."""
         if _VIEW not in request:
             request[_VIEW] = await self._index.view()
         return request[_VIEW]
 
-    async def _entries(self, request: web.Request, parts: Sequence[str]) -> tuple[Entry, ...]:
+    async def _find_entry(self, request: web.Request) -> Entry | None:
+        """Return what the URL's revision means, `main` if it has none; None: the namespace is none of ours.
+
+        Raises:
+            Refused: 404, or 409: its manifest is damaged.
+        """
+        names = request.match_info
+        namespace, revision = names["namespace"], names.get("revision", MAIN)
+        repo_id = f"{namespace}/{names['name']}"
+        if visible(request)(namespace):
+            entry = self._index.known(repo_id, revision)
+            if entry := entry or self._index.find(await self._current_view(request), repo_id, revision):
+                return entry
+            if problem := (await self._current_view(request)).broken.get((repo_id, revision)):
+                raise _damaged(repo_id, revision, problem.passes)
+        entries = await self._find_repo(request, (namespace, names["name"]))
+        if not entries:
+            return None
+        raise no_revision(repo_id, revision, [entry.revision.revision for entry in entries])
+
+    async def _find_repo(self, request: web.Request, parts: Sequence[str]) -> tuple[Entry, ...]:
         """Return the revisions of the repo `parts[0]/parts[1]`; empty: its namespace is none of ours.
 
         Raises:
             Refused: 404: the namespace is ours, and has no such repo, or not for this reader to see; 409, all manifests
                 of the repo are damaged.
         """
-        view = await self._view(request)
+        view = await self._current_view(request)
         namespace, repo_id = parts[0], "/".join(parts[:2])
         if visible(request)(namespace):
             if entries := view.by_repo.get(repo_id, ()):
@@ -129,183 +146,113 @@ class Hub:
             raise no_repo(repo_id)
         return ()
 
-    async def _entry(self, request: web.Request, parts: Sequence[str], revision: str) -> Entry | None:
-        """Return what a revision of the repo means; None: the namespace is none of ours.
-
-        Raises:
-            Refused: 404, or 409: its manifest is damaged.
-        """
-        repo_id = "/".join(parts[:2])
-        if visible(request)(parts[0]):
-            found = self._index.known(repo_id, revision)
-            if found := found or self._index.find(await self._view(request), repo_id, revision):
-                return found
-            if problem := (await self._view(request)).broken.get((repo_id, revision)):
-                raise _damaged(repo_id, revision, problem.passes)
-        entries = await self._entries(request, parts)
-        if not entries:
-            return None
-        raise no_revision(repo_id, revision, [entry.revision.revision for entry in entries])
-
-    async def _elsewhere(self, request: web.Request, path: Path, body: bytes | None = None) -> web.StreamResponse:
-        """Answer for a repo that is none of ours."""
-        parts = path.parts[1:] if path.parts[0] == "api" else path.parts
-        parts = parts[1:] if parts[0] in ("models", *_OTHER_KINDS) else parts
-        if len(parts) < 1:
+    async def _answer_elsewhere(self, request: web.Request) -> web.StreamResponse:
+        """Answer for a repo that is none of ours, or for a URL that means nothing here."""
+        parts = request[PATH].parts
+        if is_api := parts[0] == "api":
+            parts = parts[1:]
+            if not parts or parts[0] not in _KINDS:
+                raise _no_route()
+        parts = parts[1:] if parts[0] in _KINDS else parts
+        if not parts:
             raise Refused(404, "the gateway has models only", REPO_NOT_FOUND)
-        await self._entries(request, parts)  # refuses those that must not be asked for
-        if self._upstream is None or "xet-read-token" in parts[1:3]:
+        # Refuses what must not be asked for; a repo of ours gets here by a URL that means nothing.
+        ours = await self._find_repo(request, parts)
+        if ours or self._upstream is None or "xet-read-token" in parts[1:3]:
             raise no_repo("/".join(parts[:2]))
-        is_file = "resolve" in parts[1:3] or "raw" in parts[1:3]
-        if path.parts[0] != "api" and not is_file:
-            # Who is redirected brings its token along, and would show it to the upstream.
-            if not self._access.is_open or request.method not in ("GET", "HEAD") or not _names_page(parts):
-                raise Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
-            return self._upstream.redirect(request, path)
-        return await self._upstream.answer(request, path, body)
+        if is_api or "resolve" in parts[1:3] or "raw" in parts[1:3]:
+            body = await read_body(request) if request.method == "POST" else None
+            return await self._upstream.answer(request, body)
+        # Who is redirected brings its token along, and would show it to the upstream.
+        is_page = len(parts) <= 2 or parts[2] in ("tree", "blob")
+        if not self._access.is_open or not is_page or request.method == "POST":
+            raise _no_route()
+        return self._upstream.redirect(request)
 
-    # --- files ---
+    # --- pages and files ---
 
-    async def _resolve(self, request: web.Request, path: Path) -> web.StreamResponse:
-        revision, file = path.parts[3], "/".join(path.parts[4:])
-        entry = await self._entry(request, path.parts, revision)
-        if entry is None:
-            return await self._elsewhere(request, path)
-        return await self._files.answer(request, entry, file, pinned=revision == entry.snapshot.commit)
+    async def _lead_to_page(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+        """Lead who comes by a Hub's URL to the artifact's page: `/team/name`, `.../tree/v1/plots`, `.../blob/v1/a`."""
+        names = request.match_info
+        page = UrlPath(("artifact", names["namespace"], names["name"], entry.revision.revision))
+        return web.Response(status=302, headers={"Location": page.encoded, "Cache-Control": "no-cache"})
+
+    async def _download_file(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+        pinned = request.match_info["revision"] == entry.snapshot.commit
+        return await self._downloads.answer(request, entry, request.match_info["file"], pinned)
 
     # --- API ---
 
-    async def _api(self, request: web.Request, path: Path) -> web.StreamResponse:
-        """Answer for `/api/models/{ns}/{name}[/{action}[/{rev}[/{folder}]]]`."""
-        repo, (action, revision, *rest) = path.parts[2:4], (*path.parts[4:], "", "")[: max(2, len(path.parts) - 4)]
-        body = await _read(request) if request.method == "POST" else None
-        if len(repo) < 2:
-            return await self._elsewhere(request, path, body)
-        if action in ("", "refs", "auth-check"):
-            revision = revision or MAIN
-        entry = await self._entry(request, repo, revision or MAIN)
-        if entry is None:
-            return await self._elsewhere(request, path, body)
-        entries = (await self._view(request)).by_repo.get("/".join(repo), (entry,))
-        answers: dict[str, Callable[[], web.Response]] = {
-            "": lambda: self._info(request, entry, entries),
-            "revision": lambda: self._info(request, entry, entries),
-            "tree": lambda: self._tree(request, entry, "/".join(rest).strip("/")),
-            "refs": lambda: json_answer(hub_models.refs(entries)),
-            "commits": lambda: json_answer(hub_models.commits(entry)),
-            "auth-check": lambda: json_answer({}),
-            "paths-info": lambda: self._paths(request, entry, body or b""),
-        }
-        if action not in answers or (not revision and action in ("revision", "tree", "commits", "paths-info")):
-            raise Refused(404, f"there is no route {action!r} here; {_ONLY_READS}", ENTRY_NOT_FOUND)
-        return answers[action]()
+    async def _describe_repo(self, request: web.Request, entry: Entry) -> web.Response:
+        entries = (await self._current_view(request)).by_repo.get(entry.revision.repo_id, (entry,))
+        described = hub_models.model(entry, entries, not self._access.is_open, is_set(request, "blobs"))
+        return json_answer(described, {COMMIT_HEADER: entry.snapshot.commit})
 
-    def _info(self, request: web.Request, entry: Entry, entries: Sequence[Entry]) -> web.Response:
-        blobs = request.query.get("blobs", "").lower() in ("true", "1")
-        found = hub_models.model(entry, entries, not self._access.is_open, blobs)
-        return json_answer(found, {COMMIT_HEADER: entry.snapshot.commit})
-
-    def _tree(self, request: web.Request, entry: Entry, folder: str) -> web.Response:
-        recursive, expand = (request.query.get(name, "").lower() in ("true", "1") for name in ("recursive", "expand"))
-        found = hub_models.tree(entry, folder, recursive, expand)
-        if found is None:
-            repo_id = entry.revision.repo_id
+    async def _list_folder(self, request: web.Request, entry: Entry) -> web.Response:
+        folder = request.match_info["folder"].strip("/")
+        items = hub_models.tree(entry, folder, is_set(request, "recursive"), is_set(request, "expand"))
+        if items is None:
             headers = {COMMIT_HEADER: entry.snapshot.commit}
-            raise Refused(404, f"{repo_id} has no folder {folder}", ENTRY_NOT_FOUND, headers)
-        page, link = _page(request, found)
+            raise Refused(404, f"{entry.revision.repo_id} has no folder {folder}", ENTRY_NOT_FOUND, headers)
+        page, link = cut_to_page(request, items)
         return json_answer(page, {COMMIT_HEADER: entry.snapshot.commit, **link})
 
-    def _paths(self, request: web.Request, entry: Entry, body: bytes) -> web.Response:
-        if request.method != "POST":
-            raise Refused(405, "paths-info is asked with POST", headers={"Allow": "POST"})
-        asked, expand = _paths_of(request.content_type, body)
+    async def _describe_paths(self, request: web.Request, entry: Entry) -> web.Response:
+        asked, expand = paths_in_body(request.content_type, await read_body(request))
         return json_answer(hub_models.paths(entry, asked, expand), {COMMIT_HEADER: entry.snapshot.commit})
 
-    async def _list(self, request: web.Request) -> web.StreamResponse:
+    async def _list_commits(self, request: web.Request, entry: Entry) -> web.Response:
+        return json_answer(hub_models.commits(entry))
+
+    async def _list_refs(self, request: web.Request, entry: Entry) -> web.Response:
+        entries = (await self._current_view(request)).by_repo.get(entry.revision.repo_id, (entry,))
+        return json_answer(hub_models.refs(entries))
+
+    async def _check_auth(self, request: web.Request, entry: Entry) -> web.Response:
+        return json_answer({})
+
+    async def _list_repos(self, request: web.Request) -> web.Response:
         """List the store's repos that the request may see; the upstream's are not among them."""
-        view, sees, query = await self._view(request), visible(request), request.query
+        view, sees, query = await self._current_view(request), visible(request), request.query
         author, search = query.get("author"), query.get("search", "").lower()
         wanted = {tag for value in query.getall("filter", []) for tag in value.split(",") if tag}
-        full = any(query.get(name, "").lower() in ("true", "1") for name in ("full", "cardData")) or "expand" in query
-        gated = query.get("gated", "false").lower() in ("true", "1")
-        found = []
-        for repo_id, entries in view.by_repo.items():
+        describe = hub_models.model if is_set(request, "full", "cardData") or "expand" in query else hub_models.listed
+        unmet = is_set(request, "gated") or any(name in query for name in _UNMET_SETTINGS)
+        repos = []
+        for repo_id, entries in () if unmet else view.by_repo.items():
             namespace, last = repo_id.partition("/")[0], last_moved(entries)
             if not sees(namespace) or author not in (None, namespace) or search not in repo_id.lower():
                 continue
-            if gated or any(name in query for name in _WE_HAVE_NONE) or not wanted <= set(hub_models.tags(last)):
-                continue
-            describe = hub_models.model if full else hub_models.listed
-            found.append(describe(last, entries, not self._access.is_open))
+            if wanted <= set(hub_models.tags(last)):
+                repos.append(describe(last, entries, not self._access.is_open))
         sort = query.get("sort")
         if sort in ("lastModified", "createdAt"):
-            found.sort(key=lambda one: str(one[sort]), reverse=query.get("direction", "-1") == "-1")
-        page, link = _page(request, found)
+            repos.sort(key=lambda repo: str(repo[sort]), reverse=query.get("direction", "-1") == "-1")
+        page, link = cut_to_page(request, repos)
         return json_answer(page, link)
 
-    def _whoami(self, request: web.Request) -> web.Response:
+    async def _whoami(self, request: web.Request) -> web.Response:
         name = request.get(TOKEN_NAME)
         if name is None:
             raise Refused(401, "this gateway has no tokens: everybody on this machine may read")
-        role = {"displayName": name, "role": "read"}
-        return json_answer(
-            {
-                "type": "user",
-                "name": name,
-                "fullname": name,
-                "orgs": [],
-                "auth": {"type": "access_token", "accessToken": role},
-            }
-        )
+        auth = {"type": "access_token", "accessToken": {"displayName": name, "role": "read"}}
+        return json_answer({"type": "user", "name": name, "fullname": name, "orgs": [], "auth": auth})
+
+    # --- what is not answered ---
+
+    async def _refuse_get(self, request: web.Request, entry: Entry) -> NoReturn:
+        raise Refused(405, "paths-info is asked with POST", headers={"Allow": "POST"})
+
+    async def _refuse_action(self, request: web.Request, entry: Entry) -> NoReturn:
+        action = request.match_info["action"]
+        raise Refused(404, f"there is no route {action!r} here; {_ONLY_READS}", ENTRY_NOT_FOUND)
+
+    async def _refuse_method(self, request: web.Request) -> NoReturn:
+        raise Refused(405, _ONLY_READS, headers={"Allow": "GET, HEAD"})
 
 
-def _names_page(parts: Sequence[str]) -> bool:
-    """Tell whether the rest of a Hub's URL, from the namespace on, is that of a page about a repo."""
-    return len(parts) <= 2 or parts[2] in ("tree", "blob")
-
-
-async def _read(request: web.Request) -> bytes:
-    """Read a body of limited size (the application's) in limited time."""
-    try:
-        async with asyncio.timeout(_BODY_S):
-            return await request.read()
-    except TimeoutError as error:
-        raise Refused(408, f"the body did not come within {_BODY_S:g} s", headers={"Connection": "close"}) from error
-
-
-def _paths_of(content_type: str, body: bytes) -> tuple[list[str], bool]:
-    """Return paths and `expand` of a paths-info body, a form or JSON."""
-    try:
-        if content_type == "application/json":
-            given = json.loads(body)
-            asked, expand = given["paths"], bool(given.get("expand", False))
-        else:
-            form = parse_qs(body.decode(), max_num_fields=_MOST_PATHS + 10)
-            asked, expand = form.get("paths", []), form.get("expand", [""])[0].lower() in ("true", "1")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused(400, f"the body must be a form or JSON with at most {_MOST_PATHS} `paths`") from error
-    asked = [asked] if isinstance(asked, str) else asked
-    if not isinstance(asked, list) or len(asked) > _MOST_PATHS or not all(isinstance(one, str) for one in asked):
-        raise Refused(400, f"`paths` must be a list of at most {_MOST_PATHS} strings")
-    return asked, expand
-
-
-def _page(request: web.Request, found: list[Item]) -> tuple[list[Item], dict[str, str]]:
-    """Cut a list to the page that was asked for; the Link header leads to the next."""
-    limit, cursor = (_number(request, name, default) for name, default in (("limit", _PAGE), ("cursor", 0)))
-    end = cursor + max(1, min(limit, _PAGE))
-    if end >= len(found):
-        return found[cursor:end], {}
-    query = [(name, value) for name, value in request.query.items() if name != "cursor"]
-    url = f"{base_url(request)}{request.rel_url.raw_path}?{urlencode([*query, ('cursor', str(end))])}"
-    return found[cursor:end], {"Link": f'<{url}>; rel="next"'}
-
-
-def _number(request: web.Request, name: str, default: int) -> int:
-    given = request.query.get(name, str(default))
-    if not (given.isascii() and given.isdigit() and len(given) < 10):
-        raise Refused(400, f"{name}={given[:20]} must be a whole number, 0 or more")
-    return int(given)
+def _no_route() -> Refused:
+    return Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
 
 
 def _damaged(repo_id: str, revision: str, passes: bool) -> Refused:

@@ -62,7 +62,7 @@ class _Manifest:
 
 
 @dataclass(frozen=True)
-class View:
+class StoreView:
     """All that a store held at one moment."""
 
     entries: tuple[Entry, ...] = ()
@@ -115,7 +115,7 @@ class Index:
     def __init__(self, store: Store, max_age_s: float = 2.0) -> None:
         self._store = store
         self._max_age_s = max_age_s
-        self._view: View | None = None
+        self._view: StoreView | None = None
         self._read_at = 0.0  # when the view was right
         self._looked_at = 0.0  # when the last look ended, in whatever way
         self._began = 0.0  # when the look under way began
@@ -145,11 +145,11 @@ class Index:
             return None
         return self.find(self._view, repo_id, revision)
 
-    def find(self, view: View, repo_id: str, revision: str) -> Entry | None:
+    def find(self, view: StoreView, repo_id: str, revision: str) -> Entry | None:
         """Return what `entry` does, in a view that the caller has."""
-        return view.find(repo_id, revision) or self._kept(repo_id, revision)
+        return view.find(repo_id, revision) or self._recently_left(repo_id, revision)
 
-    async def view(self) -> View:
+    async def view(self) -> StoreView:
         """Return the store's content as it was a moment ago; older if the store is slow, or cannot be read.
 
         Raises:
@@ -157,7 +157,7 @@ class Index:
         """
         if self._view is None or time.monotonic() - self._looked_at > self._max_age_s:
             if self._refreshing is None or self._refreshing.done():
-                self._began, self._refreshing = time.monotonic(), asyncio.create_task(self._refresh())
+                self._began, self._refreshing = time.monotonic(), asyncio.create_task(self._look_again())
                 self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
             # Not awaited itself: one client that leaves must not end what others wait for.
             refreshing = self._refreshing
@@ -175,10 +175,10 @@ class Index:
         patience_s = _PATIENCE_S if now - self._read_at < _OLD_S else _OLD_PATIENCE_S
         return max(0.0, self._began + patience_s - now)
 
-    async def _refresh(self) -> None:
+    async def _look_again(self) -> None:
         began = time.monotonic()
         try:
-            view = await asyncio.to_thread(self._read)
+            view = await asyncio.to_thread(self._read_store)
         except Exception as error:  # whatever it is, it must not take away what is known
             self._looked_at = time.monotonic()
             if self._view is None or self._looked_at - self._read_at > _OUTAGE_S:
@@ -187,15 +187,15 @@ class Index:
             log.warning("the store cannot be listed; what it held before is served: %s", error, exc_info=unexpected)
             return
         if self._view is not None:
-            self._keep(self._view, view)
+            self._remember_left(self._view, view)
         self._view, self._read_at, self._looked_at = view, began, time.monotonic()
 
-    def _read(self) -> View:
+    def _read_store(self) -> StoreView:
         """Read the pointers, and the manifests that are new. Runs in a thread, one at a time."""
         revisions, odd = self._store.revisions_and_broken()
         versions = {fingerprint: found.version for fingerprint, found in self._store.fingerprints().items()}
         pointed = sorted({revision.fingerprint for revision in revisions})
-        self._manifests = {name: self._manifest(name, versions.get(name, "")) for name in pointed}
+        self._manifests = {name: self._read_manifest(name, versions.get(name, "")) for name in pointed}
         entries, broken = [], {_name_of(key): Broken("its pointer cannot be read") for key in odd}
         for one in revisions:
             found = self._manifests[one.fingerprint].said
@@ -203,13 +203,13 @@ class Index:
                 broken[one.repo_id, one.revision] = found
             else:
                 entries.append(Entry(one, found))
-        before = self._view or View()
+        before = self._view or StoreView()
         for name, problem in broken.items():
             if before.broken.get(name) != problem:
                 log.error("%s@%s is left out: %s", *name, problem.reason)
-        return View.of(entries, broken, before.namespaces)
+        return StoreView.of(entries, broken, before.namespaces)
 
-    def _manifest(self, fingerprint: str, version: str) -> _Manifest:
+    def _read_manifest(self, fingerprint: str, version: str) -> _Manifest:
         """Return what a manifest says, read again if its version is another, or if it could not be read."""
         before = self._manifests.get(fingerprint)
         said = before.said if before is not None else None
@@ -226,7 +226,7 @@ class Index:
                 return before
             return _Manifest(version, Broken(str(error) or type(error).__name__, passes=isinstance(error, StoreError)))
 
-    def _keep(self, old: View, new: View) -> None:
+    def _remember_left(self, old: StoreView, new: StoreView) -> None:
         """Remember for a while what no name points to any more."""
         now = time.monotonic()
         for entry in old.entries:
@@ -236,6 +236,6 @@ class Index:
         fresh = [(key, left) for key, left in self._left.items() if now - left[0] < _KEEP_S]
         self._left = dict(fresh[-_MOST_KEPT:])
 
-    def _kept(self, repo_id: str, commit: str) -> Entry | None:
+    def _recently_left(self, repo_id: str, commit: str) -> Entry | None:
         left = self._left.get((repo_id, commit))
         return left[1] if left is not None and time.monotonic() - left[0] < _KEEP_S else None

@@ -1,7 +1,7 @@
 """What the store does not have, from another Hub: base models resolve with the same `HF_ENDPOINT`.
 
 `redirect` sends the client there. Its own token goes along, as its `huggingface_hub` decides, which is why a gateway
-with tokens of its own does not redirect (`cli_serve`): they would be shown to the upstream. And clients follow a
+with tokens of its own does not redirect (`cli.serve`): they would be shown to the upstream. And clients follow a
 redirect of a file's HEAD to huggingface.co only; for another upstream they need `proxy`.
 
 `proxy` fetches, and sends on as it comes. Of the request go only a few headers, never its Authorization or cookies; of
@@ -27,9 +27,9 @@ from yarl import URL
 
 from eva_dist.errors import ConfigError
 from eva_dist.gateway.downloads import SAFE_HEADERS, disposition, send_stream
-from eva_dist.gateway.paths import Path
+from eva_dist.gateway.limits import DownloadSlots
+from eva_dist.gateway.requests import PATH, base_url
 from eva_dist.gateway.responses import Refused
-from eva_dist.gateway.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Upstream:
             )
         self.mode = mode
         self._token = token
-        self._slots = Slots()
+        self._slots = DownloadSlots()
         self._session: aiohttp.ClientSession | None = None
 
     async def opened(self, app: web.Application) -> AsyncIterator[None]:
@@ -90,39 +90,39 @@ class Upstream:
         yield
         await self._session.close()
 
-    def redirect(self, request: web.Request, path: Path) -> web.Response:
+    def redirect(self, request: web.Request) -> web.Response:
         """Send the client to the same place there."""
         return web.Response(
-            status=307, headers={"Location": str(self._target(request, path)), "Cache-Control": "no-store"}
+            status=307, headers={"Location": str(self._target_url(request)), "Cache-Control": "no-store"}
         )
 
-    async def answer(self, request: web.Request, path: Path, body: bytes | None = None) -> web.StreamResponse:
+    async def answer(self, request: web.Request, body: bytes | None = None) -> web.StreamResponse:
         """Answer with what the upstream has.
 
         Raises:
             Refused: 502: it cannot be reached, or its answer makes no sense; 503: too much at once for one client.
         """
         if self.mode == "redirect":
-            return self.redirect(request, path)
-        if _hops(request) >= _MOST_HOPS:
+            return self.redirect(request)
+        if _hops_before(request) >= _MOST_HOPS:
             raise Refused(508, "--upstream leads back to this gateway; set it to another endpoint")
-        async with self._slots.of(request):
-            return await self._proxied(request, path, body)
+        async with self._slots.slot_for(request):
+            return await self._answer_by_proxy(request, body)
 
-    async def _proxied(self, request: web.Request, path: Path, body: bytes | None) -> web.StreamResponse:
+    async def _answer_by_proxy(self, request: web.Request, body: bytes | None) -> web.StreamResponse:
         try:
-            fetched = await self._fetch(request, self._target(request, path), body)
+            fetched = await self._fetch_following(request, self._target_url(request), body)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise self._unreachable(error) from error
+            raise self._note_unreachable(error) from error
         try:
-            return await self._pass_on(request, path, fetched)
+            return await self._pass_on(request, fetched)
         finally:
             fetched.response.close()
 
-    async def _fetch(self, request: web.Request, target: URL, body: bytes | None) -> _Fetched:
+    async def _fetch_following(self, request: web.Request, target: URL, body: bytes | None) -> _Fetched:
         assert self._session is not None, "the application runs"
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
-        headers[_HOPS] = str(_hops(request) + 1)
+        headers[_HOPS] = str(_hops_before(request) + 1)
         headers["Accept-Encoding"] = "identity"  # lengths and ranges are those of the file
         method, said = request.method, CIMultiDict[str]()
         for _ in range(_MOST_REDIRECTS):
@@ -151,8 +151,8 @@ class Upstream:
             response.close()
         raise ValueError(f"it redirects more than {_MOST_REDIRECTS} times")
 
-    async def _pass_on(self, request: web.Request, path: Path, fetched: _Fetched) -> web.StreamResponse:
-        given = fetched.response
+    async def _pass_on(self, request: web.Request, fetched: _Fetched) -> web.StreamResponse:
+        given, path = fetched.response, request[PATH]
         headers = CIMultiDict({name: given.headers[name] for name in _BROUGHT if name in given.headers})
         headers.update(fetched.said)
         headers.update(SAFE_HEADERS)
@@ -170,37 +170,37 @@ class Upstream:
             headers.popall("Content-Length", None)
             return web.Response(body=await self._without_xet(given), headers=headers)
         response = web.StreamResponse(status=given.status, headers=headers)
-        await send_stream(request, response, self._chunks(given))
+        await send_stream(request, response, self._read_chunks(given))
         return response
 
     async def _without_xet(self, given: aiohttp.ClientResponse) -> bytes:
         """Return a listing without the hashes that would have a client fetch from elsewhere."""
         content = bytearray()
         try:
-            async for chunk in self._chunks(given):
+            async for chunk in self._read_chunks(given):
                 content += chunk
                 if len(content) > _LARGEST_LISTING:
                     raise ValueError(f"a listing of more than {_LARGEST_LISTING} bytes")
             listed: Any = json.loads(content)
         except (ValueError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise self._note_unreachable(error) from error
         for item in listed if isinstance(listed, list) else []:
             if isinstance(item, dict):
                 item.pop("xetHash", None)
         return json.dumps(listed).encode()
 
-    async def _chunks(self, given: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _read_chunks(self, given: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
             async for chunk in given.content.iter_chunked(_CHUNK_BYTES):
                 yield chunk
         except (aiohttp.ClientError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise OSError(f"the upstream broke off: {error}") from error
 
-    def _target(self, request: web.Request, path: Path) -> URL:
+    def _target_url(self, request: web.Request) -> URL:
         query = request.rel_url.raw_query_string
-        return URL(f"{self.url}{path.encoded}{'?' + query if query else ''}", encoded=True)
+        return URL(f"{self.url}{request[PATH].encoded}{'?' + query if query else ''}", encoded=True)
 
-    def _unreachable(self, error: Exception) -> Refused:
+    def _note_unreachable(self, error: Exception) -> Refused:
         log.warning("the upstream %s failed: %s: %s", self.url, type(error).__name__, error)
         return Refused(
             502, f"this is not in the store, and the upstream {self.url} did not answer as it should; try again later"
@@ -215,18 +215,9 @@ def _proxy_to(target: URL) -> str | None:
     return proxy if proxy.startswith(("http://", "https://")) else None
 
 
-def _hops(request: web.Request) -> int:
+def _hops_before(request: web.Request) -> int:
     given = request.headers.get(_HOPS, "0")
     return int(given) if len(given) < 3 and given.isascii() and given.isdigit() else _MOST_HOPS
-
-
-def base_url(request: web.Request) -> str:
-    """Return the gateway's own address as this client knows it."""
-    host = request.headers.get("Host", "")
-    if not host or not all(c.isascii() and (c.isalnum() or c in "-.:[]_") for c in host):
-        raise Refused(400, "the Host header must name a host")
-    secure = request.headers.get("X-Forwarded-Proto", request.scheme).strip().lower() == "https"
-    return f"{'https' if secure else 'http'}://{host}"
 
 
 def upstream_of(url: str | None, mode: Mode, token: str | None, needs_tokens: bool) -> Upstream | None:

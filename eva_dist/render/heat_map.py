@@ -4,21 +4,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from eva_dist.render.colours import AMOUNT, LEVELS, Palette
-from eva_dist.render.markup import data, element, number, said, svg
+from eva_dist.render.markup import data, element, number, svg
 
 Grid = Sequence[Sequence[float | None]]
 
 _TOP, _BOTTOM = 4.0, 18.0
 _LABEL_HEIGHT, _LABEL_WIDTH = 12.0, 24.0
 _GAP_FROM = 14.0
-
-HATCH = (
-    '<svg class="defs" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
-    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0 0V6" stroke="#8c95a0" '
-    'stroke-width="1.2"/></pattern></defs></svg>'
-)
-"""What a page with heat maps holds once: the pattern of cells without a value."""
 
 
 def share_in_cell(value: float) -> str:
@@ -56,14 +51,14 @@ class Heat:
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 1.0
 
 
-def draw_heat(heat: Heat) -> str:
+def draw_heat(heat: Heat) -> Markup:
     """Return the drawing."""
     width = (heat.width - heat.left) / max(len(heat.column_names), 1)
     bottom = _TOP + heat.row_height * len(heat.row_names)
-    parts = _cells(heat, width)
-    parts += _row_labels(heat) + _column_labels(heat, width, bottom)
+    parts = _draw_cells(heat, width)
+    parts += _draw_row_labels(heat) + _draw_column_labels(heat, width, bottom)
     if heat.in_cell is not None:
-        parts.append(_numbers(heat, heat.in_cell, width))
+        parts.append(_draw_numbers(heat, heat.in_cell, width))
     return svg(
         heat.width,
         bottom + _BOTTOM,
@@ -71,24 +66,18 @@ def draw_heat(heat: Heat) -> str:
         *parts,
         class_="heat",
         data_box=data([heat.left, _TOP, round(width, 4), heat.row_height]),
-        data_grid=";".join(",".join(_written(value, heat.digits) for value in row) for row in heat.grid),
+        data_grid=";".join(",".join(_write_value(value, heat.digits) for value in row) for row in heat.grid),
         data_rows=data(list(heat.row_words)),
         data_columns=data(list(heat.column_words)),
     )
 
 
-def scale(low: str, high: str, what: str, palette: Palette = AMOUNT) -> str:
-    """Return the key to the colours."""
-    bar = element("span", class_=f"bar {palette.class_}")
-    return element("p", said(f"{what}: {low} "), bar, said(f" {high}"), class_="scale")
-
-
-def _cells(heat: Heat, width: float) -> list[str]:
+def _draw_cells(heat: Heat, width: float) -> list[Markup]:
     runs: dict[int, list[str]] = defaultdict(list)
     thick = heat.row_height - (1.2 if heat.row_height >= _GAP_FROM else 0)
     empty = []
     for y, row in enumerate(heat.grid):
-        levels = [None if value is None else _level(heat, value) for value in row]
+        levels = [None if value is None else _colour_level(heat, value) for value in row]
         x = 0
         while x < len(levels):
             end = x + 1
@@ -109,46 +98,46 @@ def _cells(heat: Heat, width: float) -> list[str]:
     ]
 
 
-def _level(heat: Heat, value: float) -> int:
+def _colour_level(heat: Heat, value: float) -> int:
     """Return the colour's number; only the lowest value itself gets 0, for no rank differs from a low rank."""
     level = round(heat.share(value) * LEVELS)
     return max(level, 1) if value > heat.low else 0
 
 
-def _row_labels(heat: Heat) -> list[str]:
-    every = _every(len(heat.row_names), _LABEL_HEIGHT / heat.row_height)
+def _draw_row_labels(heat: Heat) -> list[Markup]:
+    every = _label_step(len(heat.row_names), _LABEL_HEIGHT / heat.row_height)
     return [
-        element("text", said(name), x=heat.left - 4, y=_TOP + (at + 0.5) * heat.row_height + 3.5, text_anchor="end")
+        element("text", name, x=heat.left - 4, y=_TOP + (at + 0.5) * heat.row_height + 3.5, text_anchor="end")
         for at, name in enumerate(heat.row_names)
         if at % every == 0
     ]
 
 
-def _column_labels(heat: Heat, width: float, bottom: float) -> list[str]:
+def _draw_column_labels(heat: Heat, width: float, bottom: float) -> list[Markup]:
     longest = max(map(len, heat.column_names), default=1)
-    every = _every(len(heat.column_names), max(_LABEL_WIDTH, 7.0 * longest) / width)
+    every = _label_step(len(heat.column_names), max(_LABEL_WIDTH, 7.0 * longest) / width)
     return [
-        element("text", said(name), x=heat.left + (at + 0.5) * width, y=bottom + 13, text_anchor="middle")
+        element("text", name, x=heat.left + (at + 0.5) * width, y=bottom + 13, text_anchor="middle")
         for at, name in enumerate(heat.column_names)
         if at % every == 0
     ]
 
 
-def _every(count: int, least: float) -> int:
+def _label_step(count: int, least: float) -> int:
     """Return which of the labels are written: each, each second, fifth, tenth, ..."""
     steps = (1, 2, 5, 10, 20, 50, 100, 200, 500)
     return next((step for step in steps if step >= least), max(count, 1))
 
 
-def _numbers(heat: Heat, write: Callable[[float], str], width: float) -> str:
+def _draw_numbers(heat: Heat, write: Callable[[float], str], width: float) -> Markup:
     size = min(10.0, width / 3.0 if write is share_in_cell else width / 2.2)
     texts = [
         element(
             "text",
-            said(write(value)),
+            write(value),
             x=heat.left + (x + 0.5) * width,
             y=_TOP + (y + 0.5) * heat.row_height + 0.36 * size,
-            class_="dark" if heat.palette.wants_dark_ink(_level(heat, value) / LEVELS) else None,
+            class_="dark" if heat.palette.wants_dark_ink(_colour_level(heat, value) / LEVELS) else None,
         )
         for y, row in enumerate(heat.grid)
         for x, value in enumerate(row)
@@ -157,7 +146,7 @@ def _numbers(heat: Heat, write: Callable[[float], str], width: float) -> str:
     return element("g", *texts, class_="cells", font_size=size, text_anchor="middle")
 
 
-def _written(value: float | None, digits: int) -> str:
+def _write_value(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value:.{digits}f}" if digits else number(value)

@@ -1,16 +1,25 @@
-"""Ranks by point and layer: a heat map a module kind, as small multiples, and their means as a table."""
+"""Ranks as heat maps: of one artifact by module kind and block, and of several points as small multiples."""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from eva_dist.artifact.layer_names import Place, kinds_in_order, places
-from eva_dist.render.heat_map import Heat, draw_heat, scale
-from eva_dist.render.markup import element, figure, said, table
+from eva_dist.artifact.reading import shown
+from eva_dist.render.colours import AMOUNT, DIFFERENCE, Palette
+from eva_dist.render.heat_map import Heat, draw_heat
+from eva_dist.render.markup import element
+from eva_dist.render.templates import render_shared
 from eva_dist.render.words import NONE
 
 _OUTSIDE = "outside the blocks"
+_MOST_KINDS = 60
+_MOST_NUMBERED_CELLS = 700
+_NARROWEST_NUMBERED = 13.0
+_ROW_HEIGHT = 22.0
 
 
 @dataclass(frozen=True)
@@ -22,20 +31,66 @@ class PointRanks:
     ranks: Mapping[str, int]
 
 
-def draw_rank_maps(points: Sequence[PointRanks]) -> str:
+def draw_rank_map(
+    name: str,
+    ranks: Mapping[str, float],
+    ends: tuple[float, float],
+    where: Mapping[str, Place],
+    palette: Palette = AMOUNT,
+    width: float = 720.0,
+) -> Markup:
+    """Return the map of a value by layer, a row a module kind and a column a block; empty if no layer is in a block.
+
+    `ends` are the ends of the map's colours; differences are written with their sign.
+    """
+    inside = {layer: place for layer, place in where.items() if place.block is not None}
+    kinds = kinds_in_order(inside)[:_MOST_KINDS]
+    blocks = sorted({place.block for place in inside.values() if place.block is not None})
+    if not kinds:
+        return Markup("")
+    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for layer, place in inside.items():
+        if layer in ranks and place.block is not None:
+            cells[place.kind, place.block].append(ranks[layer])
+    words = [shown(kind, 40) for kind in kinds]
+    left = min(14 + 6.1 * max(map(len, words)), 0.45 * width)
+    is_numbered = (width - left) / len(blocks) >= _NARROWEST_NUMBERED
+    is_numbered = is_numbered and len(kinds) * len(blocks) <= _MOST_NUMBERED_CELLS
+    write = _write_signed if palette is DIFFERENCE else "{:.0f}".format
+    heat = Heat(
+        name=name,
+        grid=[[_mean_or_none(cells.get((kind, block), [])) for block in blocks] for kind in kinds],
+        row_names=words,
+        column_names=[str(block) for block in blocks],
+        row_words=words,
+        column_words=[f"block {block}" for block in blocks],
+        low=ends[0],
+        high=ends[1],
+        digits=0,
+        row_height=_ROW_HEIGHT,
+        in_cell=write if is_numbered else None,
+        palette=palette,
+        width=min(width, left + 64 * len(blocks)),
+        left=left,
+    )
+    drawing, label = draw_heat(heat), f"{name}, drawing"
+    return element("div", drawing, class_="sideways", tabindex="0", role="region", aria_label=label)
+
+
+def draw_rank_maps(points: Sequence[PointRanks]) -> Markup:
     """Return a heat map a module kind, points by blocks, and their means as a table."""
     where = places(list(dict.fromkeys(name for point in points for name in point.ranks)))
     largest = max((rank for point in points for rank in point.ranks.values()), default=0)
-    panels = [_panel(points, kind, columns, float(max(largest, 1))) for kind, columns in _columns(where).items()]
-    caption = (
-        "A panel a module kind, a row a point, a column a transformer block; the colour is the rank. Where a block has "
-        "several layers of a kind (experts) it is their mean; hatched: no such layer among the point's targets."
-    )
-    drawn = element("div", *panels, class_="panels")
-    return figure(caption, scale("0", str(largest), "rank"), drawn) + _mean_table(points, where)
+    kinds = kinds_in_order(where)
+    panels = [
+        (_panel_heading(kind, columns), draw_heat(_panel_heat(points, kind, columns, float(max(largest, 1)))))
+        for kind, columns in _columns_by_kind(where).items()
+    ]
+    rows = [(point.name, [_mean_in_words(point, kind, where) for kind in kinds]) for point in points]
+    return render_shared("rank_maps.html", panels=panels, largest=largest, kinds=kinds, rows=rows)
 
 
-def _columns(where: dict[str, Place]) -> dict[str, dict[str, list[str]]]:
+def _columns_by_kind(where: dict[str, Place]) -> dict[str, dict[str, list[str]]]:
     """Return kind to column to the layers there; all kinds have the same blocks, layers outside them one panel."""
     blocks = sorted({place.block for place in where.values() if place.block is not None})
     panels: dict[str, dict[str, list[str]]] = {}
@@ -49,12 +104,20 @@ def _columns(where: dict[str, Place]) -> dict[str, dict[str, list[str]]]:
     return panels
 
 
-def _panel(points: Sequence[PointRanks], kind: str, columns: dict[str, list[str]], largest: float) -> str:
+def _panel_heading(kind: str, columns: Mapping[str, list[str]]) -> str:
+    if kind != _OUTSIDE:
+        return element("code", kind)
+    return f"{kind} ({'; '.join(f'{at}: {column}' for at, column in enumerate(columns))})"
+
+
+def _panel_heat(points: Sequence[PointRanks], kind: str, columns: Mapping[str, list[str]], largest: float) -> Heat:
     outside = kind == _OUTSIDE
-    heat = Heat(
+    return Heat(
         name=f"Ranks of {kind} by point and block",
-        grid=[[_mean([point.ranks[name] for name in names if name in point.ranks]) for names in columns.values()]
-              for point in points],
+        grid=[
+            [_mean_or_none([point.ranks[name] for name in names if name in point.ranks]) for names in columns.values()]
+            for point in points
+        ],
         row_names=[point.name for point in points],
         column_names=[str(at) for at in range(len(columns))] if outside else list(columns),
         row_words=[point.words for point in points],
@@ -63,30 +126,19 @@ def _panel(points: Sequence[PointRanks], kind: str, columns: dict[str, list[str]
         high=largest,
         digits=0,
         row_height=max(min(240.0 / len(points), 22.0), 7.0),
-    )  # fmt: skip
-    listed = "; ".join(f"{at}: {column}" for at, column in enumerate(columns)) if outside else ""
-    heading = element("h3", element("code", said(kind)) if not outside else said(f"{kind} ({listed})"))
-    return element("div", heading, draw_heat(heat), class_="panel")
+    )
 
 
-def _mean_table(points: Sequence[PointRanks], where: dict[str, Place]) -> str:
-    kinds = kinds_in_order(where)
-    rows = []
-    for point in points:
-        by_kind: dict[str, list[int]] = defaultdict(list)
-        for name, rank in point.ranks.items():
-            by_kind[where[name].kind].append(rank)
-        rows.append([said(point.name), *(_rank_cell(by_kind.get(kind, [])) for kind in kinds)])
-    head = ["point", *(element("code", said(kind)) for kind in kinds)]
-    inner = table("Mean rank of each module kind, and the smallest and largest in it", head, rows)
-    return element("details", element("summary", "Ranks as numbers"), inner)
+def _mean_in_words(point: PointRanks, kind: str, where: Mapping[str, Place]) -> str:
+    """Return the mean rank of a module kind, and the least and the largest of its layers."""
+    ranks = [rank for name, rank in point.ranks.items() if where[name].kind == kind]
+    return f"{math.fsum(ranks) / len(ranks):.1f} ({min(ranks)}–{max(ranks)})" if ranks else NONE
 
 
-def _rank_cell(ranks: Sequence[int]) -> str:
-    if not ranks:
-        return NONE
-    return said(f"{math.fsum(ranks) / len(ranks):.1f} ({min(ranks)}–{max(ranks)})")
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
-def _mean(ranks: Sequence[int]) -> float | None:
-    return math.fsum(ranks) / len(ranks) if ranks else None
+def _write_signed(value: float) -> str:
+    rounded = round(value)
+    return "" if rounded == 0 else f"+{rounded}" if rounded > 0 else f"−{-rounded}"

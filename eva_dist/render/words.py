@@ -23,6 +23,11 @@ def amount(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def whole(count: int | None) -> str:
+    """Return a whole number with its thousands set apart, or a dash."""
+    return NONE if count is None else f"{count:,}"
+
+
 def digits_for(values: Sequence[float], write: Callable[[float, int], str], digits: Sequence[int]) -> int:
     """Return the least of `digits` with which `write` rounds no value, else the last."""
 
@@ -52,6 +57,11 @@ def times(ratio: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return e.g. `1 point`, `2 points`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Return `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def printable(message: str) -> str:

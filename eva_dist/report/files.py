@@ -86,7 +86,7 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
         "shared": shared(found.points),
         "reference": None if found.reference is None else found.points[found.reference].number,
         "points": [
-            _point_record(point, found.varied, None if figures is None else dataclasses.asdict(figures))
+            _describe_point(point, found.varied, None if figures is None else dataclasses.asdict(figures))
             for point, figures in zip(found.points, found.figures, strict=True)
         ],
         "agreement": {
@@ -104,7 +104,9 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON for people and programs; NaN and infinity, which a setting can hold, as text."""
-    return (json.dumps(_json_value(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(_replace_infinities(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+    ).encode()
 
 
 def put(path: Path, content: bytes) -> None:
@@ -129,7 +131,7 @@ def put(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _point_record(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
+def _describe_point(point: Point, varied: Sequence[str], figures: dict[str, Any] | None) -> dict[str, Any]:
     result = point.result
     return {
         "number": point.number,
@@ -159,9 +161,9 @@ def _layer_record(layer: DescribedLayer) -> dict[str, Any]:
     }
 
 
-def _json_value(value: Any) -> Any:
+def _replace_infinities(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): _replace_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
+        return [_replace_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,8 +1,6 @@
 """The page's headline: what a sweep has found, a sentence each, as text."""
 
-from collections.abc import Sequence
-
-from eva_dist.render.words import amount, counted, overlap, share, steps, times
+from eva_dist.render.words import amount, counted, listed, overlap, share, steps, times
 from eva_dist.report.compare_points import Comparison, Effect, most_different
 from eva_dist.report.point import FAILED, NOT_BEGUN, UNFINISHED
 from eva_dist.report.settings import label, short, text
@@ -11,10 +9,10 @@ from eva_dist.report.settings import label, short, text
 def title(found: Comparison) -> str:
     """Return what was swept, e.g. `Sweep over rho and tau: 12 points`."""
     over = listed([short(found.varied)[key] for key in found.varied])
-    return f"Sweep over {over}: {counted(len(found.points), 'point')}" if over else _alone(found)
+    return f"Sweep over {over}: {counted(len(found.points), 'point')}" if over else _title_without_settings(found)
 
 
-def _alone(found: Comparison) -> str:
+def _title_without_settings(found: Comparison) -> str:
     count = len(found.points)
     return "Sweep of one point" if count == 1 else f"Sweep of {count} points with the same settings"
 
@@ -32,7 +30,11 @@ def trouble(found: Comparison) -> str | None:
 
 def findings(found: Comparison) -> list[str]:
     """Return the sentences, the most telling first; empty if there is nothing to compare."""
-    sentences = [*_differ(found), *(_effect(found, effect) for effect in found.effects), *_best(found)]
+    sentences = [
+        *_most_different_in_words(found),
+        *(_effect_in_words(found, effect) for effect in found.effects),
+        *_best_in_words(found),
+    ]
     turning = [f for f in map(found.known, found.compared) if f.layers_converged < f.layers]
     if turning:
         most = max(figures.layers - figures.layers_converged for figures in turning)
@@ -49,12 +51,7 @@ def name(found: Comparison, place: int) -> str:
     return called if called == f"point {point.number}" else f"point {point.number} ({called})"
 
 
-def listed(items: Sequence[str]) -> str:
-    """Return `a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
-
-
-def _differ(found: Comparison) -> list[str]:
+def _most_different_in_words(found: Comparison) -> list[str]:
     pair = most_different(found)
     if pair is None:
         return []
@@ -68,7 +65,7 @@ def _differ(found: Comparison) -> list[str]:
     ]
 
 
-def _effect(found: Comparison, effect: Effect) -> str:
+def _effect_in_words(found: Comparison, effect: Effect) -> str:
     """Return what going from the first to the last value of a setting costs and brings."""
     key = short(found.varied)[effect.key]
     before, after = effect.before, effect.after
@@ -93,7 +90,7 @@ def _effect(found: Comparison, effect: Effect) -> str:
     return f"{key} from {text(effect.low)} to {text(effect.high)} {cost} and {gain}, {size}{agreed}{mean}."
 
 
-def _best(found: Comparison) -> list[str]:
+def _best_in_words(found: Comparison) -> list[str]:
     converged = [p for p in found.compared if found.known(p).layers_converged == found.known(p).layers]
     explained = [found.known(place).explained_variance for place in converged]
     if len(explained) < 2 or max(explained) - min(explained) < 5e-5:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from eva_dist.render.charts import SHAPES, Chart, Mark, Series, Ticks, draw_chart, swatch
 from eva_dist.render.colours import KINDS
-from eva_dist.render.markup import element, figure, said
 from eva_dist.render.words import amount, digits_for, seconds, share, steps
 from eva_dist.report.compare_points import Comparison, PointFigures
 from eva_dist.report.settings import is_number, label, same, short, text, values_in_order
@@ -25,29 +26,38 @@ class Encoding:
     shape: str | None
 
 
-def budget_figure(found: Comparison) -> str:
+@dataclass(frozen=True)
+class Figure:
+    """Charts with their caption; `legend` has settings, and swatch and text of each of their values."""
+
+    drawings: list[Markup]
+    caption: str
+    legend: list[tuple[str, list[tuple[Markup, str]]]]
+
+
+def budget_figure(found: Comparison) -> Figure:
     """Return explained variance against trainable parameters."""
-    numeric = _numeric(found)
+    numeric = _numeric_settings(found)
     along = next((key for key in _BUDGETS if key in numeric), next((key for key in numeric if key != TAU), None))
-    encoding = _encoding(found, along)
+    encoding = _choose_encoding(found, along)
     chart = Chart(
         name="Total explained variance of each point against its trainable parameters",
         x_label="trainable parameters",
         y_label="explained variance",
-        x_text=_amounts,
-        y_text=_shares,
-        series=_series(
+        x_text=_write_amounts,
+        y_text=_write_shares,
+        series=_series_of(
             found, encoding, lambda place: found.known(place).trainable_parameters, lambda f: f.explained_variance
         ),
     )
-    return figure(_caption(found, encoding), draw_chart(chart), _legend(found, encoding), class_="one")
+    return Figure([draw_chart(chart)], _caption_of(found, encoding), _legend_of(found, encoding))
 
 
-def setting_figure(found: Comparison) -> str:
+def setting_figure(found: Comparison) -> Figure:
     """Return steps, seconds and explained variance, against tau where it varies, else another number, else points."""
     along = _setting_axis(found)
-    encoding = _encoding(found, along)
-    values = _values(found, along)
+    encoding = _choose_encoding(found, along)
+    values = _values_of(found, along)
     texts = [same(value) for value in values]
     at = {
         place: order if along is None else texts.index(same(found.points[place].settings.get(along)))
@@ -55,20 +65,17 @@ def setting_figure(found: Comparison) -> str:
     }
     named = tuple(map(text, values)) or tuple(str(found.points[place].number) for place in found.compared)
     panels: list[tuple[str, Callable[[PointFigures], float], Ticks]] = [
-        ("steps", lambda f: f.steps, _each(steps)),
-        ("seconds of the pass", lambda f: f.pass_seconds, _each(seconds)),
-        ("explained variance", lambda f: f.explained_variance, _shares),
+        ("steps", lambda f: f.steps, _write_each(steps)),
+        ("seconds of the pass", lambda f: f.pass_seconds, _write_each(seconds)),
+        ("explained variance", lambda f: f.explained_variance, _write_shares),
     ]
     axis = axis_of_settings(found)
-    charts = [
-        draw_chart(
-            Chart(f"{y_label} of each point against {axis}", axis, y_label, _each(text), y_text, series, x_values=named)
-        )
-        for y_label, figure_of, y_text in panels
-        for series in [_series(found, encoding, at.__getitem__, figure_of)]
-    ]
-    drawn = element("div", *charts, class_="charts")
-    return figure(_caption(found, encoding), drawn, _legend(found, encoding))
+    drawings = []
+    for y_label, figure_of, y_text in panels:
+        series = _series_of(found, encoding, at.__getitem__, figure_of)
+        name = f"{y_label} of each point against {axis}"
+        drawings.append(draw_chart(Chart(name, axis, y_label, _write_each(text), y_text, series, x_values=named)))
+    return Figure(drawings, _caption_of(found, encoding), _legend_of(found, encoding))
 
 
 def axis_of_settings(found: Comparison) -> str:
@@ -78,7 +85,7 @@ def axis_of_settings(found: Comparison) -> str:
 
 
 def _setting_axis(found: Comparison) -> str | None:
-    numeric = _numeric(found)
+    numeric = _numeric_settings(found)
     return TAU if TAU in numeric else next(iter(numeric), None)
 
 
@@ -93,7 +100,7 @@ def point_words(found: Comparison, place: int) -> str:
     )
 
 
-def _numeric(found: Comparison) -> list[str]:
+def _numeric_settings(found: Comparison) -> list[str]:
     """Return the varied settings that every compared point has as a number: those with most values first."""
     points = [found.points[place] for place in found.compared]
     keys = [key for key in found.varied if all(is_number(point.settings.get(key)) for point in points)]
@@ -101,19 +108,19 @@ def _numeric(found: Comparison) -> list[str]:
     return sorted(several, key=lambda key: -len(values_in_order(points, key)))
 
 
-def _values(found: Comparison, key: str | None) -> list[Any]:
+def _values_of(found: Comparison, key: str | None) -> list[Any]:
     return [] if key is None else values_in_order([found.points[place] for place in found.compared], key)
 
 
-def _encoding(found: Comparison, along: str | None) -> Encoding:
+def _choose_encoding(found: Comparison, along: str | None) -> Encoding:
     """Give colour to the setting of most values beside `along`, then shape."""
-    others = [key for key in found.varied if key != along and len(_values(found, key)) > 1]
-    others.sort(key=lambda key: (key != TAU, -len(_values(found, key))))
+    others = [key for key in found.varied if key != along and len(_values_of(found, key)) > 1]
+    others.sort(key=lambda key: (key != TAU, -len(_values_of(found, key))))
     colour, form, *_ = [*others, None, None]
     return Encoding(along, colour, form)
 
 
-def _series(
+def _series_of(
     found: Comparison,
     encoding: Encoding,
     x: Callable[[int], float],
@@ -124,10 +131,10 @@ def _series(
         settings = found.points[place].settings
         others = {key: settings.get(key) for key in found.varied if key != encoding.along}
         lines[same(others) if encoding.along else str(place)].append(place)
-    texts = {key: [same(value) for value in _values(found, key)] for key in (encoding.colour, encoding.shape) if key}
+    texts = {key: [same(value) for value in _values_of(found, key)] for key in (encoding.colour, encoding.shape) if key}
     drawn = []
     for places in lines.values():
-        ordered = sorted(places, key=lambda place: _rank(found, encoding.along, place))
+        ordered = sorted(places, key=lambda place: _place_along(found, encoding.along, place))
         marks = tuple(
             Mark(x(place), y(found.known(place)), found.points[place].number, point_words(found, place))
             for place in ordered
@@ -141,48 +148,45 @@ def _series(
     return tuple(drawn)
 
 
-def _rank(found: Comparison, along: str | None, place: int) -> float:
+def _place_along(found: Comparison, along: str | None, place: int) -> float:
     return float(place if along is None else found.points[place].settings[along])
 
 
-def _legend(found: Comparison, encoding: Encoding) -> str:
+def _legend_of(found: Comparison, encoding: Encoding) -> list[tuple[str, list[tuple[Markup, str]]]]:
     names = short(found.varied)
-    groups = []
-    for key, of_colour in ((encoding.colour, True), (encoding.shape, False)):
-        if key is None:
-            continue
-        entries = [
-            element("li", swatch(at, 0) if of_colour else swatch(None, at), said(text(value)))
-            for at, value in enumerate(_values(found, key))
-        ]
-        groups.append(element("li", said(names[key]), element("ul", *entries)))
-    return element("ul", *groups, class_="legend") if groups else ""
+    legend = []
+    for key, is_colour in ((encoding.colour, True), (encoding.shape, False)):
+        if key is not None:
+            values = [text(value) for value in _values_of(found, key)]
+            swatches = [swatch(at, 0) if is_colour else swatch(None, at) for at in range(len(values))]
+            legend.append((names[key], list(zip(swatches, values, strict=True))))
+    return legend
 
 
-def _caption(found: Comparison, encoding: Encoding) -> str:
+def _caption_of(found: Comparison, encoding: Encoding) -> str:
     names = short(found.varied)
-    said_of = ["A mark is a point, with its number."]
+    sentences = ["A mark is a point, with its number."]
     if encoding.along is not None:
-        said_of.append(f"A line goes along {names[encoding.along]}, all else being equal.")
+        sentences.append(f"A line goes along {names[encoding.along]}, all else being equal.")
     ways = [f"{how} is {names[key]}" for how, key in (("colour", encoding.colour), ("shape", encoding.shape)) if key]
     if ways:
         together = " and ".join(ways)
-        said_of.append(f"{together[0].upper()}{together[1:]}.")
+        sentences.append(f"{together[0].upper()}{together[1:]}.")
     for key, most in ((encoding.colour, KINDS), (encoding.shape, SHAPES)):
-        if key is not None and len(_values(found, key)) > most:
-            said_of.append(f"{names[key]} has more than {most} values, so they come round again.")
-    return " ".join(said_of)
+        if key is not None and len(_values_of(found, key)) > most:
+            sentences.append(f"{names[key]} has more than {most} values, so they come round again.")
+    return " ".join(sentences)
 
 
-def _shares(values: Sequence[float]) -> list[str]:
+def _write_shares(values: Sequence[float]) -> list[str]:
     digits = digits_for(values, share, range(5))
     return [share(value, digits) for value in values]
 
 
-def _amounts(values: Sequence[float]) -> list[str]:
+def _write_amounts(values: Sequence[float]) -> list[str]:
     digits = digits_for(values, amount, range(2, 8))
     return [amount(value, digits) for value in values]
 
 
-def _each(write: Callable[[float], str]) -> Ticks:
+def _write_each(write: Callable[[float], str]) -> Ticks:
     return lambda values: [write(value) for value in values]

@@ -87,6 +87,11 @@ def text(value: Any, most: int | None = _MOST_CHARACTERS) -> str:
     return written if most is None or len(written) <= most else written[: most - 1] + "…"
 
 
+def whole_text(value: Any) -> str:
+    """Return a value as a setting is written, all of it."""
+    return value if isinstance(value, str) else text(value, most=None)
+
+
 def label(point: Point, keys: Sequence[str]) -> str:
     """Return e.g. `rho=1.5 tau=0.95`; `point 3` where nothing varies or is known."""
     names = short(keys)

@@ -15,11 +15,11 @@ def text_table(found: Comparison) -> str:
     names = short(found.varied)
     head = ["point", *(names[key] for key in found.varied), "status", *FIGURES]
     rows = [
-        [str(point.number), *_settings(point, found), point.status, *in_words(figures)]
+        [str(point.number), *_settings_in_words(point, found), point.status, *in_words(figures)]
         for point, figures in zip(found.points, found.figures, strict=True)
     ]
-    lines = _aligned([head, *rows], left=1 + len(found.varied) + 1)
-    lines += [_complaint(point) for point in found.points if point.problem is not None]
+    lines = _align_columns([head, *rows], left=1 + len(found.varied) + 1)
+    lines += [_complaint_line(point) for point in found.points if point.problem is not None]
     if found.reference is not None and len(found.compared) > 1:
         number = found.points[found.reference].number
         lines.append(
@@ -29,7 +29,7 @@ def text_table(found: Comparison) -> str:
     return "\n".join([*lines, ""])
 
 
-def _settings(point: Point, found: Comparison) -> list[str]:
+def _settings_in_words(point: Point, found: Comparison) -> list[str]:
     return [text(point.settings[key]) if key in point.settings else NONE for key in found.varied]
 
 
@@ -48,14 +48,14 @@ def in_words(figures: PointFigures | None) -> list[str]:
     ]
 
 
-def _complaint(point: Point) -> str:
+def _complaint_line(point: Point) -> str:
     assert point.problem is not None
     message = " ".join(point.problem.message.split())
     cut = message if len(message) <= _MOST_ERROR else message[: _MOST_ERROR - 1] + "…"
     return printable(f"point {point.number} {point.status}: {point.problem.type}: {cut}")
 
 
-def _aligned(rows: list[list[str]], left: int) -> list[str]:
+def _align_columns(rows: list[list[str]], left: int) -> list[str]:
     """Return lines; the first `left` columns begin alike, the others end alike."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

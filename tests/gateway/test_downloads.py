@@ -10,7 +10,6 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from eva_dist.errors import StoreError
 from eva_dist.gateway import verification
-from eva_dist.gateway.ranges import is_another, is_known, span_of
 from eva_dist.store.store import Store
 from tests.gateway.conftest import FIRST, REPO, SECOND
 from tests.gateway.serving import FILES, ask, gateway, put, sha256
@@ -18,47 +17,6 @@ from tests.gateway.serving import FILES, ask, gateway, put, sha256
 BIG = FILES["big.bin"]
 ETAG = f'"{sha256(BIG)}"'
 URL = f"/{REPO}/resolve/{FIRST}/big.bin"
-
-
-@pytest.mark.parametrize(
-    ("header", "span"),
-    [
-        ("bytes=0-", (0, 100)),
-        ("bytes=10-19", (10, 20)),
-        ("bytes=10-1000", (10, 100)),
-        ("bytes=-30", (70, 100)),
-        ("bytes=-300", (0, 100)),
-        ("BYTES = 99 - 99", (99, 100)),
-        ("bytes=100-", None),
-        ("bytes=-0", None),
-    ],
-)
-def test_what_a_range_means(header, span):
-    found = span_of({"Range": header}, "tag", 100)
-    assert (found and (found.start, found.end)) == span and (found is None or found.partial)
-
-
-@pytest.mark.parametrize("header", ["", "bytes=-", "bytes=20-10", "bytes=1-2,5-6", "lines=1-2", "bytes=x-"])
-def test_what_is_no_single_range_means_the_whole(header):
-    assert span_of({"Range": header}, "tag", 100) == span_of({}, "tag", 100)
-
-
-def test_a_range_on_a_condition():
-    assert span_of({"Range": "bytes=5-", "If-Range": '"tag"'}, "tag", 100).partial
-    for other in ('"other"', 'W/"tag"', "Wed, 21 Oct 2015 07:28:00 GMT"):
-        assert not span_of({"Range": "bytes=5-", "If-Range": other}, "tag", 100).partial
-
-
-def test_known_tags():
-    assert is_known({"If-None-Match": '"a", W/"tag"'}, "tag") and is_known({"If-None-Match": "*"}, "tag")
-    assert not is_known({"If-None-Match": '"tags"'}, "tag") and not is_known({}, "tag")
-
-
-def test_tags_that_must_match():
-    for same in ("", "*", '"tag"', '"a", "tag"'):
-        assert not is_another({"If-Match": same}, "tag"), same
-    for other in ('"a"', 'W/"tag"', "tag", '"a", W/"tag"'):
-        assert is_another({"If-Match": other}, "tag"), other
 
 
 def test_a_file_that_is_another_now_is_not_sent(served):

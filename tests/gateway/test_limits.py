@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from eva_dist.gateway import downloads, hub_api, server, stalled
+from eva_dist.gateway import downloads, limits, requests, server
 from eva_dist.gateway.app import make_app
 from tests.gateway.conftest import FIRST, REPO
 from tests.gateway.serving import FILES, ask, gateway, put, running
@@ -132,7 +132,7 @@ def test_bodies_are_limited(endpoint):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(endpoint, monkeypatch):
-    monkeypatch.setattr(hub_api, "_BODY_S", 0.05)
+    monkeypatch.setattr(requests, "_BODY_S", 0.05)
     with connect(endpoint) as client:
         client.sendall(f"POST /api/models/{REPO}/paths-info/{FIRST} HTTP/1.1\r\nHost: localhost\r\n".encode())
         client.sendall(b"Content-Length: 100\r\n\r\npaths=")
@@ -147,7 +147,7 @@ def test_headers_that_never_end_are_not_waited_for(store, sent):
 
 
 def test_a_client_that_reads_nothing_is_let_go(endpoint, monkeypatch, caplog):
-    monkeypatch.setattr(stalled, "STALL_S", 0.3)
+    monkeypatch.setattr(limits, "STALL_S", 0.3)
     monkeypatch.setattr(downloads, "_SENDFILE_BYTES", 64 << 10)
     with connect(endpoint, receive_bytes=4096) as client:
         client.sendall(f"GET {URL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())

@@ -125,7 +125,7 @@ def test_an_artifact_says_what_it_is_and_how_to_load_it(served, manifests):
 def test_code_that_is_shown_is_python(served):
     source = served.page(A).source
     codes = re.findall(r'<code class="load"[^>]*>(.*?)</code>', source, re.S)
-    python = [code.replace("&quot;", '"').replace("&#x27;", "'") for code in codes if "import " in code]
+    python = [html.unescape(code) for code in codes if "import " in code]
     assert len(python) == 2
     for code in python:
         compile(code, "page", "exec")

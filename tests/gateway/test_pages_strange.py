@@ -12,7 +12,7 @@ from aiohttp import web
 from eva_dist.artifact.summary import read_summary
 from eva_dist.gateway.access import SEES
 from eva_dist.gateway.catalogue import add_pages
-from eva_dist.gateway.catalogue.cache import Listed, haystack
+from eva_dist.gateway.catalogue.cache import ListedArtifact, haystack
 from eva_dist.gateway.catalogue.detail import read_detail
 from eva_dist.gateway.catalogue.filters import Query, find
 from eva_dist.gateway.catalogue.listing import catalogue_page
@@ -182,7 +182,7 @@ def listed_of(count, blocks=1):
         snapshot = read_snapshot(json.dumps(manifest).encode())
         revision = Revision(f"team{at % 9}/repo{at % 100}", f"r{at}", f"{at:064x}", datetime(2026, 1, 1, tzinfo=UTC))
         facts = read_summary(snapshot, revision.fingerprint)
-        found.append(Listed(revision, snapshot, facts, haystack(revision, facts)))
+        found.append(ListedArtifact(revision, snapshot, facts, haystack(revision, facts)))
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from aiohttp import web
 
-from eva_dist.gateway import downloads, slots
+from eva_dist.gateway import downloads, limits
 from eva_dist.gateway.access import Access, new_token
 from eva_dist.gateway.upstream import Upstream
 from eva_dist.store.store import Store
@@ -60,8 +60,8 @@ def test_clients_that_stand_still_keep_nobody_from_downloading(memory, monkeypat
 
 
 def test_one_client_has_so_many_downloads_and_others_have_theirs(memory, access, monkeypatch):
-    monkeypatch.setattr(slots, "_MOST_OF_ONE", 3)
-    monkeypatch.setattr(slots, "WAIT_S", 0.05)
+    monkeypatch.setattr(limits, "_MOST_OF_ONE", 3)
+    monkeypatch.setattr(limits, "WAIT_S", 0.05)
     with gateway(memory, access=access) as endpoint, stalled(endpoint, URL, 3, **bearer(ANN)):
         refused = ask(endpoint, URL, **bearer(ANN))
         assert refused.status == 503 and int(refused.headers["Retry-After"]) > 0 and b"3 downloads" in refused.body
@@ -70,14 +70,14 @@ def test_one_client_has_so_many_downloads_and_others_have_theirs(memory, access,
 
 
 def test_a_download_that_ends_makes_room(memory, monkeypatch):
-    monkeypatch.setattr(slots, "_MOST_OF_ONE", 1)
+    monkeypatch.setattr(limits, "_MOST_OF_ONE", 1)
     with gateway(memory) as endpoint:
         assert [len(ask(endpoint, URL).body) for _ in range(3)] == [len(LARGE)] * 3
 
 
 def test_a_store_that_hangs_is_not_waited_for_by_all(memory, monkeypatch):
     monkeypatch.setattr(downloads, "_FETCHES_AT_ONCE", 0)  # as if all of them hung
-    monkeypatch.setattr(slots, "WAIT_S", 0.05)
+    monkeypatch.setattr(limits, "WAIT_S", 0.05)
     with gateway(memory) as endpoint:
         refused = ask(endpoint, URL)
         assert refused.status == 503 and refused.headers["Retry-After"]
@@ -89,8 +89,8 @@ def test_what_stands_still_on_the_way_from_the_upstream_is_the_clients_own(store
 
     app = web.Application()
     app.router.add_get("/{path:.*}", large)
-    monkeypatch.setattr(slots, "_MOST_OF_ONE", 3)
-    monkeypatch.setattr(slots, "WAIT_S", 0.05)
+    monkeypatch.setattr(limits, "_MOST_OF_ONE", 3)
+    monkeypatch.setattr(limits, "WAIT_S", 0.05)
     path = "/org/base/resolve/main/large.bin"
     with running(app) as port, gateway(store, upstream=Upstream(f"http://127.0.0.1:{port}"), access=access) as endpoint:
         with stalled(endpoint, path, 3, **bearer(ANN)):

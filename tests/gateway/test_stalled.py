@@ -5,20 +5,20 @@ import socket
 
 import pytest
 
-from eva_dist.gateway import stalled
-from eva_dist.gateway.stalled import unsent_bytes, while_taken
+from eva_dist.gateway import limits
+from eva_dist.gateway.limits import unsent_bytes, while_taken
 
 
 def test_who_takes_something_now_and_then_is_waited_for(monkeypatch):
     """However long it takes: here five times as long as a client may take nothing."""
-    monkeypatch.setattr(stalled, "STALL_S", 0.1)
+    monkeypatch.setattr(limits, "STALL_S", 0.1)
     looks = []
 
     def shrinks_for_forty_looks(transport) -> int:
         looks.append(1)
         return max(1000 - len(looks), 960)
 
-    monkeypatch.setattr(stalled, "unsent_bytes", shrinks_for_forty_looks)
+    monkeypatch.setattr(limits, "unsent_bytes", shrinks_for_forty_looks)
 
     async def send() -> None:
         async with while_taken(None):

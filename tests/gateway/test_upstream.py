@@ -136,6 +136,17 @@ def test_head_and_ranges_keep_their_meaning(store, other):
         assert "xetHash" not in tree.json()[0] and tree.headers["Link"].startswith(f"<{endpoint}/api/models/org/base/")
 
 
+@pytest.mark.parametrize("mode", ["proxy", "redirect"])
+def test_a_url_that_means_nothing_shows_the_upstream_no_name_of_ours(store, other, mode):
+    hub, url = other
+    put(store, REPO, FIRST, {"a.txt": b"a"})
+    with gateway(store, upstream=Upstream(url, mode)) as endpoint:
+        for path in (f"/{REPO}/resolve/{FIRST}", f"/api/datasets/{REPO}", f"/{REPO}/x/y", "/api/models/team%2Fname"):
+            got = ask(endpoint, path)
+            assert (got.status, got.code) == (404, "RepoNotFound") and "Location" not in got.headers, path
+    assert hub.asked == []
+
+
 @pytest.mark.parametrize("token", [None, "up"])
 def test_the_operators_netrc_is_not_sent(store, other, tmp_path, monkeypatch, token):
     hub, url = other

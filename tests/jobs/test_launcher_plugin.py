@@ -77,5 +77,9 @@ def test_an_installed_wheel_holds_it_beside_the_package(tmp_path):
         file.extractall(tmp_path / "site")
     assert {name.partition("/")[0] for name in names} == {"eva_dist", "hydra_plugins"}
     assert [name for name in names if name.startswith("hydra_plugins/")] == ["hydra_plugins/eva_dist_shared_pass.py"]
+    # What is no Python is there too: templates, style sheets and scripts of the pages.
+    package = ROOT / "eva_dist"
+    others = [file for file in package.rglob("*.*") if file.suffix in (".html", ".svg", ".css", ".js")]
+    assert len(others) > 10 and {f"eva_dist/{file.relative_to(package)}" for file in others} <= set(names)
     expected = tmp_path / "site/hydra_plugins/eva_dist_shared_pass.py"
     assert find(tmp_path / "site", tmp_path) == str(expected)

@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from eva_dist.artifact.auto_classes import auto_class
 from eva_dist.artifact.card.front_matter import hub_model
 from eva_dist.artifact.facts import Provenance
 from eva_dist.artifact.file_names import ADAPTER_PREFIX
 from eva_dist.config import EvaConfig
-from eva_dist.modeling.auto_classes import auto_class
 from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
 
 

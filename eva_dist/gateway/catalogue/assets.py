@@ -27,13 +27,13 @@ class Asset:
 @cache
 def style_sheet() -> Asset:
     """Return the report's style and what the pages add."""
-    return _asset("pages", "css", "text/css", CSS + (_HERE / "pages.css").read_text(encoding="utf-8"))
+    return _asset("pages", "css", "text/css", CSS + (_HERE / "catalogue.css").read_text(encoding="utf-8"))
 
 
 @cache
 def script() -> Asset:
     """Return the report's script and what the pages add."""
-    return _asset("pages", "js", "text/javascript", SCRIPT + (_HERE / "pages.js").read_text(encoding="utf-8"))
+    return _asset("pages", "js", "text/javascript", SCRIPT + (_HERE / "catalogue.js").read_text(encoding="utf-8"))
 
 
 @cache

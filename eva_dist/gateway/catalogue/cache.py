@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eva_dist.artifact.summary import Summary, read_summary
 from eva_dist.gateway.catalogue.detail import Detail, read_detail
+from eva_dist.gateway.catalogue.layout import artifact_url
 
 if TYPE_CHECKING:
     from eva_dist.gateway.index import Entry
@@ -22,7 +23,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedArtifact:
     """A revision in the catalogue, with what is known of its artifact."""
 
     revision: Revision
@@ -35,22 +36,27 @@ class Listed:
         """What the pages and the commands call it: `team/name@revision`."""
         return f"{self.revision.repo_id}@{self.revision.revision}"
 
+    @property
+    def url(self) -> str:
+        """Where its page is."""
+        return artifact_url(self.revision)
 
-class Kept:
+
+class ArtifactCache:
     """What was read of a store's artifacts; bounded, the oldest goes first."""
 
     def __init__(self, store: Store) -> None:
         """Read from this store."""
         self._store = store
-        self._listed: OrderedDict[tuple[Revision, str], Listed] = OrderedDict()
+        self._listed: OrderedDict[tuple[Revision, str], ListedArtifact] = OrderedDict()
         self._details: OrderedDict[str, Detail] = OrderedDict()
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
-    async def listed(self, entries: Sequence[Entry]) -> list[Listed]:
+    async def listed(self, entries: Sequence[Entry]) -> list[ListedArtifact]:
         """Return the entries with their facts, in their order."""
         if all((entry.revision, entry.snapshot.commit) in self._listed for entry in entries):
-            return [self._one(entry) for entry in entries]
-        return await asyncio.to_thread(lambda: [self._one(entry) for entry in entries])
+            return [self._list_entry(entry) for entry in entries]
+        return await asyncio.to_thread(lambda: [self._list_entry(entry) for entry in entries])
 
     async def detail(self, snapshot: Snapshot) -> Detail:
         """Return what an artifact's page draws."""
@@ -66,12 +72,12 @@ class Kept:
                 self._details.move_to_end(snapshot.commit)
             return known
 
-    def _one(self, entry: Entry) -> Listed:
+    def _list_entry(self, entry: Entry) -> ListedArtifact:
         key = entry.revision, entry.snapshot.commit
         known = self._listed.get(key)
         if known is None:
             facts = read_summary(entry.snapshot, entry.revision.fingerprint)
-            known = Listed(entry.revision, entry.snapshot, facts, haystack(entry.revision, facts))
+            known = ListedArtifact(entry.revision, entry.snapshot, facts, haystack(entry.revision, facts))
             self._listed[key] = known
             while len(self._listed) > _MOST_LISTED:
                 self._listed.popitem(last=False)

@@ -1,111 +1,51 @@
 """Drawings of an artifact, or of two: ranks by kind and block, spectra, convergence; each has its numbers beside it."""
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from eva_dist.artifact.layer_names import Place, kinds_in_order, places
-from eva_dist.artifact.reading import plain, shown
+from eva_dist.artifact.layer_names import places
+from eva_dist.artifact.reading import shown
 from eva_dist.gateway.catalogue.detail import Detail, KindSpectrum
-from eva_dist.render.colours import AMOUNT, DIFFERENCE, Palette
+from eva_dist.gateway.catalogue.layout import render_fragment
+from eva_dist.render.colours import DIFFERENCE
 from eva_dist.render.curves import Curve, CurvePlot, draw_curves
-from eva_dist.render.heat_map import Heat, draw_heat, scale
-from eva_dist.render.markup import element, figure, said, table
-from eva_dist.render.words import share
+from eva_dist.render.rank_maps import draw_rank_map
+from eva_dist.render.words import NONE, share
 
 _MOST_PANELS = 24
-_MOST_KINDS = 60
-_MOST_CELLS = 700
-_ROW = 22.0
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The ends of a map's colours."""
-
-    low: float
-    high: float
-
-
-def rank_map(
-    name: str,
-    ranks: Mapping[str, float],
-    ends: Ends,
-    where: Mapping[str, Place],
-    palette: Palette = AMOUNT,
-    width: float = 720.0,
-) -> str:
-    """Return the map of a value by layer, a row a module kind and a column a block; empty if no layer is in a block."""
-    inside = {layer: place for layer, place in where.items() if place.block is not None}
-    kinds = kinds_in_order(inside)[:_MOST_KINDS]
-    blocks = sorted({place.block for place in inside.values() if place.block is not None})
-    if not kinds:
-        return ""
-    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for layer, place in inside.items():
-        if layer in ranks and place.block is not None:
-            cells[place.kind, place.block].append(ranks[layer])
-    words = [shown(kind, 40) for kind in kinds]
-    left = min(14 + 6.1 * max(map(len, words)), 0.45 * width)
-    cell = (width - left) / len(blocks)
-    is_difference = palette is DIFFERENCE
-    written = _signed if is_difference else lambda value: f"{value:.0f}"
-    heat = Heat(
-        name=name,
-        grid=[[_mean(cells.get((kind, block), [])) for block in blocks] for kind in kinds],
-        row_names=words,
-        column_names=[str(block) for block in blocks],
-        row_words=words,
-        column_words=[f"block {block}" for block in blocks],
-        low=ends.low,
-        high=ends.high,
-        digits=0,
-        row_height=_ROW,
-        in_cell=written if cell >= 13 and len(kinds) * len(blocks) <= _MOST_CELLS else None,
-        palette=palette,
-        width=min(width, left + 64 * len(blocks)),
-        left=left,
-    )
-    return element(
-        "div", draw_heat(heat), class_="sideways", tabindex="0", role="region", aria_label=f"{name}, drawing"
-    )
+_SHOWN_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def ranks_figure(detail: Detail) -> str:
     """Return ranks as a map, with their key, and as numbers."""
     ranks = detail.ranks
-    if not ranks:
-        return element("p", "The manifest has no ranks.")
-    most = float(max(*ranks.values(), 1))
-    drawn = rank_map("Rank of each layer by module kind and block", ranks, Ends(0.0, most), detail.places)
-    outside = [f"{shown(n, 80)}: {r}" for n, r in ranks.items() if detail.places[n].block is None]
-    caption = (
-        "A row a module kind, a column a transformer block; the colour and the number are the rank. Where a block has "
-        "several layers of a kind (experts) it is their mean; hatched: no such layer among the targets."
+    most = max(*ranks.values(), 1, 1)
+    name = "Rank of each layer by module kind and block"
+    return render_fragment(
+        "ranks.html",
+        map=draw_rank_map(name, ranks, (0.0, float(most)), detail.places) if ranks else "",
+        most=most,
+        outside=[f"{shown(n, 80)}: {r}" for n, r in ranks.items() if detail.places[n].block is None],
+        kinds=_ranks_by_kind(detail),
     )
-    told = element("p", said("Outside the blocks: " + ", ".join(outside[:20])), class_="note") if outside else ""
-    map_ = figure(caption, scale("0", f"{most:.0f}", "rank"), drawn, class_="map") if drawn else ""
-    return map_ + told + _kinds_table(detail)
 
 
-def _kinds_table(detail: Detail) -> str:
-    rows, keys = [], []
+def _ranks_by_kind(detail: Detail) -> list[tuple[str, list[float], int, float | None]]:
+    """Return of each module kind: figures of its ranks, its parameters, and the mean explained variance."""
     by_kind = defaultdict(list)
     for layer in detail.layers:
         if layer.rank is not None:
             by_kind[detail.places[layer.name].kind].append(layer)
+    rows = []
     for kind, layers in by_kind.items():
         ranks = [layer.rank for layer in layers if layer.rank is not None]
         explained = [detail.explained[layer.name] for layer in layers if layer.name in detail.explained]
+        middle = round(statistics.median(ranks), 1)
+        figures = [len(ranks), sum(ranks), min(ranks), middle, max(ranks), ranks.count(0)]
         mean = statistics.fmean(explained) if explained else None
-        parameters = sum(layer.parameters or 0 for layer in layers)
-        figures = [len(ranks), sum(ranks), min(ranks), round(statistics.median(ranks), 1), max(ranks), ranks.count(0)]
-        rows.append([element("code", said(shown(kind, 80))), *map(plain, figures), f"{parameters:,}", share(mean)])
-        keys.append([kind, *figures, parameters, mean])
-    head = ["module kind", "layers", "total rank", "least", "median", "most", "rank 0", "parameters", "explained"]
-    return table("Ranks by module kind; explained: mean share of the inputs' variance that is kept", head, rows, keys)
+        rows.append((kind, figures, sum(layer.parameters or 0 for layer in layers), mean))
+    return rows
 
 
 def spectra_figure(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
@@ -113,7 +53,6 @@ def spectra_figure(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
     kinds = list(dict.fromkeys(spectrum.kinds for _, spectra in of for spectrum in spectra))
     if not kinds:
         return ""
-    by_kind = [{spectrum.kinds: spectrum for spectrum in spectra} for _, spectra in of]
     alone = len(of) == 1
     middles = [y for _, spectra in of for spectrum in spectra for y in spectrum.medians if y > 0] or [0.1, 1.0]
     highs = [y for _, spectra in of for spectrum in spectra for y in spectrum.highs] if alone else []
@@ -121,31 +60,43 @@ def spectra_figure(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
     panels = []
     for kind in kinds[:_MOST_PANELS]:
         curves = tuple(
-            _spectrum_curve(name, spectra[kind], at, with_band=alone)
-            for at, ((name, _), spectra) in enumerate(zip(of, by_kind, strict=True))
-            if kind in spectra
+            _spectrum_curve(name, spectrum, at, with_band=alone)
+            for at, (name, spectra) in enumerate(of)
+            for spectrum in spectra
+            if spectrum.kinds == kind
         )
         plot = CurvePlot(
             name=f"Explained variance by component, {shown(kind, 80)}",
             x_label="component",
             y_label="share of variance",
             curves=curves,
-            y_text=_per_cent,
+            y_text=lambda value: f"{100 * value:.3g}%",
             logarithmic=True,
             y_ends=ends,
             width=300.0,
             height=215.0,
         )
-        panels.append(element("div", element("h3", element("code", said(shown(kind, 80)))), draw_curves(plot)))
-    caption = (
-        "A panel a set of module kinds that share their input. Line: the middle over the blocks"
-        + ("; band: least and largest." if alone else ".")
-        + " The first component is number 1; the axis is logarithmic."
+        panels.append((kind, draw_curves(plot)))
+    most = max(len(spectrum.medians) for _, spectra in of for spectrum in spectra)
+    components = [at for at in _SHOWN_COMPONENTS if at <= most]
+    return render_fragment(
+        "spectra.html",
+        names=[name for name, _ in of],
+        panels=panels,
+        left_out=len(kinds) - _MOST_PANELS,
+        heads=[
+            "module kinds",
+            *([] if alone else ["artifact"]),
+            "inputs",
+            "mean rank",
+            *(f"component {at}" for at in components),
+        ],
+        rows=[
+            (spectrum, [*([] if alone else [name]), *_spectrum_cells(spectrum, components)])
+            for name, spectra in of
+            for spectrum in spectra
+        ],
     )
-    if len(kinds) > _MOST_PANELS:
-        caption += f" {len(kinds) - _MOST_PANELS} more sets are in the table only."
-    inner = figure(caption, "" if alone else key([name for name, _ in of]), element("div", *panels, class_="panels"))
-    return inner + _spectra_table(of)
 
 
 def _spectrum_curve(name: str, spectrum: KindSpectrum, at: int, with_band: bool) -> Curve:
@@ -154,24 +105,10 @@ def _spectrum_curve(name: str, spectrum: KindSpectrum, at: int, with_band: bool)
     return Curve(name, tuple(zip(map(float, steps), spectrum.medians, strict=True)), at, at, band)
 
 
-def _spectra_table(of: Sequence[tuple[str, Sequence[KindSpectrum]]]) -> str:
-    most = max((len(s.medians) for _, spectra in of for s in spectra), default=0)
-    places_ = [at for at in (1, 2, 4, 8, 16, 32, 64, 128, 256) if at <= most]
-    head = ["module kinds", *(["artifact"] if len(of) > 1 else []), "inputs", "mean rank"]
-    head += [f"component {at}" for at in places_]
-    rows = [
-        [
-            element("code", said(shown(spectrum.kinds, 120))),
-            *([said(name)] if len(of) > 1 else []),
-            str(spectrum.inputs),
-            f"{spectrum.mean_rank:.1f}",
-            *(share(spectrum.medians[at - 1], 3) if at <= len(spectrum.medians) else "–" for at in places_),
-        ]
-        for name, spectra in of
-        for spectrum in spectra
-    ]
-    inner = table("Middle share of the input's variance, by component", head, rows)
-    return element("details", element("summary", "Spectra as numbers"), inner)
+def _spectrum_cells(spectrum: KindSpectrum, components: Sequence[int]) -> list[str]:
+    medians = spectrum.medians
+    shares = [share(medians[at - 1], 3) if at <= len(medians) else NONE for at in components]
+    return [str(spectrum.inputs), f"{spectrum.mean_rank:.1f}", *shares]
 
 
 def convergence_figure(of: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
@@ -185,17 +122,15 @@ def convergence_figure(of: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
     )
     plot = CurvePlot("Layers converged by step", "steps done (SVD updates)", "layers converged, %", curves,
                      y_text=lambda value: f"{value:.0f}", y_ends=(0.0, 100.0), width=460.0)  # fmt: skip
-    legend = key([name for name, _ in known]) if len(of) > 1 else ""
-    lines = [
-        element("p", said((f"{name}: " if len(of) > 1 else "") + _in_words(curve)), class_="note")
-        for name, curve in known
-    ]
-    return figure(
-        "Share of the layers that were not updated any more.", legend, draw_curves(plot), class_="one"
-    ) + "".join(lines)
+    return render_fragment(
+        "convergence.html",
+        names=[name for name, _ in known] if len(of) > 1 else [],
+        drawing=draw_curves(plot),
+        lines=[(f"{name}: " if len(of) > 1 else "") + _convergence_in_words(curve) for name, curve in known],
+    )
 
 
-def _in_words(curve: Sequence[tuple[int, float]]) -> str:
+def _convergence_in_words(curve: Sequence[tuple[int, float]]) -> str:
     told = []
     for part, words in ((0.5, "half of the layers"), (0.9, "nine in ten"), (1.0, "all")):
         step = next((step for step, share_ in curve if share_ >= part - 1e-9), None)
@@ -212,32 +147,6 @@ def difference_map(a: Mapping[str, int], b: Mapping[str, int]) -> str:
     if not common:
         return ""
     most = max(max(abs(value) for value in common.values()), 1.0)
-    drawn = rank_map(
-        "Difference of ranks by module kind and block", common, Ends(-most, most), places(list(common)), DIFFERENCE
-    )
-    ends = f"−{most:.0f}", f"+{most:.0f}"
-    return (
-        figure("Rank in B less rank in A.", scale(*ends, "B less A", DIFFERENCE), drawn, class_="map") if drawn else ""
-    )
-
-
-def key(names: Sequence[str]) -> str:
-    """Return what the lines are."""
-    items = [
-        element("li", element("span", class_=f"dash c{at}{' dashed' if at else ''}"), said(name))
-        for at, name in enumerate(names)
-    ]
-    return element("ul", *items, class_="key")
-
-
-def _per_cent(value: float) -> str:
-    return f"{100 * value:.3g}%"
-
-
-def _signed(value: float) -> str:
-    rounded = round(value)
-    return "" if rounded == 0 else f"+{rounded}" if rounded > 0 else f"−{-rounded}"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    name = "Difference of ranks by module kind and block"
+    drawn = draw_rank_map(name, common, (-most, most), places(list(common)), DIFFERENCE)
+    return render_fragment("difference.html", drawing=drawn, most=f"{most:.0f}") if drawn else ""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from eva_dist.artifact.reading import plain, shown
+from eva_dist.artifact.reading import shown
 from eva_dist.artifact.summary import Summary
-from eva_dist.gateway.catalogue.cache import Listed
+from eva_dist.gateway.catalogue.cache import ListedArtifact
 
 PER_PAGE = 50
 MOST_TICKED = 2
@@ -16,21 +16,21 @@ NOTHING = "none"
 """The value of a facet for artifacts that do not say theirs."""
 
 
-def _setting(name: str) -> Callable[[Summary], str]:
+def _setting_of(name: str) -> Callable[[Summary], str]:
     return lambda facts: facts.settings.get(name, NOTHING)
 
 
 FACETS: Mapping[str, tuple[str, Callable[[Summary], str]]] = {
     "base_model": ("Base model", lambda facts: facts.base_model or NOTHING),
     "data": ("Data", lambda facts: facts.data or NOTHING),
-    "r": ("r", _setting("r")),
-    "rho": ("rho", _setting("rho")),
-    "tau": ("tau", _setting("tau")),
+    "r": ("r", _setting_of("r")),
+    "rho": ("rho", _setting_of("rho")),
+    "tau": ("tau", _setting_of("tau")),
     "status": ("Status", lambda facts: facts.status),
 }
 """Parameter to what it is called and its value in an artifact."""
 
-ORDERS: Mapping[str, tuple[str, Callable[[Listed], object]]] = {
+ORDERS: Mapping[str, tuple[str, Callable[[ListedArtifact], object]]] = {
     "name": ("artifact", lambda one: (one.revision.repo_id.lower(), one.revision.revision)),
     "base_model": ("base model", lambda one: one.facts.model_name and one.facts.model_name.lower()),
     "data": ("data", lambda one: one.facts.data_name and one.facts.data_name.lower()),
@@ -99,18 +99,18 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What answers a query: all that match, in order; those of its page; by facet, how many each value would give."""
 
     query: Query
     total: int
-    matching: Sequence[Listed]
-    shown: Sequence[Listed]
+    matching: Sequence[ListedArtifact]
+    shown: Sequence[ListedArtifact]
     pages: int
     facets: Mapping[str, Sequence[tuple[str, int]]]
 
 
-def find(listed: Sequence[Listed], query: Query) -> Found:
+def find(listed: Sequence[ListedArtifact], query: Query) -> SearchResult:
     """Return what answers the query; a facet's counts are those with all other filters, so that one may switch."""
     words = query.q.lower().split()
     names = {one.name for one in listed} if query.ticked else set()
@@ -129,10 +129,10 @@ def find(listed: Sequence[Listed], query: Query) -> Found:
             matching.append(one)
     pages = max(-(-len(matching) // PER_PAGE), 1)
     page = min(query.page, pages)
-    ordered = _sorted(matching, query.sort)
-    facets = {key: _in_order(counts[key], query.picked.get(key)) for key in FACETS}
+    ordered = _sort_artifacts(matching, query.sort)
+    facets = {key: _order_values(counts[key], query.picked.get(key)) for key in FACETS}
     asked = replace(query, page=page, ticked=tuple(name for name in query.ticked if name in names))
-    return Found(asked, len(listed), ordered, ordered[(page - 1) * PER_PAGE :][:PER_PAGE], pages, facets)
+    return SearchResult(asked, len(listed), ordered, ordered[(page - 1) * PER_PAGE :][:PER_PAGE], pages, facets)
 
 
 def facet_label(key: str, value: str) -> str:
@@ -140,14 +140,14 @@ def facet_label(key: str, value: str) -> str:
     return value.replace("_", " ") if key == "status" else value
 
 
-def _sorted(matching: Sequence[Listed], sort: str) -> list[Listed]:
+def _sort_artifacts(matching: Sequence[ListedArtifact], sort: str) -> list[ListedArtifact]:
     key, down = ORDERS[sort.removeprefix("-")][1], sort.startswith("-")
     known = [one for one in matching if key(one) is not None]
     unknown = [one for one in matching if key(one) is None]
     return sorted(known, key=key, reverse=down) + unknown  # type: ignore[arg-type]
 
 
-def _in_order(counts: Counter[str], picked: str | None) -> list[tuple[str, int]]:
+def _order_values(counts: Counter[str], picked: str | None) -> list[tuple[str, int]]:
     """Return values and counts: numbers by size, texts by the alphabet; what was picked is there in any case."""
     values = {**counts, picked: counts[picked]} if picked else dict(counts)
 
@@ -158,8 +158,3 @@ def _in_order(counts: Counter[str], picked: str | None) -> list[tuple[str, int]]
             return value == NOTHING, 0.0, value.lower()
 
     return [(value, values[value]) for value in sorted(values, key=key)]
-
-
-def setting(value: float | None) -> str:
-    """Return a setting, or a dash."""
-    return "–" if value is None else plain(value)

@@ -14,15 +14,14 @@ from eva_dist.errors import StoreError
 from eva_dist.gateway.access import visible
 from eva_dist.gateway.catalogue.artifact import Around, artifact_page
 from eva_dist.gateway.catalogue.assets import assets
-from eva_dist.gateway.catalogue.cache import Kept, Listed
+from eva_dist.gateway.catalogue.cache import ArtifactCache, ListedArtifact
 from eva_dist.gateway.catalogue.compare import choose_page, compare_page
 from eva_dist.gateway.catalogue.filters import Query, find
-from eva_dist.gateway.catalogue.layout import POLICY, compare_url, document, path
+from eva_dist.gateway.catalogue.layout import POLICY, compare_url, render_page
 from eva_dist.gateway.catalogue.listing import catalogue_page
 from eva_dist.gateway.catalogue.snippets import server_of
 from eva_dist.gateway.catalogue.sweep import MOST_POINTS, passes, sweep_page
 from eva_dist.gateway.responses import COMMIT_HEADER, Refused
-from eva_dist.render.markup import element, said
 
 if TYPE_CHECKING:
     from eva_dist.gateway.index import Entry, Index
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMPRESSED_FROM = 4096
-_REPO = "/{namespace:(?!api/)[^/]+}/{name}"
 Page = Callable[[web.Request], Awaitable[str]]
 
 
@@ -43,13 +41,11 @@ def add_pages(app: web.Application, index: Index, store: Store) -> None:
     """Add the catalogue to a gateway."""
     pages = Pages(index, store)
     add = app.router.add_get
-    add("/", _answers(pages.catalogue))
-    add("/static/{name}", _static)
-    add("/artifact/{namespace}/{name}/{revision}", _answers(pages.artifact))
-    add("/compare", _answers(pages.compare))
-    add("/sweep/{key}", _answers(pages.sweep))
-    add(_REPO, _answers(pages.to_artifact))
-    add(_REPO + "/tree/{revision}", _answers(pages.to_artifact))
+    add("/", _page_handler(pages.catalogue))
+    add("/static/{name}", _send_asset)
+    add("/artifact/{namespace}/{name}/{revision}", _page_handler(pages.artifact))
+    add("/compare", _page_handler(pages.compare))
+    add("/sweep/{key}", _page_handler(pages.sweep))
 
 
 class Pages:
@@ -58,20 +54,21 @@ class Pages:
     def __init__(self, index: Index, store: Store) -> None:
         """Show what the index lists and the store holds."""
         self._index = index
-        self._kept = Kept(store)
+        self._cache = ArtifactCache(store)
 
     async def catalogue(self, request: web.Request) -> str:
         """Return what matches the URL."""
-        listed, query = await self._listed(request), Query.of(request.query, request.query.getall("pick", []))
+        listed = await self._visible_artifacts(request)
+        query = Query.of(request.query, request.query.getall("pick", []))
         found, all_passes = await asyncio.to_thread(lambda: (find(listed, query), passes(listed)))
         return catalogue_page(found, {key: points for key, points in all_passes.items() if len(points) > 1})
 
     async def artifact(self, request: web.Request) -> str:
         """Return the page of an artifact."""
         names = request.match_info
-        one = await self._one(request, f"{names['namespace']}/{names['name']}@{names['revision']}")
-        listed, detail = await self._listed(request), await self._kept.detail(one.snapshot)
-        around = await asyncio.to_thread(_around, one, listed)
+        one = await self._find_artifact(request, f"{names['namespace']}/{names['name']}@{names['revision']}")
+        listed, detail = await self._visible_artifacts(request), await self._cache.detail(one.snapshot)
+        around = await asyncio.to_thread(_look_around, one, listed)
         return await asyncio.to_thread(artifact_page, one, detail, around, server_of(request))
 
     async def compare(self, request: web.Request) -> str:
@@ -82,37 +79,31 @@ class Pages:
         a, b = request.query.get("a"), request.query.get("b")
         if not a:
             return choose_page(None, [])
-        one, listed = await self._one(request, a), await self._listed(request)
+        one, listed = await self._find_artifact(request, a), await self._visible_artifacts(request)
         if not b:
-            return choose_page(one, _near(one, listed))
-        other = await self._one(request, b)
+            return choose_page(one, _sort_by_nearness(one, listed))
+        other = await self._find_artifact(request, b)
         if one.revision == other.revision:
-            return choose_page(one, _near(one, listed), "That is the same artifact twice.")
-        details = await self._kept.detail(one.snapshot), await self._kept.detail(other.snapshot)
-        return await asyncio.to_thread(compare_page, (one, other), details, _near(one, listed))
+            return choose_page(one, _sort_by_nearness(one, listed), "That is the same artifact twice.")
+        details = await self._cache.detail(one.snapshot), await self._cache.detail(other.snapshot)
+        return await asyncio.to_thread(compare_page, (one, other), details, _sort_by_nearness(one, listed))
 
     async def sweep(self, request: web.Request) -> str:
         """Return the artifacts of a pass."""
-        points = passes(await self._listed(request)).get(request.match_info["key"], [])
+        points = passes(await self._visible_artifacts(request)).get(request.match_info["key"], [])
         if not points:
             raise NotThereError("No artifact here came of that pass.")
         chosen = sorted(points, key=_by_settings)[:MOST_POINTS]
-        details = await asyncio.gather(*(self._kept.detail(one.snapshot) for one in chosen))
+        details = await asyncio.gather(*(self._cache.detail(one.snapshot) for one in chosen))
         return await asyncio.to_thread(sweep_page, chosen, details, len(points))
 
-    async def to_artifact(self, request: web.Request) -> str:
-        """Send who comes by a Hub's URL to the page; without a revision, to that which moved last."""
-        names = request.match_info
-        one = await self._one(request, f"{names['namespace']}/{names['name']}@{names.get('revision', 'main')}")
-        raise web.HTTPFound(f"/artifact/{path(one.revision.repo_id)}/{path(one.revision.revision)}")
-
-    async def _listed(self, request: web.Request) -> list[Listed]:
+    async def _visible_artifacts(self, request: web.Request) -> list[ListedArtifact]:
         """Return what the reader may see."""
         sees = visible(request)
         entries = [entry for entry in await self._index.entries() if sees(_namespace(entry.revision.repo_id))]
-        return await self._kept.listed(entries)
+        return await self._cache.listed(entries)
 
-    async def _one(self, request: web.Request, name: str) -> Listed:
+    async def _find_artifact(self, request: web.Request, name: str) -> ListedArtifact:
         """Return the artifact called `team/name[@revision]`.
 
         Raises:
@@ -124,31 +115,30 @@ class Pages:
             entry = await self._index.entry(repo_id, revision or "main")
         if entry is None:
             raise NotThereError(f"There is no artifact {name} here.")
-        return (await self._kept.listed([entry]))[0]
+        return (await self._cache.listed([entry]))[0]
 
 
-def _answers(page: Page) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _page_handler(page: Page) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Return a handler that sends the page, not changed, not there, or that the store cannot be read."""
 
     async def handler(request: web.Request) -> web.Response:
         try:
-            return _response(request, await page(request))
+            return _page_response(request, await page(request))
         except NotThereError as error:
-            return _response(request, _apology("Not found", str(error)), 404)
+            return _page_response(request, _apology("Not found", str(error)), 404)
         except StoreError as error:
             log.error("%s: %s", request.path, error)
             told = "The store cannot be read just now. Try again in a moment; the server's log says more."
-            return _response(request, _apology("The store does not answer", told), 503)
+            return _page_response(request, _apology("The store does not answer", told), 503)
 
     return handler
 
 
 def _apology(title: str, text: str) -> str:
-    back = element("p", element("a", "To the catalogue", href="/"))
-    return document(title, element("p", said(text)), back, trail=[(title.lower(), None)])
+    return render_page("apology.html", title, trail=[(title.lower(), None)], text=text)
 
 
-def _response(request: web.Request, page: str, status: int = 200) -> web.Response:
+def _page_response(request: web.Request, page: str, status: int = 200) -> web.Response:
     body = page.encode("utf-8", "replace")
     tag = hashlib.sha256(body).hexdigest()[:32]
     response = web.Response(status=status, body=body, content_type="text/html", charset="utf-8")
@@ -157,27 +147,27 @@ def _response(request: web.Request, page: str, status: int = 200) -> web.Respons
     response.headers["ETag"] = f'W/"{tag}"'
     response.headers["Cache-Control"] = "private, max-age=2, must-revalidate" if status == 200 else "no-store"
     response.headers["Vary"] = "Accept-Encoding, Authorization, Cookie, Host"
-    return _guarded(request, response)
+    return _add_guards(request, response)
 
 
 def refusal_page(request: web.Request, refused: Refused) -> web.Response:
     """Return what a person sees of a refusal, with the headers that clients look at."""
     title = {401: "A token is needed", 404: "Not found"}.get(refused.status, "This cannot be answered")
-    response = _response(request, _apology(title, f"{refused}."), refused.status)
+    response = _page_response(request, _apology(title, f"{refused}."), refused.status)
     response.headers.update({name: value for name, value in refused.headers.items() if name != COMMIT_HEADER})
     return response
 
 
-async def _static(request: web.Request) -> web.Response:
+async def _send_asset(request: web.Request) -> web.Response:
     asset = assets().get(request.match_info["name"])
     if asset is None:
-        return _response(request, _apology("Not found", "There is no such file."), 404)
+        return _page_response(request, _apology("Not found", "There is no such file."), 404)
     response = web.Response(body=asset.content, content_type=asset.type, charset="utf-8")
     response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    return _guarded(request, response)
+    return _add_guards(request, response)
 
 
-def _guarded(request: web.Request, response: web.Response) -> web.Response:
+def _add_guards(request: web.Request, response: web.Response) -> web.Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
@@ -186,7 +176,7 @@ def _guarded(request: web.Request, response: web.Response) -> web.Response:
     return response
 
 
-def _around(one: Listed, listed: Sequence[Listed]) -> Around:
+def _look_around(one: ListedArtifact, listed: Sequence[ListedArtifact]) -> Around:
     known = {other.facts.fingerprint: other for other in reversed(listed)}
     own = one.facts.fingerprint
     children = [other for other in listed if any(own == ancestor.fingerprint for ancestor in other.facts.ancestors)]
@@ -201,19 +191,19 @@ def _around(one: Listed, listed: Sequence[Listed]) -> Around:
         ),
         None,
     )
-    return Around(others, _near(one, listed), known, children, of_pass)
+    return Around(others, _sort_by_nearness(one, listed), known, children, of_pass)
 
 
-def _near(one: Listed, listed: Sequence[Listed]) -> list[Listed]:
+def _sort_by_nearness(one: ListedArtifact, listed: Sequence[ListedArtifact]) -> list[ListedArtifact]:
     """Return the others: those of the repo first, then those of the base model."""
 
-    def distance(other: Listed) -> tuple[bool, bool]:
+    def distance(other: ListedArtifact) -> tuple[bool, bool]:
         return other.revision.repo_id != one.revision.repo_id, other.facts.base_model != one.facts.base_model
 
     return sorted((other for other in listed if other.revision != one.revision), key=distance)
 
 
-def _by_settings(one: Listed) -> tuple[float, ...]:
+def _by_settings(one: ListedArtifact) -> tuple[float, ...]:
     facts = one.facts
     return tuple(-1.0 if value is None else value for value in (facts.r, facts.rho, facts.tau)) + (facts.whiten,)
 

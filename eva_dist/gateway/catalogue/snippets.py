@@ -8,16 +8,15 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eva_dist.artifact.auto_classes import auto_class
 from eva_dist.artifact.reading import Reading, shown
 from eva_dist.artifact.summary import ADAPTER_FILES, STATE_DICT_FILE
 from eva_dist.gateway.access import TOKEN_NAME
-from eva_dist.modeling.auto_classes import auto_class
-from eva_dist.render.markup import element, said
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from eva_dist.gateway.catalogue.cache import Listed
+    from eva_dist.gateway.catalogue.cache import ListedArtifact
 
 TOKEN_VARIABLE = "EVA_DIST_TOKEN"
 """What our own commands and `load_eva_state_dict` give a gateway; the Hub's clients give HF_TOKEN."""
@@ -54,62 +53,57 @@ def server_of(request: web.Request) -> Server:
     return Server(f"{scheme}://{host}", TOKEN_NAME in request)
 
 
-def snippets(one: Listed, server: Server) -> str:
-    """Return the blocks of code, each with its heading."""
+def snippets(one: ListedArtifact, server: Server) -> list[tuple[str, str]]:
+    """Return pieces of code, each with what it is for."""
     repo_id, revision = one.revision.repo_id, one.revision.revision
     source = f"{server.url}/{repo_id}@{revision}"
     files = one.snapshot.files
-    blocks = []
+    pieces = []
     if all(file in files for file in ADAPTER_FILES):
-        blocks.append(_block("Ready adapter, with PEFT", _peft(one, server)))
+        pieces.append(("Ready adapter, with PEFT", _peft_code(one, server)))
     if STATE_DICT_FILE in files:
         token = f"import os\n\n{server.token_line(TOKEN_VARIABLE)}\n" if server.needs_token else ""
-        code = f"{token}import eva_dist\n\neva_state_dict = eva_dist.load_eva_state_dict(\n    {_literal(source)}\n)"
-        blocks.append(_block("As an initialisation, with eva_dist", code))
+        load = f"eva_state_dict = eva_dist.load_eva_state_dict(\n    {_python_literal(source)}\n)"
+        pieces.append(("As an initialisation, with eva_dist", f"{token}import eva_dist\n\n{load}"))
     hf = f"{server.for_hub}hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
-    blocks.append(_block("Files, with the Hub's command", hf))
-    blocks.append(_block("Files, with eva-dist", f"{server.for_ours}eva-dist pull {shlex.quote(source)}"))
-    return element("div", *blocks, class_="snippets")
+    pieces.append(("Files, with the Hub's command", hf))
+    pieces.append(("Files, with eva-dist", f"{server.for_ours}eva-dist pull {shlex.quote(source)}"))
+    return pieces
 
 
-def _block(name: str, code: str) -> str:
-    written = element("code", said(code), class_="load", data_name=name)
-    return element("div", element("h3", said(name)), element("pre", written, tabindex="0"), class_="snippet")
-
-
-def _peft(one: Listed, server: Server) -> str:
+def _peft_code(one: ListedArtifact, server: Server) -> str:
     reading = Reading(one.snapshot.manifest)
     cls = auto_class(reading.found("model.task_type"), reading.found("model.auto_class"))
     options = {key: reading.text(*paths) for key, paths in (
         ("revision", ("model.revision", "config.model.revision")), ("gguf_file", ("config.model.gguf_file",)),
     )}  # fmt: skip
-    given = [_literal(one.facts.base_model or "the base model")]
-    given += [f"{key}={_literal(value)}" for key, value in options.items() if value is not None]
-    given += _overrides(reading)
+    given = [_python_literal(one.facts.base_model or "the base model")]
+    given += [f"{key}={_python_literal(value)}" for key, value in options.items() if value is not None]
+    given += _config_overrides(reading)
     return f"""\
 import os
 
-os.environ["HF_ENDPOINT"] = {_literal(server.url)}  # before the imports
+os.environ["HF_ENDPOINT"] = {_python_literal(server.url)}  # before the imports
 {server.token_line("HF_TOKEN")}
 from peft import PeftModel
 from transformers import {cls}
 
 base = {cls}.from_pretrained({", ".join(given)})
 model = PeftModel.from_pretrained(
-    base, {_literal(one.revision.repo_id)}, revision={_literal(one.revision.revision)}, is_trainable=True
+    base, {_python_literal(one.revision.repo_id)}, revision={_python_literal(one.revision.revision)}, is_trainable=True
 )"""
 
 
-def _overrides(reading: Reading) -> list[str]:
+def _config_overrides(reading: Reading) -> list[str]:
     """Return what the run changed of the model's config, where it is plain; whatever runs code is never repeated."""
     found = reading.mapping("config.model.config_overrides")
     return [
-        f"{key}={_literal(shown(value))}" if isinstance(value, str) else f"{key}={value!r}"
+        f"{key}={_python_literal(shown(value))}" if isinstance(value, str) else f"{key}={value!r}"
         for key, value in found.items()
         if key.isidentifier() and key.isascii() and key != "trust_remote_code" and isinstance(value, (str, int, float))
     ]
 
 
-def _literal(text: str) -> str:
+def _python_literal(text: str) -> str:
     """Return a text as a string of Python: what JSON escapes, Python reads as the same."""
     return json.dumps(text, ensure_ascii=False)
