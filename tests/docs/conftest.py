@@ -24,4 +24,5 @@ def tiny(tmp_path_factory) -> Tiny:
     words = write_words(folder / "words.jsonl")
     config = tiny_config(model, words, folder / "store", cluster={"num_workers": 1})
     published = own_run(config)
-    return Tiny(model, folder / "store" / "tests" / "tiny" / published.revision)
+    assert published.folder is not None  # a folder store's
+    return Tiny(model, published.folder)
