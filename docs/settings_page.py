@@ -45,6 +45,7 @@ _WRONG: dict[Any, tuple[Any, ...]] = {
     str: ("", "?://", "."),
     bool: (True,),
     dict[str, int]: ({"NAME": 0},),
+    dict[str, str]: ({"NAME": ""},),
     dict[str, float]: ({"NAME": -1.0}, {"NAME": 1e-9}, {"GPU": 0.5}, {"memory": 1.0}),
     list: ([],),
 }
