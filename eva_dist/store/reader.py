@@ -79,6 +79,10 @@ class Reader:
         self._view = View(self.root, lambda sha256: self._objects.path(blob_key(sha256))) if self.root else None
         self._pointers: dict[str, tuple[Found, Revision]] = {}
 
+    def __reduce__(self) -> tuple[type["Reader"], tuple[str]]:
+        """Send a store to another process as its URL: what it keeps open here is opened again there."""
+        return type(self), (self.url,)
+
     # --- names ---
 
     def revision_url(self, repo_id: str, revision: str) -> str:
