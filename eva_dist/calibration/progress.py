@@ -60,9 +60,9 @@ def describe(whole: PassState, elapsed_s: float, expected_s: float | None) -> st
     line = (
         f"step {state.steps}/{state.max_steps} | {ended}"
         f"layers converged {state.layers_converged}/{len(state.plan.layers)} | "
-        f"{speed:,.0f} tokens/s | elapsed {_format_time(elapsed_s)}"
+        f"{speed:,.0f} tokens/s | elapsed {clock(elapsed_s)}"
     )
-    return line if expected_s is None else f"{line} | expected {_format_time(expected_s)} more"
+    return line if expected_s is None else f"{line} | expected {clock(expected_s)} more"
 
 
 def expected_seconds(state: PointState, unconverged: Sequence[tuple[float, int]]) -> float:
@@ -85,7 +85,8 @@ def expected_seconds(state: PointState, unconverged: Sequence[tuple[float, int]]
     return min(most, max(0.0, elapsed - half) * math.log(2 * left) / math.log(left_then / left))
 
 
-def _format_time(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as `m:ss`, or `h:mm:ss`."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -91,6 +91,10 @@ class StoreReader:
     def _blob_path(self, sha256: str) -> Path:
         return self._objects.path(blob_key(sha256))
 
+    def __reduce__(self) -> tuple[type["StoreReader"], tuple[str]]:
+        """Send a store to another process as its URL: what it keeps open here is opened again there."""
+        return type(self), (self.url,)
+
     # --- names ---
 
     def revision_url(self, repo_id: str, revision: str) -> str:

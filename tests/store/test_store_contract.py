@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import pickle
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_what_is_published_is_found_by_fingerprint_and_by_name(store, store_url)
     assert again.find(TWO) is None and list(again.fingerprints()) == [ONE]
     assert again.fingerprint_of("team/name", "v1") == ONE and again.fingerprint_of("team/name", "v2") is None
     assert content_of(again, "team/name", "v1") == "tensors"
+
+
+def test_a_store_is_sent_to_another_process_as_its_url(store):
+    store.publish(ONE, "team/name", "v1", builder())
+    sent = pickle.dumps(store)
+    assert len(sent) < 300
+    there = pickle.loads(sent)
+    assert (type(there), there.url, there.root) == (type(store), store.url, store.root)
+    assert content_of(there, "team/name", "v1") == "tensors"
 
 
 def test_a_snapshot_lists_its_files_and_itself(store):
