@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from eva_dist.artifact.file_names import STATE_DICT_FILE
+from eva_dist.artifact.layer_names import kinds_in_order, places
 from eva_dist.artifact.layer_table import described_layers
-from eva_dist.artifact.places import kinds_in_order, places
 from eva_dist.errors import ConfigError, IntegrityError
 from eva_dist.store.artifact_reader import ArtifactReader
 from eva_dist.transform.compare import ArtifactComparison, LayerPair, compare_layers
