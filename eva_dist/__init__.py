@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eva_dist.artifact.load import load_eva_state_dict
     from eva_dist.run.in_process import get_eva_state_dict
-    from eva_dist.store.artifact_ref import fetch
+    from eva_dist.store.open_artifact import fetch
 
 try:
     __version__ = version("eva-dist")
@@ -23,7 +23,7 @@ except PackageNotFoundError:  # a clone that came with a job, on a node that has
 __all__ = ["__version__", "fetch", "get_eva_state_dict", "load_eva_state_dict"]
 
 _HOMES = {
-    "fetch": "eva_dist.store.artifact_ref",
+    "fetch": "eva_dist.store.open_artifact",
     "get_eva_state_dict": "eva_dist.run.in_process",
     "load_eva_state_dict": "eva_dist.artifact.load",
 }

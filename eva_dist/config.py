@@ -26,6 +26,10 @@ def is_store_url(text: str) -> bool:
     return text.startswith(("memory://", *BUCKETS))
 
 
+_SAID_WHEN_SET = {"said_when_set": True}
+"""Of settings that came later: where they are not set, artifacts and checkpoints say what they said before."""
+
+
 class Dtype(Enum):
     """In what the model is loaded and its forward runs; statistics are float32 and better."""
 
@@ -129,6 +133,8 @@ class DataConfig:
     `path` is a file, a glob, or a hub id. `text_field` names a column of text or of chat
     messages. With `prompt_field`, prompt and text are one sample and the prompt's tokens carry
     `eva.label_mask_value`.
+    Of chats, `role_map` gives roles other names, e.g. `{human: user, gpt: assistant}`, and `tools_field` names the
+    column whose tools go to the chat template; null takes `tools`, where there is such a column.
     """
 
     path: str = ""
@@ -145,6 +151,8 @@ class DataConfig:
     streaming: bool = False
     shuffle: bool = True
     seed: int = 0
+    tools_field: str | None = field(default=None, metadata=_SAID_WHEN_SET)
+    role_map: dict[str, str] = field(default_factory=dict, metadata=_SAID_WHEN_SET)
 
     @property
     def is_here(self) -> bool:
@@ -168,6 +176,14 @@ class DataConfig:
             yield "data.num_samples=null must be set when data.streaming=true; say how many samples to take"
         if not 0 <= self.seed < 2**32:
             yield f"data.seed={self.seed} must be in 0..2**32-1; use 0"
+        if self.tools_field is not None and self.tools_field in ("", self.text_field, self.prompt_field):
+            yield f"data.tools_field={self.tools_field!r} must be a column of its own; use null where there is none"
+        for role, name in self.role_map.items():
+            if not (isinstance(name, str) and role and name):
+                yield (
+                    f"data.role_map.{role}={name!r} must be the name of a role; "
+                    "e.g. '+data.role_map={human: user, gpt: assistant}'"
+                )
 
 
 @dataclass(frozen=True)
@@ -381,12 +397,17 @@ def config_groups() -> dict[str, type]:
 
 def _plain_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value) if _is_said(value, f)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
         return {key: _plain_value(item) for key, item in value.items()}
     return value
+
+
+def _is_said(settings: Any, setting: dataclasses.Field[Any]) -> bool:
+    """Tell whether a setting is written down: nearly all are, some only if they are set."""
+    return bool(getattr(settings, setting.name)) or "said_when_set" not in setting.metadata
 
 
 def _at_least(key: str, value: float, least: float, remedy: str) -> Iterator[str]:

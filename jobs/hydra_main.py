@@ -15,19 +15,21 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eva_dist.cli.overrides import eva_overrides
 from eva_dist.config import Config, config_groups
-from eva_dist.errors import EvaDistError, PreemptedError
+from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
 from jobs.schema import freeze, schema
 
 PREEMPTED = 75
@@ -53,8 +55,64 @@ def to_config(settings: DictConfig) -> Config:
     return freeze(OmegaConf.to_object(settings))
 
 
+def for_hydra(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line, those of EVA's names and patterns as Hydra can read them.
+
+    Regexes are what they are for `eva-dist derive`: Hydra's own grammar has no `^`, no bracket and no quote in a
+    pattern, and adds no key to `eva.rank_pattern` without a `+`. What we cannot read either (a sweep over several
+    values, a mistake) stays as it is: Hydra runs it, or says what is wrong.
+    """
+    found: list[str] = []
+    patterns: dict[str, int] = {}
+    for word in words:
+        given = _as_derive_reads_it(word)
+        if given.get("rank_pattern"):
+            patterns |= given["rank_pattern"]
+        elif given.keys() & {"target_modules", "exclude_modules"} and not _hydra_reads(word):
+            found += [f"eva.{name}={_quoted(value)}" for name, value in given.items()]
+        else:
+            found.append(word)
+    if patterns:
+        found.append(f"eva.rank_pattern=${{eva_patterns:{json.dumps(patterns).encode().hex()}}}")
+    return found
+
+
+def _as_derive_reads_it(word: str) -> dict[str, Any]:
+    if not word.lstrip("+").startswith(("eva.rank_pattern", "eva.target_modules", "eva.exclude_modules")):
+        return {}
+    try:
+        return eva_overrides([word])
+    except ConfigError:
+        return {}
+
+
+def _hydra_reads(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(value: str | list[str]) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    quote = '"' if "'" in value else "'"
+    return f"{quote}{value}{quote}"
+
+
+def _decoded_patterns(text: str) -> dict[str, int]:
+    """Return the patterns that `for_hydra` has put into an interpolation, in hexadecimal digits."""
+    patterns: dict[str, int] = json.loads(bytes.fromhex(str(text)).decode())
+    return patterns
+
+
+OmegaConf.register_new_resolver("eva_patterns", _decoded_patterns, replace=True)
+
+
 def exit_code(job: Callable[[], None]) -> int:
     """Run a Hydra main to its exit code; whatever ends it is said on standard error in one message."""
+    sys.argv[1:] = for_hydra(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so the code is ours
     _failures.clear()
     _after_failure.clear()

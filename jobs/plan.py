@@ -23,7 +23,8 @@ sys.path.insert(0, str(_ROOT))  # `python jobs/plan.py` from a clone
 
 from eva_dist.config import Config  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
-from eva_dist.modeling.load import check_length, read_architecture  # noqa: E402
+from eva_dist.modeling.load import read_architecture  # noqa: E402
+from eva_dist.modeling.positions import check_length  # noqa: E402
 from eva_dist.preflight.accelerator import Accelerator  # noqa: E402
 from eva_dist.preflight.estimate import Preflight, estimate  # noqa: E402
 from eva_dist.preflight.report import Check, checks_to_text, to_text  # noqa: E402

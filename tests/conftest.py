@@ -12,9 +12,28 @@ import torch
 from eva_dist.config import Config
 from eva_dist.run.prepare import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
+from tests.quick_figures import figures_by, write_one_pixel
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+LONGEST_FIRST = (
+    *("tests/cluster/test_sweep_on_actors.py", "tests/cluster/test_faults.py", "tests/cluster/test_driver_faults.py"),
+    *("tests/jobs/test_ray_jobs.py", "tests/cluster/", "tests/jobs/", "tests/real/", "tests/modeling/"),
+    *("tests/calibration/", "tests/run/", "tests/preflight/", "tests/gateway/"),
+)
+"""Files and folders in the order in which they are begun, all others after them; the end is left to short ones."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort files so that two processes that take one after the other end together; a file's tests keep their order."""
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +87,12 @@ def make_minibatches() -> Callable[..., list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray on this machine, for as long as the tests need it."""
+    """Ray on this machine, for as long as the tests need it; its workers begin with their imports done."""
     import ray
 
+    from tests.warm.processes import warm_workers
+
+    warm_workers()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -97,9 +119,18 @@ def prepared(configure: Callable[..., Config]) -> Callable[..., Prepared]:
     return lambda **changes: prepare(configure(**changes))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_figures() -> Iterator[None]:
+    """Artifacts of this process get figures of one pixel: to draw them takes longer than all else of a tiny run.
+
+    What looks at the pictures is built inside `drawn_figures()`; jobs in processes of their own draw theirs as ever.
+    """
+    with figures_by(write_one_pixel):
+        yield
+
+
 @pytest.fixture(scope="module")
 def no_figures() -> Iterator[None]:
-    """Artifacts without their figures, which take longest to make, for tests that do not look at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eva_dist.artifact.write.write_plots", lambda *given: None)
+    """Artifacts without any figure, for tests that count or compare files."""
+    with figures_by(lambda *given: None):
         yield

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from eva_dist.store.artifact_ref import fetch
+from eva_dist.store.open_artifact import fetch
 
 FINGERPRINT = "ab" * 32
 

@@ -84,6 +84,8 @@ REPO = "must be namespace/name in letters, digits, '-', '_', '.'; e.g. team/my-m
         ("data__step_size", -1, "data.step_size=-1 must be >= 1; it is how many samples make one SVD update"),
         ("data__num_samples", 0, "data.num_samples=0 must be >= 1; use null for all samples"),
         ("data__streaming", True, "data.num_samples=null must be set when data.streaming=true; say how many"),
+        ("data__tools_field", "text", "data.tools_field='text' must be a column of its own; use null where there"),
+        ("data__role_map", {"human": ""}, "data.role_map.human='' must be the name of a role; e.g. '+data.role_map={"),
         ("data__seed", -1, "data.seed=-1 must be in 0..2**32-1; use 0"),
         ("data__seed", 2**32, "data.seed=4294967296 must be in 0..2**32-1; use 0"),
         ("eva__r", 0, f"eva.r=0 must be >= 1; {R}"),
@@ -252,6 +254,8 @@ def test_to_dict_is_json_and_holds_every_setting():
         eva__target_modules=["q"],
         eva__rank_pattern={"q": 2},
         eva__budget=Budget.params,
+        data__tools_field="functions",
+        data__role_map={"human": "user"},
     )
     plain = config.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
@@ -261,6 +265,17 @@ def test_to_dict_is_json_and_holds_every_setting():
     assert {f"{g}.{k}" for g, keys in plain.items() for k in keys} == {
         f"{name}.{f.name}" for name, group in GROUPS.items() for f in dataclasses.fields(group)
     }
+
+
+def test_settings_that_came_later_are_said_only_where_they_are_set():
+    """Else every artifact that was ever published would name them when it is made again."""
+    assert not {"tools_field", "role_map"} & make().to_dict()["data"].keys()
+    assert make(data__role_map={"human": "user"}).to_dict()["data"]["role_map"] == {"human": "user"}
+
+
+def test_roles_are_mapped_on_the_command_line():
+    names = through_hydra("data.role_map={human: user, gpt: assistant}").data.role_map
+    assert names == {"human": "user", "gpt": "assistant"}
 
 
 def test_two_configs_share_no_default_and_neither_can_be_changed():

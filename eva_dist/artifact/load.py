@@ -16,9 +16,10 @@ from torch import Tensor
 from eva_dist.artifact.layers import choose_layers
 from eva_dist.artifact.safetensors_header import LENGTH_BYTES, Span, check_layers, header_length, merged, read_header
 from eva_dist.errors import IntegrityError
-from eva_dist.store.artifact_reader import REMEDY, NoRangesError, Opened
-from eva_dist.store.artifact_ref import Kind, fetch, open_source, parse_source
-from eva_dist.store.progress_bar import Progress, counting
+from eva_dist.store.artifact_reader import REMEDY, ArtifactReader, NoRangesError
+from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
+from eva_dist.store.open_artifact import fetch, open_artifact
+from eva_dist.store.transfer_progress import Progress, counting
 
 _TENSOR_FILE = "eva_state_dict.safetensors"
 _REQUESTS_AT_ONCE = 8
@@ -58,7 +59,7 @@ def load_eva_state_dict(
         LayerError: the artifact has no such layers.
         StoreError: the place cannot be reached, or refuses.
     """
-    opened = open_source(source, store_url)
+    opened = open_artifact(source, store_url)
     try:
         return {prefix + name: tensor for name, tensor in _tensors(opened, layers, prefix, progress).items()}
     except IntegrityError as error:
@@ -71,14 +72,16 @@ def source_folder(source: str | os.PathLike[str], store_url: str | None = None) 
     """Return the folder that a source names, which need not be there; what lies elsewhere is fetched first, verified.
 
     Raises:
-        ConfigError: it is no source (`store/sources.py`).
+        ConfigError: it is no source (`store/artifact_ref.py`).
         ArtifactNotFoundError, IntegrityError, StoreError: elsewhere there is none, or it cannot be had.
     """
-    parsed = parse_source(source, store_url)
-    return Path(parsed.url) if parsed.kind is Kind.folder else fetch(parsed)
+    parsed = parse_artifact_ref(source, store_url)
+    return Path(parsed.url) if parsed.kind is RefKind.folder else fetch(parsed)
 
 
-def _tensors(opened: Opened, layers: str | Sequence[str] | None, prefix: str, progress: Progress) -> dict[str, Tensor]:
+def _tensors(
+    opened: ArtifactReader, layers: str | Sequence[str] | None, prefix: str, progress: Progress
+) -> dict[str, Tensor]:
     """Return the tensors by the names of the base model."""
     if layers is not None and not opened.is_here(_TENSOR_FILE) and (hashes := _hashes(opened.snapshot.manifest)):
         names = choose_layers(layers, hashes, prefix)
@@ -111,7 +114,7 @@ def _hashes(manifest: Mapping[str, Any]) -> dict[str, str] | None:
     return hashes
 
 
-def _travelled(opened: Opened, hashes: Mapping[str, str], progress: Progress) -> dict[str, Tensor]:
+def _travelled(opened: ArtifactReader, hashes: Mapping[str, str], progress: Progress) -> dict[str, Tensor]:
     """Return tensors without the rest of their file: from the cache, else by their ranges, verified one by one."""
     cache, layers = opened.cache, opened.snapshot.manifest["layers"]
     assert cache is not None, "what has no cache is here"
@@ -133,7 +136,7 @@ def _travelled(opened: Opened, hashes: Mapping[str, str], progress: Progress) ->
     return {name: _tensor(content, shapes[name]) for name, content in contents.items() if content is not None}
 
 
-def _parts(opened: Opened, ranges: Sequence[tuple[int, int]], tell: Callable[[int], None]) -> dict[int, bytes]:
+def _parts(opened: ArtifactReader, ranges: Sequence[tuple[int, int]], tell: Callable[[int], None]) -> dict[int, bytes]:
     """Return the bytes of ranges by where they start."""
 
     def read(piece: tuple[int, int]) -> bytes:
@@ -145,7 +148,7 @@ def _parts(opened: Opened, ranges: Sequence[tuple[int, int]], tell: Callable[[in
         return dict(zip((start for start, _ in ranges), pool.map(read, ranges), strict=True))
 
 
-def _spans(opened: Opened, read: Callable[[int, int], bytes]) -> dict[str, Span]:
+def _spans(opened: ArtifactReader, read: Callable[[int, int], bytes]) -> dict[str, Span]:
     """Return where each tensor lies in the file, proven by the manifest as far as it goes."""
     size = opened.entry(_TENSOR_FILE).size
     start = LENGTH_BYTES + header_length(read(0, min(LENGTH_BYTES, size)), size)

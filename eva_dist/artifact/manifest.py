@@ -40,6 +40,8 @@ def write_manifest(
         "stop": None if stop is None else stop.value,
         "steps": state.steps,
         "tokens": state.tokens,
+        # samples that were forwarded, or would have been, without one token that counts; seldom any
+        **({"samples_without_tokens": state.unlabelled} if state.unlabelled else {}),
         "epoch": state.epoch,
         "exhausted": state.exhausted,
         "seconds": result.state.pass_seconds,

@@ -24,7 +24,7 @@ from eva_dist.errors import DerivationError, IntegrityError
 from eva_dist.methods.eva import NAME, Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import InputGroup, Layer, Plan, make_plan
-from eva_dist.store.artifact_reader import REMEDY, OpenedFolder
+from eva_dist.store.artifact_reader import REMEDY, FolderArtifactReader
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, lacking
 
 _SPECTRUM = ("layer", "singular_value", "explained_variance_ratio", "cosine")
@@ -69,7 +69,7 @@ def restore_artifact(folder: Path, snapshot: Snapshot | None = None) -> Stored:
         IntegrityError: a file is missing or differs from the manifest, or the manifest contradicts itself.
         DerivationError: another version of `eva_dist` wrote it, in a format that holds less or more.
     """
-    opened = OpenedFolder(folder, snapshot or folder_snapshot(folder))
+    opened = FolderArtifactReader(folder, snapshot or folder_snapshot(folder))
     manifest = opened.snapshot.manifest
     _refuse_other_formats(folder, manifest)
     if gone := lacking(folder, opened.snapshot):

@@ -85,7 +85,8 @@ class StepReport:
     `epoch` counts how often the data has been used up when the step ends; `exhausted` says
     that there was no data left for this step and never will be. `sent_bytes` counts token
     rows sent to other workers; `svd_processor_seconds` is time of this worker's processors.
-    `point_tokens` has the token rows of points whose active groups saw fewer than `tokens`.
+    `point_tokens` has the token rows of points whose active groups saw fewer than `tokens`; `unlabelled` counts
+    samples without a token that counts: all are masked, or lie behind `data.max_length`.
     """
 
     groups: tuple[GroupReport, ...]
@@ -96,6 +97,7 @@ class StepReport:
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
     point_tokens: Mapping[int, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class PointState:
     reaches) no longer holds the others up: it gets rank 0, and never counts as converged.
     `tokens` counts token rows; `elapsed` is the seconds of all steps, `pass_seconds` with the
     decisions between them, `seconds` the slowest worker's by phase; points of one pass share them.
-    `sent_bytes` and `svd_processor_seconds` are summed over the workers.
+    `sent_bytes`, `svd_processor_seconds` and `unlabelled` are summed over the workers.
     """
 
     plan: Plan
@@ -173,6 +175,7 @@ class PointState:
     sent_bytes: int = 0
     svd_processor_seconds: float = 0.0
     pass_seconds: float = 0.0
+    unlabelled: int = 0
 
     def group_rank(self, group: int) -> int:
         """Return the largest rank among the group's members."""
@@ -277,6 +280,7 @@ def advance(state: PointState, reports: Sequence[StepReport], step_seconds: floa
         seconds=add_seconds(state.seconds, _slowest_worker([report.seconds for report in reports])),
         sent_bytes=state.sent_bytes + sum(report.sent_bytes for report in reports),
         svd_processor_seconds=state.svd_processor_seconds + sum(report.svd_processor_seconds for report in reports),
+        unlabelled=state.unlabelled + sum(report.unlabelled for report in reports),
     )
     # a group that all data could not update would keep the allocation, and so everybody, waiting
     if _is_last_chance_gone(moved):

@@ -77,6 +77,7 @@ class Assignment:
     layers: tuple[Layer, ...]
     points: tuple[PointAssignment, ...]
     data_digest: str
+    tools_digest: str | None = None
 
     def plan(self, same_input: Sequence[Sequence[str]], world_size: int) -> PassPlan:
         """Return what the pass will do, from the input groups of a first forward."""
@@ -125,13 +126,15 @@ class Worker:
         assignment, config = self._assignment, self._assignment.config
         rows = open_rows(config.data)
         # workers that read other data would report statistics of a mixture, and nothing would show it
-        if rows.digest != assignment.data_digest:
+        same_tools = assignment.tools_digest in (None, rows.tools_digest)  # None: the template is handed none
+        if rows.digest != assignment.data_digest or not same_tools:
             raise DataError(
                 f"data.path={config.data.path} reads differently on the node of global_rank {self._global_rank} "
                 "than on the driver's; put the same files on every node, or use a shared folder"
             )
         tokenizer = load_tokenizer(config.model)
-        stream = TokenStream(rows, tokenizer, config.data, config.eva.label_mask_value)
+        label_mask_value = config.eva.label_mask_value if config.eva.use_label_mask else None
+        stream = TokenStream(rows, tokenizer, config.data, label_mask_value)
         batching = Batching.choose(config.data, self._device.type, self._world_size)
         self.source = WorkerStream(stream, batching, self._global_rank, self._world_size)
         sharding = self._make_sharding()
@@ -183,7 +186,7 @@ class Worker:
         """Run one step."""
         report = run_step(self.context, decision, self.svds)
         self.on_phase("idle")
-        return report
+        return replace(report, unlabelled=self.source.unlabelled(decision.step))
 
     def give(self, groups: tuple[int, ...]) -> Svds:
         """Part with the SVDs of these groups, those that are kept here."""

@@ -1,4 +1,4 @@
-"""Commands that run a job of a clone on this machine, and where the clone is."""
+"""Which clone of eva_dist a command runs jobs of, and the key of a job with given settings."""
 
 import json
 import subprocess
@@ -23,17 +23,6 @@ WorkingDir = Annotated[
 ]
 
 
-def plan(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="OVERRIDES...", help="Settings, as of jobs/precompute.py.")
-    ] = None,
-    working_dir: WorkingDir = None,
-) -> None:
-    """Say what a run will need, from the model's config alone: memory, bytes, FLOPs, time. Runs jobs/plan.py."""
-    script = find_clone(working_dir, "plan.py") / "jobs" / "plan.py"
-    raise typer.Exit(subprocess.run([sys.executable, str(script), *(overrides or [])], check=False).returncode)
-
-
 def find_clone(working_dir: Path | None, script: str) -> Path:
     """Return the absolute folder of the clone that holds `jobs/<script>`.
 
@@ -55,7 +44,7 @@ def find_clone(working_dir: Path | None, script: str) -> Path:
 def job_key(clone: Path, overrides: Sequence[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Check a job's settings and return its key, its artifacts' fingerprints, and notes on those that are unknown.
 
-    The clone's `jobs/fingerprint.py` says so, in a process of its own: it needs hydra, torch and the clone's code.
+    The clone's `jobs/fingerprint.py` computes them in a process of its own: that needs hydra, torch and its code.
 
     Raises:
         typer.Exit: with the job's exit code (2: bad settings); it has said why on standard error.
@@ -65,7 +54,7 @@ def job_key(clone: Path, overrides: Sequence[str]) -> tuple[str, tuple[str, ...]
         done = subprocess.run(
             [
                 *(sys.executable, str(clone / "jobs" / "fingerprint.py")),
-                *_with_settings(overrides, [f"hydra.run.dir={outputs}", f"hydra.sweep.dir={outputs}"]),
+                *insert_settings(overrides, [f"hydra.run.dir={outputs}", f"hydra.sweep.dir={outputs}"]),
             ],
             cwd=clone,  # relative paths are the clone's, as they will be in the job
             stdout=subprocess.PIPE,
@@ -86,7 +75,7 @@ def job_key(clone: Path, overrides: Sequence[str]) -> tuple[str, tuple[str, ...]
     )
 
 
-def _with_settings(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
+def insert_settings(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
     """Add settings beside the others: Hydra takes them in one run only, before or after its options (`-m`)."""
     first = next((i for i, word in enumerate(overrides) if "=" in word and not word.startswith("-")), len(overrides))
     return [*overrides[:first], *more, *overrides[first:]]

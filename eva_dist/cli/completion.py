@@ -25,17 +25,17 @@ def complete_names(context: typer.Context, incomplete: str) -> list[str]:
     if "://" in incomplete or incomplete.startswith((".", "/", "~")):
         return []  # the shell completes files by itself
     url = str(context.params.get("store") or os.environ.get(STORE_VARIABLE) or StoreConfig().url)
-    return _in_time(lambda: [name for name in _names(url) if name.startswith(incomplete)])
+    return _within_patience(lambda: [name for name in _names_in_store(url) if name.startswith(incomplete)])
 
 
 @contextlib.contextmanager
 def whole_words(environment: MutableMapping[str, str] | None = None) -> Iterator[None]:
-    """While bash asks for a completion, let it be of whole words; print of each what bash has not got yet."""
+    """While bash asks for a completion, complete whole words; print of each only the part that bash replaces."""
     environment = os.environ if environment is None else environment
     if environment.get(_ASKED) != "complete_bash":
         yield
         return
-    kept = _join(environment)
+    kept = _join_words(environment)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
@@ -44,7 +44,7 @@ def whole_words(environment: MutableMapping[str, str] | None = None) -> Iterator
         print(*(line.removeprefix(kept) for line in said.getvalue().splitlines()), sep="\n")
 
 
-def _join(environment: MutableMapping[str, str]) -> str:
+def _join_words(environment: MutableMapping[str, str]) -> str:
     """Rewrite COMP_WORDS and COMP_CWORD; return the beginning of the word in question that bash keeps as it is."""
     given, at = environment.get("COMP_WORDS", ""), environment.get("COMP_CWORD", "")
     if "\n" not in given or not at.isdecimal():  # typer's script sends a line a word
@@ -63,14 +63,14 @@ def _join(environment: MutableMapping[str, str]) -> str:
     return kept.removesuffix("@")  # readline has the @ in what it replaces: one of bash's rl_special_prefixes
 
 
-def _names(url: str) -> list[str]:
+def _names_in_store(url: str) -> list[str]:
     from eva_dist.store.store import Store
 
-    return [f"{one.repo_id}@{one.revision}" for one in Store(url).revisions()]
+    return [one.name for one in Store(url).revisions()]
 
 
-def _in_time(find: Callable[[], list[str]]) -> list[str]:
-    """Return what is found within the time that a person waits at a prompt; nothing if it fails."""
+def _within_patience(find: Callable[[], list[str]]) -> list[str]:
+    """Return what `find` finds within a second, the time that a person waits at a prompt; nothing if it fails."""
     found: list[str] = []
 
     def look() -> None:

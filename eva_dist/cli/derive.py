@@ -1,4 +1,4 @@
-"""The command that makes an artifact of a stored one, with no model and no data."""
+"""`eva-dist derive`: an artifact of other settings from a stored one, with no model and no data."""
 
 import contextlib
 import dataclasses
@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from eva_dist.cli.options import STORE, StoreUrl
+from eva_dist.cli.options import STORE, StoreUrl, check_destination
 from eva_dist.cli.overrides import eva_overrides
-from eva_dist.config import ArtifactConfig, StoreConfig
-from eva_dist.errors import ConfigError
 
 
 def derive(
@@ -34,9 +32,7 @@ def derive(
     Exact for whiten, lora_alpha and adjust_scaling_factors: the artifact that a run would give. Smaller r or rho,
     rank_pattern and looser tau reuse the stored vectors: near to a run, and marked as derived. Prints one JSON line.
     """
-    problems = [*StoreConfig(store).problems(), *ArtifactConfig(repo_id, revision).problems()]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    check_destination(store, repo_id, revision)
     changes = eva_overrides(overrides)
     with contextlib.redirect_stdout(sys.stderr):
         from eva_dist.transform.derive import derive_and_publish

@@ -1,4 +1,4 @@
-"""`eva-dist ...`: everything but running jobs. Commands live in a file a family, `cli_*.py`, and are gathered here.
+"""`eva-dist`: its commands, gathered. Each is in the file of its name: `ls` in `ls.py`, `pull` in `pull.py`.
 
 Imports are light: torch and ray come with the command that needs them, if at all.
 Exit codes: 0 done, 2 bad settings or usage, 130 interrupted, 1 anything else; a job that is followed passes its own on.
@@ -10,21 +10,28 @@ from collections.abc import Sequence
 
 import typer
 
-from eva_dist.cli.clone import plan
 from eva_dist.cli.completion import whole_words
 from eva_dist.cli.derive import derive
 from eva_dist.cli.diff import diff
 from eva_dist.cli.export import export
-from eva_dist.cli.jobs import jobs, logs, stop, submit
-from eva_dist.cli.maintenance import gc, store_app, verify
+from eva_dist.cli.gc import gc
+from eva_dist.cli.jobs import jobs
+from eva_dist.cli.logs import logs
+from eva_dist.cli.ls import ls
 from eva_dist.cli.merge import merge
 from eva_dist.cli.options import KEEP, LOOK, RUN, USE
+from eva_dist.cli.plan import plan
+from eva_dist.cli.pull import pull
+from eva_dist.cli.push import push
 from eva_dist.cli.report import report
-from eva_dist.cli.serve import serve, token
+from eva_dist.cli.rm import rm
+from eva_dist.cli.serve import serve
 from eva_dist.cli.show import show
-from eva_dist.cli.store import ls, rm
-from eva_dist.cli.terminal import lenient, say
-from eva_dist.cli.transfer import pull, push
+from eva_dist.cli.stop import stop
+from eva_dist.cli.submit import submit
+from eva_dist.cli.terminal import replace_unencodable, say
+from eva_dist.cli.token import token
+from eva_dist.cli.verify import verify
 from eva_dist.errors import ConfigError, EvaDistError
 
 app = typer.Typer(
@@ -47,6 +54,9 @@ app.command(no_args_is_help=True, rich_help_panel=USE)(export)
 app.command(no_args_is_help=True, rich_help_panel=KEEP)(rm)
 app.command(rich_help_panel=KEEP)(verify)
 app.command(rich_help_panel=KEEP)(gc)
+store_app = typer.Typer(help="Check a store, and free what nothing names in it.", no_args_is_help=True)
+store_app.command("verify")(verify)
+store_app.command("gc")(gc)
 app.add_typer(store_app, name="store", rich_help_panel=KEEP)
 app.command(no_args_is_help=True, rich_help_panel=USE)(derive)
 app.command(no_args_is_help=True, rich_help_panel=USE)(merge)
@@ -59,7 +69,7 @@ app.command(no_args_is_help=True, rich_help_panel=RUN, context_settings={"ignore
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error that was raised on purpose is one message."""
-    lenient()
+    replace_unencodable()
     try:
         with whole_words():
             app(args=None if arguments is None else list(arguments))
@@ -67,11 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(f"error: {error}")
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error
     finally:
-        _flush()
+        _flush_results()
 
 
-def _flush() -> None:
-    """Have the results arrive. Who has closed the pipe, as `head` does, wants no more and no word of it."""
+def _flush_results() -> None:
+    """Flush standard output; if its reader has closed the pipe, as `head` does, exit without a word of it."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The command that makes one artifact of several, as if all had been one run."""
+"""`eva-dist merge`: one artifact of several, as if all had been one run."""
 
 import contextlib
 import dataclasses
@@ -9,12 +9,10 @@ from typing import Annotated
 
 import typer
 
-from eva_dist.cli.options import STORE, StoreUrl
+from eva_dist.cli.options import STORE, StoreUrl, check_destination
 from eva_dist.cli.overrides import eva_overrides
-from eva_dist.config import ArtifactConfig, StoreConfig
-from eva_dist.errors import ConfigError
 
-_SETTING = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
+_SETTING_WORD = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 
 
 def merge(
@@ -43,11 +41,9 @@ def merge(
     Exact, with no model and no data. The sources must be of one base model and keep what was summed up: computed with
     solver=covariance solver.keep_covariance=true. Prints one JSON line.
     """
-    problems = [*StoreConfig(store).problems(), *ArtifactConfig(repo_id, revision).problems()]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    changes = eva_overrides([word for word in sources if _SETTING.match(word)])
-    artifacts = [word for word in sources if not _SETTING.match(word)]
+    check_destination(store, repo_id, revision)
+    changes = eva_overrides([word for word in sources if _SETTING_WORD.match(word)])
+    artifacts = [word for word in sources if not _SETTING_WORD.match(word)]
     with contextlib.redirect_stdout(sys.stderr):
         from eva_dist.transform.merge import merge_and_publish
 

@@ -11,6 +11,7 @@ from eva_dist.config import Config, EvaConfig, config_groups
 from eva_dist.errors import ConfigError
 
 _GROUP = "eva"
+_PATTERN_KEY = "eva.rank_pattern."
 _ELSEWHERE = {
     "store.url": "give --store",
     "artifact.repo_id": "give --repo-id",
@@ -26,7 +27,8 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Return EVA's settings that these words give, by field name.
 
     A value is a bool, an integer, a number, a name, `null`, `[a,b]` or `{pattern: 2}`, as its field has it;
-    names may be quoted.
+    names may be quoted. As on a job's command line, a word may begin with `+` or `++`, and the pattern may stand in
+    the key (`+eva.rank_pattern.q_proj=8`); such words add up.
 
     Raises:
         ConfigError: one line for each word that is no setting, cannot be set here, or has another type.
@@ -35,15 +37,16 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
     problems: list[str] = []
     hints = get_type_hints(EvaConfig)
     for word in words:
-        key, equals, text = word.partition("=")
+        key, equals, text = _split_word(word)
         group, _, name = key.partition(".")
         if not equals or group != _GROUP or name not in hints:
-            problems.append(_refusal(word, key, bool(equals)))
-        elif name in found:
+            problems.append(_explain_refusal(word, key, bool(equals)))
+        elif name in found and not _adds_up(found[name], word):
             problems.append(f"{word}: {key} is given twice; give it once")
         else:
             try:
-                found[name] = _parse(text.strip(), hints[name])
+                value = _parse_value(text.strip(), hints[name])
+                found[name] = found[name] | value if name in found else value
             except ValueError as error:
                 problems.append(f"{word} must be {error}")
     if problems:
@@ -51,7 +54,21 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _refusal(word: str, key: str, is_setting: bool) -> str:
+def _split_word(word: str) -> tuple[str, str, str]:
+    """Split a word into key, `=` and value; a pattern in the key is moved into the value."""
+    bare = word[len(word) - len(word.lstrip("+")) :]
+    if bare.startswith(_PATTERN_KEY):
+        pattern, equals, text = bare.removeprefix(_PATTERN_KEY).rpartition("=")
+        quote = "'" if '"' in pattern else '"'
+        return _PATTERN_KEY.rstrip("."), equals, f"{{{quote}{pattern}{quote}: {text}}}"
+    return bare.partition("=")
+
+
+def _adds_up(known: Any, word: str) -> bool:
+    return isinstance(known, dict) and word.lstrip("+").startswith(_PATTERN_KEY)
+
+
+def _explain_refusal(word: str, key: str, is_setting: bool) -> str:
     if not is_setting:
         return f"{word} must be eva.key=value; e.g. eva.rho=1.25"
     for known, why in _ELSEWHERE.items():
@@ -64,7 +81,7 @@ def _refusal(word: str, key: str, is_setting: bool) -> str:
     return f"{word} is no setting{f'; did you mean {_GROUP}.{close[0]}?' if close else ' of EVA; e.g. eva.rho=1.25'}"
 
 
-def _parse(text: str, hint: Any) -> Any:
+def _parse_value(text: str, hint: Any) -> Any:
     """Return the value of a field; a `ValueError` says what it must be."""
     if hint is bool:
         if text.lower() not in ("true", "false"):
@@ -75,47 +92,47 @@ def _parse(text: str, hint: Any) -> Any:
             raise ValueError("a whole number")
         return int(text)
     if hint is float:
-        return _number(text)
+        return _parse_number(text)
     if isinstance(hint, type) and issubclass(hint, Enum):
         if text not in hint.__members__:
             raise ValueError(f"one of {', '.join(hint.__members__)}")
         return hint[text]
     if hint == dict[str, int]:
-        return _ranks(text)
-    return _names(text)
+        return _parse_rank_pattern(text)
+    return _parse_names(text)
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) or not math.isfinite(float(text)):
         raise ValueError("a number")
     return float(text)
 
 
-def _ranks(text: str) -> dict[str, int]:
+def _parse_rank_pattern(text: str) -> dict[str, int]:
     """Parse `{pattern: rank, ...}`: JSON, or with patterns as they are (quoted where they hold `,` or `:`)."""
     expected = "patterns and whole numbers; e.g. 'eva.rank_pattern={q_proj: 8, down_proj: 4}'"
     if not (text.startswith("{") and text.endswith("}")):
         raise ValueError(expected)
     ranks: dict[str, int] = {}
-    for item in _items(text[1:-1], expected):
+    for item in _split_items(text[1:-1], expected):
         match = re.fullmatch(r"(.+?)\s*:\s*(\d+)", item)
-        if match is None or (name := _name(match[1])) in ranks:
+        if match is None or (name := _parse_name(match[1])) in ranks:
             raise ValueError(expected)
         ranks[name] = int(match[2])
     return ranks
 
 
-def _names(text: str) -> str | list[str] | None:
+def _parse_names(text: str) -> str | list[str] | None:
     """Parse a name or regex, a list of them, or null."""
     if text in ("null", ""):
         return None
     if not (text.startswith("[") and text.endswith("]")):
-        return _name(text)
+        return _parse_name(text)
     expected = "null, a list of names or a regex; e.g. '[q_proj,v_proj]'"
-    return [_name(item) for item in _items(text[1:-1], expected)]
+    return [_parse_name(item) for item in _split_items(text[1:-1], expected)]
 
 
-def _items(text: str, expected: str) -> list[str]:
+def _split_items(text: str, expected: str) -> list[str]:
     """Split at commas that are not inside quotes."""
     if not text.strip():
         return []
@@ -125,7 +142,7 @@ def _items(text: str, expected: str) -> list[str]:
     return items
 
 
-def _name(text: str) -> str:
+def _parse_name(text: str) -> str:
     """Return a name without the quotes around it; what is in them is taken as it is."""
     quoted = re.fullmatch(r"""(["'])(.*)\1""", text)
     name = quoted[2] if quoted else text

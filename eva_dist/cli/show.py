@@ -2,29 +2,38 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eva_dist.artifact.file_names import SPECTRUM_FILE
-from eva_dist.cli.options import STORE, AsJson, Source, StoreUrl
-from eva_dist.cli.terminal import Column, cell, facts_table, fitting_table, print_json, put, size_text
-from eva_dist.cli.terminal import stdout as results
+from eva_dist.cli.options import STORE, AsJson, SourceArgument, StoreUrl
+from eva_dist.cli.terminal import (
+    Column,
+    cell,
+    facts_table,
+    fitting_table,
+    print_json,
+    print_parts,
+    results_console,
+    size_text,
+)
 from eva_dist.render.words import NONE, amount, share
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from eva_dist.artifact.layer_table import Kind, Layer, Ratios
-    from eva_dist.store.artifact_reader import Opened
+    from eva_dist.store.open_artifact import ArtifactLocation
     from eva_dist.store.snapshot import Snapshot
 
 _WIDEST = 120
 """Drawings are no wider, however wide the terminal."""
 _WIDEST_SPECTRUM = 24
-_KINDS = (
+_SHOWN_SETTINGS = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
+_SHOWN_DATA = ("split", "num_samples")
+_KIND_COLUMNS = (
     Column("module kind"),
     Column("layers", right=True, drop=2),
     Column("ranks"),
@@ -33,8 +42,8 @@ _KINDS = (
     Column("explained", right=True),
     Column("spectrum", drop=1),
 )
-_FILES = (Column("file"), Column("size", right=True), Column("sha256", drop=1))
-_LAYERS = (
+_FILE_COLUMNS = (Column("file"), Column("size", right=True), Column("sha256", drop=1))
+_LAYER_COLUMNS = (
     Column("layer"),
     Column("rank", right=True),
     Column("r", right=True, drop=4),
@@ -48,71 +57,37 @@ _LAYERS = (
 
 
 def show(
-    source: Source,
+    source: SourceArgument,
     store: StoreUrl = STORE,
     with_layers: Annotated[bool, typer.Option("--layers", help="List every layer too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show an artifact: what it is, ranks and spectra, files with sizes and sha256, and how to load it."""
     from eva_dist.artifact.layer_table import kinds_of, layers_of, read_ratios
-    from eva_dist.store.artifact_ref import open_source
+    from eva_dist.store.open_artifact import locate_artifact, open_artifact
 
-    opened = open_source(source, store)
-    snapshot, found = opened.snapshot, find(source, store, opened)
+    opened = open_artifact(source, store)
+    snapshot, found = opened.snapshot, locate_artifact(source, store, opened)
     ratios = read_ratios(opened.read(SPECTRUM_FILE), snapshot.manifest) if SPECTRUM_FILE in snapshot.files else None
     layers = layers_of(snapshot.manifest, ratios)
     kinds = kinds_of(layers, ratios)
     if as_json:
-        print_json(_document(source, snapshot, found, layers, kinds, with_layers))
+        print_json(artifact_document(source, snapshot, found, layers, kinds, with_layers))
         return
-    console = results()
+    console = results_console()
     sections: list[list[Any]] = [
-        [facts_table(_facts(snapshot, found))],
-        list(_kinds(kinds, ratios, console)),
-        list(_map(layers, console)),
-        [_layers(layers, console)] if with_layers else [],
-        [_files(snapshot, console)],
-        [facts_table(loading(source, found))],
+        [facts_table(artifact_facts(snapshot, found))],
+        list(draw_kinds(kinds, ratios, console)),
+        list(draw_rank_map(layers, console)),
+        [layers_table(layers, console)] if with_layers else [],
+        [files_table(snapshot, console)],
+        [facts_table(loading_lines(source, found))],
     ]
     for number, section in enumerate(filter(None, sections)):
-        put(console, *([""] if number else []), *section)
+        print_parts(console, *([""] if number else []), *section)
 
 
-@dataclass(frozen=True)
-class Found:
-    """Where an artifact is: to show, its folder if it has one here, and the word for it that holds everywhere.
-
-    `name` is what it was asked for by, `team/name@revision` with the revision that this means now; None for a folder.
-    """
-
-    where: str
-    folder: Path | None
-    word: str
-    name: str | None = None
-
-
-def find(source: str, store_url: str, opened: "Opened") -> Found:
-    """Return where an artifact is; in a folder store that is the name's own folder."""
-    from eva_dist.store.artifact_ref import Kind, parse_source
-    from eva_dist.store.store import Store
-
-    parsed = parse_source(source, store_url)
-    if parsed.kind is Kind.folder:
-        return Found(opened.where, Path(parsed.url).absolute(), str(Path(parsed.url).absolute()))
-    if parsed.kind is Kind.hub or not parsed.repo_id:
-        at = "@" if parsed.revision else ""
-        name = f"{parsed.repo_id}{at}{parsed.revision or ''}" if parsed.repo_id else None
-        return Found(opened.where, None, source, name)
-    store = Store(parsed.url)
-    revision = store.resolve(parsed.repo_id, parsed.revision).revision
-    folder = None if store.root is None else store.root / parsed.repo_id / revision
-    name = f"{parsed.repo_id}@{revision}"
-    word = f"{store.root or parsed.url.rstrip('/')}/{name}"
-    there = folder is not None and folder.exists()
-    return Found(str(folder) if there else opened.where, folder if there else None, word, name)
-
-
-def first_name(manifest: Mapping[str, Any]) -> str | None:
+def first_published_name(manifest: Mapping[str, Any]) -> str | None:
     """Return what an artifact was first published as, which its manifest keeps: others may point to it since."""
     from eva_dist.artifact.listing import at
 
@@ -120,35 +95,38 @@ def first_name(manifest: Mapping[str, Any]) -> str | None:
     return f"{names[0]}@{names[1]}" if all(isinstance(name, str) for name in names) else None
 
 
-def loading(source: str, found: Found) -> dict[str, str]:
+def loading_lines(source: str, found: "ArtifactLocation") -> dict[str, str]:
     """Return how to get and load an artifact, a line each."""
     folder = json.dumps(str(found.folder or "FOLDER"))
     return {
         **({} if found.folder else {"get it": f"eva-dist pull {source} FOLDER"}),
         "as an adapter": f"PeftModel.from_pretrained(base, {folder}, is_trainable=True)",
-        "as a start": f"eva_dist.load_eva_state_dict({json.dumps(str(found.folder or found.word))})",
+        "as a start": f"eva_dist.load_eva_state_dict({json.dumps(str(found.folder or found.reference))})",
     }
 
 
-def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
+def artifact_facts(snapshot: "Snapshot", found: "ArtifactLocation") -> dict[str, object]:
+    """Return what the artifact is, a line for each fact; None for what its manifest does not say."""
     from eva_dist.artifact.listing import at, facts_of
 
     facts, manifest = facts_of(snapshot), snapshot.manifest
-    eva, data = at(manifest, "config", "eva"), at(manifest, "config", "data")
-    settings = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
-    given, first = {key: at(data, key) for key in ("split", "num_samples")}, first_name(manifest)
+    first = first_published_name(manifest)
+
+    def said(*keys: str) -> str:
+        return setting_text(at(manifest, *keys))
+
+    settings = [f"{key}={said('config', 'eva', key)}" for key in _SHOWN_SETTINGS]
+    samples = [f"{key}={said('config', 'data', key)}" for key in _SHOWN_DATA if at(manifest, "config", "data", key)]
     return {
         "artifact": found.name,
         "first published as": None if first == found.name else first,
         "at": found.where,
-        "status": f"{facts.status}: {_value(at(manifest, 'layers_converged'))} of "
-        f"{_value(at(manifest, 'layers_total'))} layers converged, after {_value(at(manifest, 'steps'))} steps and "
-        f"{_value(at(manifest, 'tokens'))} tokens",
-        "base model": " ".join(filter(None, [facts.base_model, _text(at(manifest, "model", "revision"))])),
-        "method": " ".join([_value(at(manifest, "method")), *(f"{key}={_value(at(eva, key))}" for key in settings)]),
-        "data": " ".join([facts.data or NONE, *(f"{key}={_value(one)}" for key, one in given.items() if one)]),
-        "adapter": f"{_value(at(manifest, 'trainable_parameters'))} parameters, largest rank "
-        f"{_value(at(manifest, 'largest_rank'))}",
+        "status": f"{facts.status}: {said('layers_converged')} of {said('layers_total')} layers converged, "
+        f"after {said('steps')} steps and {said('tokens')} tokens",
+        "base model": " ".join(filter(None, [facts.base_model, text_or_none(at(manifest, "model", "revision"))])),
+        "method": " ".join([said("method"), *settings]),
+        "data": " ".join([facts.data or NONE, *samples]),
+        "adapter": f"{said('trainable_parameters')} parameters, largest rank {said('largest_rank')}",
         "derived from": at(manifest, "derived_from", "fingerprint"),
         "created": facts.created,
         "fingerprint": snapshot.fingerprint,
@@ -156,10 +134,11 @@ def _facts(snapshot: "Snapshot", found: Found) -> dict[str, object]:
     }
 
 
-def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console") -> Iterator[Any]:
-    from eva_dist.cli.text_charts import spectrum_bars
+def draw_kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console") -> Iterator[Any]:
+    """Yield a table with a row for each module kind, and the key of its spectra."""
+    from eva_dist.cli.text_charts import ink_for, spectrum_bars
 
-    ink = _ink(console)
+    ink = ink_for(console.encoding)
     values = [value for kind in kinds for value in kind.spectrum if value > 0]
     low, high = (min(values), max(values)) if values else (1.0, 1.0)
     rows = [
@@ -174,7 +153,7 @@ def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console")
         ]
         for kind in kinds
     ]
-    yield fitting_table(_KINDS, rows, console.width)
+    yield fitting_table(_KIND_COLUMNS, rows, console.width)
     if ratios and values:
         most = max(len(kind.spectrum) for kind in kinds)
         yield cell(
@@ -184,14 +163,15 @@ def _kinds(kinds: "Sequence[Kind]", ratios: "Ratios | None", console: "Console")
         )
 
 
-def _map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
+def draw_rank_map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
+    """Yield a map of ranks: a row for each module kind, a column for each transformer block."""
     from eva_dist.artifact.layer_table import rank_grid
-    from eva_dist.cli.text_charts import heat_lines
+    from eva_dist.cli.text_charts import heat_lines, ink_for
 
     names, grid = rank_grid(layers)
     if not names or len(grid[0]) < 2:
         return
-    ink = _ink(console)
+    ink = ink_for(console.encoding)
     highest = max((value for row in grid for value in row if value is not None), default=0.0)
     yield cell(f"rank by transformer block: {ink.bar(0.01)} low to {ink.bar(1)} {highest:g}, {ink.zero} none", "bold")
     *rows, axis = heat_lines(grid, names, min(console.width, _WIDEST), highest, ink)
@@ -203,7 +183,8 @@ def _map(layers: "Sequence[Layer]", console: "Console") -> Iterator[Any]:
     yield cell(axis, "dim")
 
 
-def _layers(layers: "Sequence[Layer]", console: "Console") -> Any:
+def layers_table(layers: "Sequence[Layer]", console: "Console") -> Any:
+    """Return a table with a row for each layer; its cells are those of `_LAYER_COLUMNS`."""
     rows = [
         [
             cell(one.name),
@@ -214,24 +195,26 @@ def _layers(layers: "Sequence[Layer]", console: "Console") -> Any:
         ]
         for one in layers
     ]
-    return fitting_table(_LAYERS, rows, console.width)
+    return fitting_table(_LAYER_COLUMNS, rows, console.width)
 
 
-def _files(snapshot: "Snapshot", console: "Console") -> Any:
+def files_table(snapshot: "Snapshot", console: "Console") -> Any:
+    """Return a table with a row for each file."""
     rows = [[cell(one.path), cell(size_text(one.size)), cell(one.sha256)] for one in snapshot.files.values()]
     if console.width < 100:
         rows = [[path, size, cell(sha256.plain[:16] + "…")] for path, size, sha256 in rows]
-    return fitting_table(_FILES, rows, console.width)
+    return fitting_table(_FILE_COLUMNS, rows, console.width)
 
 
-def _document(
+def artifact_document(
     source: str,
     snapshot: "Snapshot",
-    found: Found,
+    found: "ArtifactLocation",
     layers: "Sequence[Layer]",
     kinds: "Sequence[Kind]",
     with_layers: bool,
 ) -> dict[str, Any]:
+    """Return what `--json` prints."""
     from eva_dist.artifact.listing import at, facts_of
 
     manifest = snapshot.manifest
@@ -240,7 +223,7 @@ def _document(
     document: dict[str, Any] = {
         "source": source,
         "name": found.name,
-        "first_published_as": first_name(manifest),
+        "first_published_as": first_published_name(manifest),
         "at": found.where,
         "fingerprint": snapshot.fingerprint,
         "commit": snapshot.commit,
@@ -249,20 +232,14 @@ def _document(
         "eva": at(manifest, "config", "eva"),
         "kinds": [asdict(kind) for kind in kinds],
         "files": [asdict(entry) for entry in snapshot.files.values()],
-        "load": loading(source, found),
+        "load": loading_lines(source, found),
     }
     if with_layers:
         document["layers"] = [asdict(layer) | {"parameters": layer.parameters} for layer in layers]
     return document
 
 
-def _ink(console: "Console") -> Any:
-    from eva_dist.cli.text_charts import ASCII_INK, INK
-
-    return INK if console.encoding.lower().startswith("utf") else ASCII_INK
-
-
-def _value(value: object) -> str:
+def setting_text(value: object) -> str:
     """Return a plain value as it is written in settings; nothing that is not one."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -273,5 +250,6 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else NONE
 
 
-def _text(value: object) -> str | None:
+def text_or_none(value: object) -> str | None:
+    """Return a text; None for anything else, which a manifest may hold in its place."""
     return value if isinstance(value, str) else None

@@ -35,7 +35,7 @@ class Column:
     drop: int = 0
 
 
-def stdout() -> "Console":
+def results_console() -> "Console":
     """Return the console for results. Where nobody says how wide it is, in a pipe, lines stay whole."""
     from rich.console import Console
 
@@ -43,7 +43,7 @@ def stdout() -> "Console":
     return Console(width=None if known else _UNBOUNDED, highlight=False, markup=False, emoji=False)
 
 
-def put(console: "Console", *parts: object) -> None:
+def print_parts(console: "Console", *parts: object) -> None:
     """Print parts below each other; into a pipe without blanks at the ends of lines."""
     if console.is_terminal:
         for part in parts:
@@ -55,7 +55,7 @@ def put(console: "Console", *parts: object) -> None:
     print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
 
 
-def lenient() -> None:
+def replace_unencodable() -> None:
     """Let a terminal that knows no `–` get a `?` for it instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -64,15 +64,15 @@ def lenient() -> None:
 
 def say(message: str) -> None:
     """Print a message on standard error."""
-    print(plain(message), file=sys.stderr, flush=True)
+    print(printable_lines(message), file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on standard output; it is ASCII, so a terminal is safe from it."""
-    print(json.dumps(_finite(document), indent=2, default=str, allow_nan=False))
+    print(json.dumps(_without_nan(document), indent=2, default=str, allow_nan=False))
 
 
-def plain(message: str) -> str:
+def printable_lines(message: str) -> str:
     """Return lines without what would steer a terminal."""
     return "\n".join(printable(line) for line in message.split("\n"))
 
@@ -152,12 +152,12 @@ def duration(words: str) -> timedelta | None:
         return None
 
 
-def _finite(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     """Return what JSON can hold: null for NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_without_nan(item) for item in value]
     return value

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_BARS = " ▁▂▃▄▅▆▇█"
-_ASCII = " .:-=+*#@"
 _WIDEST_CELL = 2
 
 
@@ -15,15 +13,19 @@ class Ink:
 
     bars: str
     zero: str
-    more: str
 
     def bar(self, share: float) -> str:
         """Return the character of a height; above 0 it is seen."""
         return self.bars[min(max(math.ceil(share * 8 - 1e-9), 1), 8)]
 
 
-INK = Ink(_BARS, "·", "…")
-ASCII_INK = Ink(_ASCII, "0", "~")
+INK = Ink(" ▁▂▃▄▅▆▇█", "·")
+ASCII_INK = Ink(" .:-=+*#@", "0")
+
+
+def ink_for(encoding: str) -> Ink:
+    """Return the characters that a terminal of this encoding can show."""
+    return INK if encoding.lower().startswith("utf") else ASCII_INK
 
 
 def heat_lines(
@@ -40,10 +42,10 @@ def heat_lines(
     thick = min(_WIDEST_CELL, room // max(columns, 1)) or 1
     lines = []
     for name, row in zip(names, grid, strict=True):
-        merged = [_mean(row[at : at + together]) for at in range(0, columns, together)]
-        cells = "".join(_cell(value, highest, ink) * thick for value in merged)
+        merged = [_mean_of_known(row[at : at + together]) for at in range(0, columns, together)]
+        cells = "".join(_draw_cell(value, highest, ink) * thick for value in merged)
         lines.append(f"{name:<{label}}{cells}".rstrip())
-    return [*lines, _axis(columns, together, thick, label)]
+    return [*lines, _number_columns(columns, together, thick, label)]
 
 
 def spectrum_bars(values: Sequence[float], low: float, high: float, width: int, ink: Ink = INK) -> str:
@@ -52,23 +54,23 @@ def spectrum_bars(values: Sequence[float], low: float, high: float, width: int, 
     span = math.log(high / low) if high > low > 0 else 1.0
     drawn = ""
     for at in range(0, len(values), together):
-        value = _mean(values[at : at + together]) or 0.0
+        value = _mean_of_known(values[at : at + together]) or 0.0
         drawn += ink.zero if value <= 0 else ink.bar((1 + 7 * math.log(max(value, low) / low) / span) / 8)
     return drawn
 
 
-def _cell(value: float | None, highest: float, ink: Ink) -> str:
+def _draw_cell(value: float | None, highest: float, ink: Ink) -> str:
     if value is None:
         return " "
     return ink.bar(value / highest) if value > 0 and highest > 0 else ink.zero
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _axis(columns: int, together: int, thick: int, label: int) -> str:
+def _number_columns(columns: int, together: int, thick: int, label: int) -> str:
     """Return the numbers of some columns, each where its column begins."""
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * thick / together >= len(str(columns)) + 1)
     line = ""

@@ -34,13 +34,15 @@ from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointSta
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.errors import EvaDistError
 from eva_dist.plan import InputGroup, PassPlan, Plan
-from eva_dist.store.files import sync, sync_tree
+from eva_dist.store.durable_files import sync, sync_tree
 
 _log = logging.getLogger(__name__)
 
 _VERSION = 2
 _MANIFEST, _PASS, _SUMMARIES = "manifest.json", "pass.json", "summaries.safetensors"
 _COUNTS = ("steps", "tokens", "elapsed", "epoch", "exhausted", "sent_bytes", "svd_processor_seconds", "pass_seconds")
+_LATER_COUNTS = ("unlabelled",)
+"""Counts that checkpoints of older versions lack: they are 0 there."""
 
 Fetch = Callable[[int], Mapping[str, Tensor]]
 """Input group -> its tracker state by name, on the CPU."""
@@ -132,6 +134,7 @@ class Checkpoint:
             seconds=facts["seconds"],
             history=tuple(ConvergenceRow(*row) for row in facts["history"]),
             **{name: facts[name] for name in _COUNTS},
+            **{name: facts.get(name, 0) for name in _LATER_COUNTS},
         )
 
 
@@ -249,7 +252,7 @@ def _pass_facts(state: PassState) -> dict[str, Any]:
 def _point_facts(point: PointState) -> dict[str, Any]:
     counts = ("rows", "updates", "skipped", "step")
     return {
-        **{name: getattr(point, name) for name in _COUNTS},
+        **{name: getattr(point, name) for name in (*_COUNTS, *_LATER_COUNTS)},
         "same_input": _member_names(point.plan),
         "groups": [{name: getattr(group, name) for name in counts} for group in point.groups],
         "ranks": dict(point.ranks),

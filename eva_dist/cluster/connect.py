@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ _SAY_AFTER_S = 5.0
 _LOOK_EVERY_S = 1.0
 _NODES_JOIN_S = 5.0
 _CONNECT_S = 5.0
+_SOCKET_NAME_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 @contextmanager
@@ -34,17 +36,19 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    asked = f"cluster.address={address}" if cluster.address else f"RAY_ADDRESS={address}"
     local: dict[str, Any] = {}
     if address == "local":
+        _refuse_long_sockets()
         local = {"num_cpus": max(cluster.num_workers, os.cpu_count() or 1), "include_dashboard": False}
-    _refuse_unreachable(address)
+    _refuse_unreachable(address, asked)
     with _own_sigterm():
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
         except SystemExit as error:  # of the handler that Ray puts in while it starts
             raise PreemptedError("asked to end (SIGTERM): nothing had begun") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _unreachable(address, error) from error
+            raise _unreachable(asked, error) from error
     try:
         yield
     finally:
@@ -118,7 +122,7 @@ def reserved(request: Request, timeout_s: float, stop: StopRequest) -> Iterator[
 
 def is_own_ray(cluster: ClusterConfig) -> bool:
     """Tell whether the run starts Ray on this machine for itself."""
-    return cluster.address == "local" or (cluster.address is None and "RAY_ADDRESS" not in os.environ)
+    return cluster.address == "local" or (not cluster.address and os.environ.get("RAY_ADDRESS") in (None, "", "local"))
 
 
 def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopRequest) -> None:
@@ -148,22 +152,41 @@ def _is_rays_own(key: str) -> bool:
     return key.startswith("node:") or key in ("memory", "object_store_memory") or "_group_" in key or key == "bundle"
 
 
-def _refuse_unreachable(address: str) -> None:
+def _refuse_unreachable(address: str, asked: str) -> None:
     """Raise `GangError` if nothing listens at `host:port`: Ray itself would try for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise _unreachable(asked, "that is a job server, for `eva-dist submit`")
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():
         return  # auto, local, ray://...: Ray says quickly what is wrong
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise _unreachable(address, error) from error
+        raise _unreachable(asked, error) from error
 
 
-def _unreachable(address: str, error: Exception) -> GangError:
+def _unreachable(asked: str, why: object) -> GangError:
+    remedy = "unset RAY_ADDRESS, or " if asked.startswith("RAY_ADDRESS") else ""
     return GangError(
-        f"cluster.address={address} cannot be reached ({error}); start one with `ray start --head`, "
-        "or set cluster.address=null to run on this machine"
+        f"{asked} cannot be reached ({why}); start one with `ray start --head`, or to run on this machine "
+        f"{remedy or 'set '}cluster.address=local"
     )
+
+
+def _refuse_long_sockets() -> None:
+    """Raise `GangError` if the sockets of a Ray that is started here would have longer names than the system allows."""
+    variables = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)  # as Ray looks
+    variable = next((name for name in variables if name in os.environ), None)
+    if variable is None:
+        return  # it takes /tmp
+    folder = os.environ[variable]
+    session = f"session_2026-12-31_23-59-59_999999_{os.getpid()}"
+    over = len(os.fsencode(os.path.join(folder, "ray", session, "sockets", "plasma_store"))) - _SOCKET_NAME_BYTES
+    if over > 0:
+        raise GangError(
+            f"{variable}={folder} is {over} bytes too long: the names of Ray's sockets, which lie in it, have at most "
+            f"{_SOCKET_NAME_BYTES} bytes; set RAY_TMPDIR=/tmp"
+        )
 
 
 @contextmanager

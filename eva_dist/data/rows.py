@@ -3,6 +3,7 @@
 One pass over the fields used refuses what cannot become text, leaves blank rows out and
 computes the digest, so the stream behind it never meets a surprise. The digest is over values
 and their order alone: the same rows in another format, file or chunking have the same digest.
+Roles are mapped (`data.role_map`) before anything else looks at them.
 """
 
 import hashlib
@@ -14,27 +15,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eva_dist.config import DataConfig
-from eva_dist.data.source import explained, load
+from eva_dist.data.chat_rows import chat_shape, map_roles, tools_as_json, without_nulls
+from eva_dist.data.source import Fields, NarrowTypesError, Source, explained, load, missing_column
 from eva_dist.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 _ROWS_PER_READ = 1000
+TOOLS_FIELD = "tools"
+"""The column that holds a chat's tools where `data.tools_field` names none: data sets and trainers agree on it."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable (non-blank) rows, random access; `row` holds the text field and the prompt field, if set.
+    """The usable (non-blank) rows, random access; a row holds the text field and, if they are in use, prompt and tools.
 
-    `kept` holds the usable rows' indices in `data`; `blank` counts the rows that were left out
-    among those read.
+    Attributes:
+        data: all rows that were read.
+        config: what names the fields.
+        kept: the usable rows' places in `data`.
+        numbers: their numbers in the data set, counted from 0, for messages.
+        digest: of all usable rows, but for their tools.
+        blank: how many rows were left out among those read.
+        tools_digest: of the tools of all usable rows; None if no row has any.
+        roles: who speaks in the chats, in the order of appearance; none if the rows are text.
+        of_each_shape: one usable row of each kind of chat that there is (`chat_rows.chat_shape`).
+        unused: names of the columns that are not read.
     """
 
     data: "Dataset | Sequence[dict[str, Any]]" = field(repr=False)
+    config: DataConfig
     kept: np.ndarray = field(repr=False)
+    numbers: np.ndarray = field(repr=False)
     digest: str
     blank: int
+    tools_digest: str | None = None
+    roles: tuple[str, ...] = ()
+    of_each_shape: tuple[int, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """How many usable rows there are."""
@@ -42,7 +61,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row; `IndexError` past the end."""
-        return self.data[int(self.kept[index])]
+        return _normalised(self.data[int(self.kept[index])], int(self.numbers[index]), self.config)
 
 
 def open_rows(config: DataConfig) -> Rows:
@@ -52,66 +71,143 @@ def open_rows(config: DataConfig) -> Rows:
         DataError: no data there, unreadable, no such split or field, a field that holds neither
             text nor chat messages, or not one usable row.
     """
-    source = load(config)
+    try:
+        return _read_all(load(config, _fields(config)), config)
+    except NarrowTypesError:
+        return _read_all(load(config, _fields(config), widened=True), config)
+
+
+@dataclass
+class _Found:
+    """What reading the rows has brought to light so far."""
+
+    config: DataConfig
+    kept: list[int] = field(default_factory=list)
+    seen: int = 0
+    kind: type | None = None
+    roles: dict[str, None] = field(default_factory=dict)
+    shapes: dict[Any, int] = field(default_factory=dict)
+    has_tools: bool = False
+
+    def __post_init__(self) -> None:
+        self.digest, self.tools_digest = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, row: dict[str, Any]) -> bool:
+        """Check the next row and take note of it; tell whether it is usable."""
+        number, config = self.seen, self.config
+        self.seen += 1
+        self.kind = _check(row, number, self.kind, config)
+        if _is_blank(row[config.text_field]):
+            return False
+        if self.kind is list:
+            row = _normalised(row, number, config)
+            text, tools = row[config.text_field], row.get(tools_field(config))
+            self.has_tools |= tools is not None
+            self.tools_digest.update(f"{tools}\n".encode())  # JSON in one line, or None
+            self.roles |= dict.fromkeys(message["role"] for message in text)
+            self.shapes.setdefault(chat_shape(text, tools is not None), len(self.kept))
+        self.digest.update(_canonical(row, config))
+        self.kept.append(number)
+        return True
+
+
+def _read_all(source: Source, config: DataConfig) -> Rows:
     wanted = config.num_samples or float("inf")
-    kept: list[int] = []
     taken: list[dict[str, Any]] = []
-    kind, seen, digest = None, 0, hashlib.sha256()
+    found = _Found(config)
     with explained(config):
         for row in _read(source, config):
-            seen += 1
-            kind = _check(row, seen - 1, kind, config)
-            if _is_blank(row[config.text_field]):
-                continue
-            digest.update(_canonical(row, config))
-            kept.append(seen - 1)
-            if config.streaming:
-                taken.append(row)
-            if len(kept) >= wanted:
+            if found.add(row) and config.streaming:
+                taken.append(_storable(row, config) if found.kind is list else row)
+            if len(found.kept) >= wanted:
                 break
-        if not kept:
-            raise _nothing_usable(config, seen)
+        if not found.kept:
+            raise _nothing_usable(config, found.seen)
+        _refuse_idle_tools_field(config, found, source.columns)
+        fields = [name for name in _all_fields(config) if config.streaming or name in source.data.column_names]
         # A stream cannot be read again at random: keep what was taken of it, in arrow.
-        data = _materialise(taken) if config.streaming else source.select_columns(_fields(config))
-    indices = np.arange(len(taken)) if config.streaming else np.asarray(kept)
-    return Rows(data, indices, digest.hexdigest(), seen - len(kept))
+        data = _materialise(taken) if config.streaming else source.data.select_columns(fields)
+    numbers = np.asarray(found.kept)
+    return Rows(
+        data,
+        config,
+        np.arange(len(taken)) if config.streaming else numbers,
+        numbers,
+        found.digest.hexdigest(),
+        found.seen - len(found.kept),
+        found.tools_digest.hexdigest() if found.has_tools else None,
+        tuple(found.roles),
+        tuple(found.shapes.values()),
+        tuple(name for name in source.columns if name not in fields),
+    )
 
 
-def without_nulls(value: Any) -> Any:
-    """Drop keys that hold None, at any depth: arrow adds them where only other rows' messages have the key."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
+def tools_field(config: DataConfig) -> str:
+    """Return the name of the column that holds a chat's tools, if there is one."""
+    return config.tools_field or TOOLS_FIELD
 
 
-def _fields(config: DataConfig) -> list[str]:
-    return [config.text_field] if config.prompt_field is None else [config.prompt_field, config.text_field]
+def _fields(config: DataConfig) -> Fields:
+    required = [config.text_field] if config.prompt_field is None else [config.prompt_field, config.text_field]
+    # Chats hold their own prompt: rows with a prompt are text, and have no use for tools.
+    may_be_chats = config.prompt_field is None and config.text_field != tools_field(config)
+    return Fields(tuple(required), (tools_field(config),) if may_be_chats else ())
 
 
-def _read(source: "Dataset | IterableDataset", config: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the fields used of every row, in order."""
+def _all_fields(config: DataConfig) -> list[str]:
     fields = _fields(config)
+    return [*fields.required, *fields.optional]
+
+
+def _read(source: Source, config: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield the fields used of every row, in order."""
+    fields = _all_fields(config)
     if config.streaming:
-        for index, row in enumerate(source):
+        for index, row in enumerate(source.data):
             if index == 0:
                 _refuse_missing(config, list(row))
             yield {name: row.get(name) for name in fields}
         return
-    _refuse_missing(config, source.column_names)
-    for batch in source.select_columns(fields).iter(_ROWS_PER_READ):
+    here = source.data.column_names
+    _refuse_missing(config, here)
+    for batch in source.data.select_columns([name for name in fields if name in here]).iter(_ROWS_PER_READ):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
-def _refuse_missing(config: DataConfig, columns: list[str]) -> None:
-    for key in ("text_field", "prompt_field"):
-        name = getattr(config, key)
-        if name is not None and name not in columns:
-            raise DataError(
-                f"data.{key}={name} must be a column of data.path={config.path}, which has: {', '.join(columns)}; "
-                f"set data.{key} to one of them"
-            )
+def _refuse_missing(config: DataConfig, columns: Sequence[str]) -> None:
+    for name in _fields(config).required:
+        if name not in columns:
+            raise missing_column(config, name, columns)
+
+
+def _refuse_idle_tools_field(config: DataConfig, found: _Found, columns: Sequence[str]) -> None:
+    if config.tools_field is None:
+        return
+    if found.kind is not list:
+        raise DataError(
+            f"data.tools_field={config.tools_field} must come with chat messages, but data.text_field="
+            f"{config.text_field} holds text; set data.tools_field=null"
+        )
+    if not found.has_tools and config.tools_field not in columns:
+        raise missing_column(config, config.tools_field, columns)
+
+
+def _normalised(row: dict[str, Any], number: int, config: DataConfig) -> dict[str, Any]:
+    """Return a row with its roles mapped and its tools, if it has any, as JSON."""
+    text, name = row[config.text_field], tools_field(config)
+    if not isinstance(text, list):
+        return {key: value for key, value in row.items() if key != name or name in _fields(config).required}
+    if config.role_map:
+        row = {**row, config.text_field: map_roles(text, config.role_map)}
+    if name in row:
+        row = {**row, name: tools_as_json(row[name], name, number)}
+    return row
+
+
+def _storable(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
+    """Return a row as arrow can hold it beside any other: tools are of as many types as there are functions."""
+    name = tools_field(config)
+    return row if name not in row else {**row, name: tools_as_json(row[name], name, 0)}
 
 
 def _check(row: dict[str, Any], index: int, kind: type | None, config: DataConfig) -> type | None:
@@ -159,7 +255,7 @@ def _is_blank(text: str | list[dict[str, Any]] | None) -> bool:
 
 def _canonical(row: dict[str, Any], config: DataConfig) -> bytes:
     """Values in the order prompt, text; no column names, so that a column's name changes nothing."""
-    values = [without_nulls(row[name]) for name in _fields(config)]
+    values = [without_nulls(row[name]) for name in _fields(config).required]
     return json.dumps(values, sort_keys=True, default=str).encode() + b"\n"
 
 

@@ -9,8 +9,9 @@ split as on the hub (`test-00000.parquet`), so that a folder's test set is not s
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,39 +37,87 @@ _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "readme.md"}
 
 
-def load(config: DataConfig) -> "Dataset | IterableDataset":
+class NarrowTypesError(DataError):
+    """What a column holds in one file does not fit into what it holds in the first: look at all files' types."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which columns are read: every file has the `required` ones, `optional` ones are null where there is none."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open data set; `columns` names all that it has (a stream: all that have been met), in use or not."""
+
+    data: "Dataset | IterableDataset"
+    is_local: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, as far as they are known."""
+        if self.is_local:
+            from eva_dist.data.only_fields import column_names
+
+            if named := column_names(self.data.info):
+                return named
+        return list(self.data.column_names or [])
+
+
+def load(config: DataConfig, fields: Fields, widened: bool = False) -> Source:
     """Open the data set that `config.path` names; iterable when `config.streaming`, else random access.
+
+    Of local files only `fields` are read. `widened` looks at all files for types that hold all they have; else
+    those of the first file must do, which costs no second look.
 
     Raises:
         DataError: nothing is there, it cannot be read, or it has no such split.
+        NarrowTypesError: the columns of some file do not fit into those of the first.
     """
     files = find_files(config.path)
     with explained(config):
+        if files is not None:
+            return Source(_load_files(config, files, fields, widened), is_local=True)
         from datasets import load_dataset
 
-        if files is None:
-            return load_dataset(
-                config.path,
-                name=config.name,
-                revision=config.revision,
-                split=config.split,
-                streaming=config.streaming,
-            )
-        builder = _builder(config.path, [file for some in files.values() for file in some])
-        options: dict[str, dict[str, Any]] = {
-            "text": {"sample_by": config.sample_by.value},
-            "json": {"parse_agent_traces": False},
-        }
-        # `datasets` globs the names it is given; a file called `a[1].txt` must find itself.
-        escaped = {split: [glob.escape(os.path.abspath(file)) for file in some] for split, some in files.items()}
-        with _uncounted():
-            return load_dataset(
-                builder,
-                data_files=escaped,
-                split=config.split,
-                streaming=config.streaming,
-                **options.get(builder, {}),
-            )
+        found = load_dataset(
+            config.path,
+            name=config.name,
+            revision=config.revision,
+            split=config.split,
+            streaming=config.streaming,
+        )
+        return Source(found, is_local=False)
+
+
+def _load_files(
+    config: DataConfig, files: Mapping[str, Sequence[str]], fields: Fields, widened: bool
+) -> "Dataset | IterableDataset":
+    from eva_dist.data.only_fields import BUILDERS, widened_features
+
+    kind = _builder(config.path, [file for some in files.values() for file in some])
+    options: dict[str, Any] = {"required": list(fields.required), "optional": list(fields.optional)}
+    if kind == "text":
+        options = {"sample_by": config.sample_by.value}
+    elif kind == "json":
+        options["parse_agent_traces"] = False
+    absolute = {split: [os.path.abspath(file) for file in some] for split, some in files.items()}
+    if widened and kind != "text":
+        in_use = absolute.get(config.split) or next(iter(absolute.values()))
+        options["features"] = widened_features(kind, in_use, fields.required, fields.optional)
+    # `datasets` globs the names it is given; a file called `a[1].txt` must find itself.
+    escaped = {split: [glob.escape(file) for file in some] for split, some in absolute.items()}
+    builder = BUILDERS[kind](data_files=escaped, dataset_name=kind, **options)
+    if config.streaming:
+        stream = builder.as_streaming_dataset(split=config.split)
+        # A stream of JSON arrays knows no types at first, and would not notice that those of a later file are others.
+        has_no_types = stream.features is None and not widened and sum(map(len, files.values())) > 1
+        return _load_files(config, files, fields, widened=True) if has_no_types and kind == "json" else stream
+    builder.download_and_prepare()
+    return builder.as_dataset(split=config.split)
 
 
 def find_files(path: str) -> Mapping[str, Sequence[str]] | None:
@@ -112,25 +161,18 @@ def explained(config: DataConfig) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@contextmanager
-def _uncounted() -> Iterator[None]:
-    """Keep `datasets` from reporting a builder's use to the hub: local files need no network, nor its timeouts."""
-    from datasets import config as settings
-
-    counted = settings.HF_UPDATE_DOWNLOAD_COUNTS
-    settings.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        settings.HF_UPDATE_DOWNLOAD_COUNTS = counted
-
-
 def _explain(config: DataConfig, error: Exception) -> DataError:
     from datasets.arrow_writer import SchemaInferenceError
 
+    from eva_dist.data.only_fields import MissingColumn, UnreadableFile
+
     root: BaseException = error
-    while root.__cause__ is not None:
+    while root.__cause__ is not None and not isinstance(root, MissingColumn | UnreadableFile):
         root = root.__cause__
+    if isinstance(root, MissingColumn):
+        return missing_column(config, root.name, root.columns, root.file)
+    if isinstance(root, UnreadableFile):
+        return _unreadable_file(config, root.file, root.why)
     said = " ".join(str(root).split()) or type(root).__name__
     # StopIteration is what the json builder makes of an empty file.
     if isinstance(root, SchemaInferenceError | StopIteration):
@@ -139,8 +181,36 @@ def _explain(config: DataConfig, error: Exception) -> DataError:
         return DataError(
             f"data.split={config.split} must be one of the splits of data.path={config.path}; choose one: {said}"
         )
+    refused = _cannot_be_read(config, f"{type(root).__name__}: {said}")
+    # JSON arrays are compared only when all are read
+    return NarrowTypesError(str(refused)) if said.startswith("Schema at index") else refused
+
+
+def missing_column(config: DataConfig, name: str, columns: Iterable[str], file: str | None = None) -> DataError:
+    """Return the refusal of data, or of one file of them, without a column that the settings name."""
+    key = next(key for key in ("text_field", "prompt_field", "tools_field") if getattr(config, key) == name)
+    has = f"which has: {', '.join(columns)}"
+    if file is not None and not _is_all(config, file):
+        has = f"but {file} has: {', '.join(columns)}"
     return DataError(
-        f"data.path={config.path} cannot be read: {type(root).__name__}: {said}; it must be readable "
+        f"data.{key}={name} must be a column of data.path={config.path}, {has}; set data.{key} to one of them"
+    )
+
+
+def _unreadable_file(config: DataConfig, file: str, why: str) -> DataError:
+    if "ouldn't cast" in why:
+        return NarrowTypesError(str(_cannot_be_read(config, f"{file}: {why}")))
+    return _cannot_be_read(config, why if _is_all(config, file) else f"{file}: {why}")
+
+
+def _is_all(config: DataConfig, file: str) -> bool:
+    """Tell whether a file is all that the data are: then `data.path` names it."""
+    return os.path.abspath(os.path.expanduser(config.path)) == os.path.abspath(file)
+
+
+def _cannot_be_read(config: DataConfig, why: str) -> DataError:
+    return DataError(
+        f"data.path={config.path} cannot be read: {why}; it must be readable "
         f"{', '.join(_EXTENSIONS)} or a hub id that can be reached; mend the file, or fetch the data set first"
     )
 

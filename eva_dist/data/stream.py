@@ -78,9 +78,20 @@ class _Tokens:
     ids: list[int]
     masked: np.ndarray | None
 
+    @property
+    def counting(self) -> int:
+        """How many tokens count."""
+        return len(self.ids) if self.masked is None else int((~self.masked).sum())
+
 
 class TokenStream:
     """Tokenises the rows of a step on demand; holds no position.
+
+    Without a `label_mask_value` every token counts, and nothing is masked.
+
+    Attributes:
+        unlabelled: for each step since `window` was last asked for it, how many of the worker's samples have tokens,
+            but none that counts.
 
     Raises:
         DataError: `data.max_length` leaves no room for text, labels are wanted of a slow tokenizer, or the
@@ -88,10 +99,15 @@ class TokenStream:
     """
 
     def __init__(
-        self, rows: Rows, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, label_mask_value: int
+        self, rows: Rows, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, label_mask_value: int | None
     ) -> None:
+        self.rows = rows
+        self.tokenizer = tokenizer
+        self.config = config
+        self.unlabelled: dict[int, int] = {}
+        self._label_mask_value = label_mask_value
         # All rows are of one kind (`open_rows` saw to it): what cannot work fails here, before a model is loaded.
-        first = sample_from_row(rows[0], config, tokenizer)
+        first = self.sample(0)
         if first.has_labels and not tokenizer.is_fast:
             raise DataError(
                 f"data.text_field={config.text_field} needs labels (chat messages, or data.prompt_field is set), but "
@@ -104,10 +120,6 @@ class TokenStream:
                 f"data.max_length={config.max_length} must be > {special}, the special tokens that the tokenizer "
                 "adds to each sample; use the length you will train with"
             )
-        self._rows = rows
-        self._tokenizer = tokenizer
-        self.config = config
-        self._label_mask_value = label_mask_value
         # Padding is masked away, so any id does for a tokenizer without a pad token.
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._order: tuple[int, np.ndarray] | None = None
@@ -116,43 +128,57 @@ class TokenStream:
         """Return what worker `global_rank` of `world_size` forwards for `step` and the steps that go with it."""
         assert step >= 0 and 0 <= global_rank < world_size
         steps = range(step, step + batching.steps)
-        spoken = [
-            ((at, place), tokens)
-            for at in steps
-            for place, tokens in enumerate(self._samples(at, global_rank, world_size))
-            if tokens.ids
-        ]
+        spoken = []
+        for at in steps:
+            samples = self._samples(at, global_rank, world_size)
+            spoken += [((at, place), tokens) for place, tokens in enumerate(samples) if tokens.ids]
+            self.unlabelled[at] = sum(not tokens.counting for tokens in samples)
         cuts = _cut(spoken, batching)
         plain = len(steps) == 1 and len(cuts) <= 1
         return Window(
             steps=steps,
             minibatches=tuple(self._collate([tokens for _, tokens in cut]) for cut in cuts),
             places=None if plain else tuple(tuple(place for place, _ in cut) for cut in cuts),
-            epochs=tuple((at + 1) * self.config.step_size // len(self._rows) for at in steps),
+            epochs=tuple((at + 1) * self.config.step_size // len(self.rows) for at in steps),
         )
 
     def _samples(self, step: int, global_rank: int, world_size: int) -> list[_Tokens]:
         """Return this worker's block of a step's samples, tokenised."""
         size = self.config.step_size
         first, end = (step * size + size * rank // world_size for rank in (global_rank, global_rank + 1))
-        samples = [
-            sample_from_row(self._rows[self._row_index(n)], self.config, self._tokenizer) for n in range(first, end)
-        ]
+        samples = [self.sample(self.row_index(n)) for n in range(first, end)]
         return self._tokenise(samples) if samples else []
 
-    def _row_index(self, sample: int) -> int:
-        epoch, position = divmod(sample, len(self._rows))
+    def sample(self, row: int) -> Sample:
+        """Return a row as a sample.
+
+        Raises:
+            DataError: the chat template cannot render it, or its turns cannot be found; names the row.
+        """
+        wants_labels = self._label_mask_value is not None
+        try:
+            return sample_from_row(self.rows[row], self.config, self.tokenizer, wants_labels)
+        except DataError as error:
+            raise DataError(f"{error}; it is row {self.rows.numbers[row]} of data.path={self.config.path}") from error
+
+    def counting_tokens(self, samples: list[Sample]) -> list[int]:
+        """Return how many tokens of each of some samples count, cut at `data.max_length`."""
+        return [tokens.counting for tokens in self._tokenise(samples)]
+
+    def row_index(self, sample: int) -> int:
+        """Return which row a sample of the stream is."""
+        epoch, position = divmod(sample, len(self.rows))
         if not self.config.shuffle:
             return position
         if self._order is None or self._order[0] != epoch:
             # RandomState's stream is frozen by NEP 19; a Generator's may change with a numpy release.
             random = np.random.RandomState([self.config.seed, epoch])
-            self._order = epoch, random.permutation(len(self._rows))
+            self._order = epoch, random.permutation(len(self.rows))
         return int(self._order[1][position])
 
     def _tokenise(self, samples: list[Sample]) -> list[_Tokens]:
         has_labels = samples[0].has_labels
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             [sample.text for sample in samples],
             add_special_tokens=samples[0].add_special_tokens,
             truncation=True,
@@ -170,16 +196,18 @@ class TokenStream:
         ]
 
     def _collate(self, tokens: list[_Tokens]) -> dict[str, Tensor]:
+        """Pad samples to one length; a worker's block may hold only some of a step."""
         shape = len(tokens), max(len(one.ids) for one in tokens)
         input_ids_BT = torch.full(shape, self._pad_id, dtype=torch.int64)
         attention_mask_BT = torch.zeros(shape, dtype=torch.int64)
-        labels_BT = torch.full(shape, self._label_mask_value, dtype=torch.int64)
+        masked = self._label_mask_value if self._label_mask_value is not None else 0  # 0: there are no labels
+        labels_BT = torch.full(shape, masked, dtype=torch.int64)
         for at, one in enumerate(tokens):
             ids_T = torch.tensor(one.ids, dtype=torch.int64)
             input_ids_BT[at, : len(ids_T)] = ids_T
             attention_mask_BT[at, : len(ids_T)] = 1
             if one.masked is not None:
-                labels_BT[at, : len(ids_T)] = ids_T.masked_fill(torch.from_numpy(one.masked), self._label_mask_value)
+                labels_BT[at, : len(ids_T)] = ids_T.masked_fill(torch.from_numpy(one.masked), masked)
         minibatch = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
         return minibatch if tokens[0].masked is None else {**minibatch, "labels": labels_BT}
 
@@ -238,6 +266,10 @@ class WorkerStream:
         share = -(-config.step_size // self.world_size) * self.batching.steps
         samples = min(share, self.batching.samples or share)
         return max(config.max_length, min(self.batching.tokens, samples * config.max_length))
+
+    def unlabelled(self, step: int) -> int:
+        """Return how many of this worker's samples of a step, once it has its window, have no token that counts."""
+        return self.stream.unlabelled.get(step, 0)
 
     def window(self, step: int) -> Window:
         """Return this worker's window that holds `step`.

@@ -27,7 +27,7 @@ from eva_dist.gateway.responses import (
     no_revision,
 )
 from eva_dist.gateway.upstream import Upstream
-from eva_dist.store.reader import MAIN
+from eva_dist.store.name_rules import MAIN
 
 _OTHER_KINDS = ("datasets", "spaces")
 _KINDS = ("models", *_OTHER_KINDS)

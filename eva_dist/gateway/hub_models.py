@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from eva_dist.gateway.index import Entry, last_moved
-from eva_dist.store.reader import MAIN
+from eva_dist.store.name_rules import MAIN
 from eva_dist.store.snapshot import FileEntry
 
 LIBRARY = "peft"

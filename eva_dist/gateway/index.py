@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.store.reader import MAIN, REVISIONS
+from eva_dist.store.name_rules import MAIN
 from eva_dist.store.snapshot import Snapshot
 from eva_dist.store.store import Revision, Store
+from eva_dist.store.store_reader import REVISIONS
 
 log = logging.getLogger(__name__)
 

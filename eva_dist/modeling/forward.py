@@ -2,9 +2,10 @@
 
 import copy
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,9 @@ from eva_dist.modeling.transformers_internals import weights_are_moved_by_hooks
 
 _LAYERS_OF_LONG_CHECK = 32
 """Of the first target layers: enough blocks to meet each kind of attention, few enough to cost little."""
+
+_WRAPPED = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""Classes of torch that wrap a model, and what they call it; by name, as torch's compiler takes seconds to import."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ class Trunk:
 def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
     """Return the smallest module that a transformers model exposes and that holds every tapped layer.
 
-    Unwraps `DistributedDataParallel` and `PeftModel`; falls back to the whole model when a
+    Unwraps `DistributedDataParallel`, `torch.compile` and `PeftModel`; falls back to the whole model when a
     tapped layer lies in the head. An encoder-decoder runs whole and keeps its labels: it
     makes its decoder's inputs from them.
     """
     modules = [model.get_submodule(name) for name in tapped]
-    inner = _unwrap_one(model)
+    inner = _unwrap_adapter(model)
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return Trunk(inner, None, drops=frozenset())
     trunk = inner.base_model if isinstance(inner, PreTrainedModel) else inner
@@ -273,8 +277,24 @@ def input_device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), None)
 
 
-def _unwrap_one(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    get_base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
-    return get_base() if get_base is not None else model
+def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return what `DistributedDataParallel` and `torch.compile` are wrapped around, and how names in `model` begin."""
+    prefix = ""
+    while (attribute := _WRAPPED.get(type(model).__name__)) is not None:
+        model, prefix = getattr(model, attribute), f"{prefix}{attribute}."
+    return model, prefix
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Let whatever was compiled run as it was written: a graph knows no taps, and is not left in the middle."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _unwrap_adapter(model: nn.Module) -> nn.Module:
+    """Return the base model, whatever order it was wrapped in."""
+    inner, _ = unwrap(model)
+    get_base: Callable[[], nn.Module] | None = getattr(inner, "get_base_model", None)
+    return unwrap(get_base())[0] if get_base is not None else inner

@@ -21,40 +21,25 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto import modeling_auto
-from transformers.utils import cached_file
+from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
 from eva_dist.config import Dtype, ModelConfig, Task
 from eva_dist.errors import ConfigError
+from eva_dist.modeling.heads import TASKS, auto_class, find_task, is_multimodal
 from eva_dist.modeling.shard import Sharding, load_shard, refuse_unshardable, units
 
 _log = logging.getLogger(__name__)
 
-_AUTO_CLASSES = {
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-    Task.FEATURE_EXTRACTION: AutoModel,
-    Task.SEQ_CLS: AutoModelForSequenceClassification,
-    Task.TOKEN_CLS: AutoModelForTokenClassification,
-    Task.QUESTION_ANS: AutoModelForQuestionAnswering,
-}
-_HEADS = {
-    Task.CAUSAL_LM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    Task.SEQ_CLS: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    Task.TOKEN_CLS: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    Task.QUESTION_ANS: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+_LOADS_SOMETHING_ELSE = ("adapter_kwargs", "config", "state_dict", "subfolder")
+"""Keywords of `from_pretrained` that are no part of a config: with them other weights are run than those we hash."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +50,16 @@ class Architecture:
     task: Task
     skeleton: nn.Module
 
+    @property
+    def auto_class(self) -> Any:
+        """The auto class of transformers that loads the base model."""
+        return auto_class(self.task, self.config)
+
     def prefix(self, layers: Iterable[str]) -> str:
         """Return what to strip from base-model names to get trunk names; empty if a layer lies outside the trunk."""
         trunk = getattr(self.skeleton, "base_model_prefix", "")
-        if not trunk or getattr(self.skeleton, trunk, None) is None:
-            return ""
+        if not trunk or getattr(self.skeleton, trunk, None) is None or is_multimodal(self.auto_class):
+            return ""  # what `AutoModel` gives of a model with several towers need not be what lies under the prefix
         return f"{trunk}." if all(name.startswith(f"{trunk}.") for name in layers) else ""
 
 
@@ -79,23 +69,19 @@ def read_architecture(model: ModelConfig) -> Architecture:
     Raises:
         ConfigError: no such model, or a task that it does not have.
     """
-    try:
-        config = AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"model.name_or_path={model.name_or_path} is neither a model folder nor a hub id that can be read "
-            f"({_first_line(error)}); check the path, model.revision and model.gguf_file"
-        ) from error
-    if config.is_encoder_decoder:
+    _refuse_adapter(model)
+    config = _read_config(model)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    if any(getattr(part, "is_encoder_decoder", False) for part in parts):
         raise ConfigError(
             f"model.name_or_path={model.name_or_path} is an encoder-decoder ({config.model_type}), which the job "
             "cannot feed; call eva_dist.get_eva_state_dict with your own dataloader"
         )
-    task = _task(model.task, config)
+    task = find_task(model.task, config, f"model.name_or_path={model.name_or_path}")
     try:
-        skeleton = _without_weights(_AUTO_CLASSES[task], config, model)
+        skeleton = _without_weights(auto_class(task, config), config, model)
     except ValueError as error:
-        allowed = ", ".join(known.value for known in _AUTO_CLASSES)
+        allowed = ", ".join(known.value for known in TASKS)
         raise ConfigError(
             f"model.task={task.value} does not fit {config.model_type} ({_first_line(error)}); one of: {allowed}"
         ) from error
@@ -109,7 +95,7 @@ def load_model(
 
     With `sharding`, every worker of the process group calls this, and each reads and holds its shard alone.
     """
-    loader = AutoModel if prefix else _AUTO_CLASSES[task]
+    loader = AutoModel if prefix else auto_class(task, _read_config(model))
     dtype = "auto" if model.dtype is Dtype.auto else getattr(torch, model.dtype.value)
     wanted: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **_source(model)}
     with _quiet():
@@ -117,7 +103,7 @@ def load_model(
             loaded, info = loader.from_pretrained(model.name_or_path, **wanted, **model.config_overrides)
             loaded = loaded.to(device)
         else:
-            config = AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
+            config = _read_config(model)
             empty = _without_weights(loader, config, model)
             assert isinstance(empty, PreTrainedModel)  # `check_shardable` saw to it
             wanted |= {"pretrained_model_name_or_path": model.name_or_path, "config": config}
@@ -147,7 +133,7 @@ def loaded_on_meta(architecture: Architecture, dtype: Dtype, prefix: str) -> nn.
     Where `dtype` is `auto` and the config names none, weights are taken to be float32.
     """
     wanted = architecture.config.dtype if dtype is Dtype.auto else getattr(torch, dtype.value)
-    loader = AutoModel if prefix else _AUTO_CLASSES[architecture.task]
+    loader = AutoModel if prefix else architecture.auto_class
     with torch.device("meta"):
         model: nn.Module = loader.from_config(copy.deepcopy(architecture.config), dtype=wanted or torch.float32)
     return model.eval().requires_grad_(False)
@@ -166,20 +152,6 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
             f"model.name_or_path={model.name_or_path} holds no tokenizer that can be read ({_first_line(error)}); "
             "save the tokenizer beside the model"
         ) from error
-
-
-def check_length(architecture: Architecture, max_length: int) -> None:
-    """Raise `ConfigError` if samples would be longer than a learned position embedding reaches."""
-    positions = getattr(architecture.config, "max_position_embeddings", None)
-    learned = any(
-        isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
-        for name, module in architecture.skeleton.named_modules()
-    )
-    if learned and positions is not None and max_length > positions:
-        raise ConfigError(
-            f"data.max_length={max_length} must be <= {positions}, the model's max_position_embeddings; "
-            f"use data.max_length={positions}"
-        )
 
 
 def describe_model(model: ModelConfig, architecture: Architecture) -> dict[str, Any]:
@@ -233,15 +205,36 @@ def _source(model: ModelConfig) -> dict[str, Any]:
     return source
 
 
-def _task(wanted: Task, config: PreTrainedConfig) -> Task:
-    if wanted is not Task.auto:
-        return wanted
-    architectures = set(config.architectures or ())
-    for task, names in _HEADS.items():
-        known = names.get(config.model_type, ())
-        if architectures & ({known} if isinstance(known, str) else set(known)):
-            return task
-    return Task.FEATURE_EXTRACTION
+def _read_config(model: ModelConfig) -> PreTrainedConfig:
+    misplaced = [key for key in _LOADS_SOMETHING_ELSE if key in model.config_overrides]
+    if misplaced:
+        raise ConfigError(
+            f"model.config_overrides.{misplaced[0]}={model.config_overrides[misplaced[0]]} is no setting of a model's "
+            "config; set model.name_or_path to the folder that holds the model"
+        )
+    try:
+        return AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.name_or_path={model.name_or_path} is neither a model folder nor a hub id that can be read "
+            f"({_first_line(error)}); check the path, model.revision and model.gguf_file"
+        ) from error
+
+
+def _refuse_adapter(model: ModelConfig) -> None:
+    """Raise `ConfigError` where an adapter lies: transformers would load it, and its base, without a word."""
+    try:
+        found = find_adapter_config_file(model.name_or_path, revision=model.revision)
+    except (OSError, ValueError):
+        return  # no such place: said better by who reads the config
+    if found is None:
+        return
+    if Path(found).with_name("config.json").is_file() or model.gguf_file:
+        what = "holds a base model and an adapter: separate them or merge (`merge_and_unload`, then `save_pretrained`)"
+    else:
+        base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        what = f"holds an adapter alone; name its base model{f', {base}' if base else ''}"
+    raise ConfigError(f"model.name_or_path={model.name_or_path} {what}")
 
 
 def _weight_files(folder: Path, gguf_file: str | None) -> list[Path]:

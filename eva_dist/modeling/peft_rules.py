@@ -75,9 +75,10 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     return _split_targets(wrapped, config)
 
 
-def resolve_peft_model_targets(model: nn.Module, config: LoraConfig) -> Targets:
-    """Return the layers of a `PeftModel` that carry LoRA, by their names in it (`base_model.model.…`)."""
-    return _split_targets(_lora_layers(model), config)
+def resolve_peft_model_targets(model: nn.Module, config: LoraConfig, adapter_name: str) -> Targets:
+    """Return the layers of a `PeftModel` that carry this adapter, by their names in it (`base_model.model.…`)."""
+    carriers = {name: module for name, module in _lora_layers(model).items() if adapter_name in module.r}
+    return _split_targets(carriers, config)
 
 
 def refuse_idle_patterns(rank_pattern: Mapping[str, int], targets: Targets) -> None:

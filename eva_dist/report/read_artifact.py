@@ -15,9 +15,10 @@ from eva_dist.artifact.columns import read_columns
 from eva_dist.artifact.file_names import ADAPTER_FILE, SPECTRUM_FILE, STATE_DICT_FILE
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.report.point import LayerEnd, StoredArtifact
-from eva_dist.store.artifact_reader import REMEDY, Opened, OpenedFolder
-from eva_dist.store.artifact_ref import Kind, open_source, parse_source
-from eva_dist.store.names import SNAPSHOTS
+from eva_dist.store.artifact_reader import REMEDY, ArtifactReader, FolderArtifactReader
+from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
+from eva_dist.store.name_rules import SNAPSHOTS
+from eva_dist.store.open_artifact import open_artifact
 from eva_dist.store.snapshot import MANIFEST_FILE, folder_snapshot
 
 _CONTRADICTIONS = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException)
@@ -52,19 +53,19 @@ def open_rows(folder: Path) -> Iterator[Callable[[str], "np.ndarray[Any, Any]"]]
         yield tensors.get_tensor
 
 
-def _open(url: str, fingerprint: str) -> tuple[Opened, Path | None]:
+def _open(url: str, fingerprint: str) -> tuple[ArtifactReader, Path | None]:
     """Return the artifact, and where a person finds it: the revision while it leads there, None: its own files."""
-    source = parse_source(url)
-    if source.kind is Kind.hub:
+    source = parse_artifact_ref(url)
+    if source.kind is RefKind.hub:
         raise ConfigError(f"url={url} must be a folder or in a store: a run publishes nowhere else")
-    if source.kind is Kind.store:  # by its fingerprint, for the name may have moved
+    if source.kind is RefKind.store:  # by its fingerprint, for the name may have moved
         try:
-            return open_source(replace(source, repo_id="", revision=fingerprint)), None
+            return open_artifact(replace(source, repo_id="", revision=fingerprint)), None
         except ArtifactNotFoundError as error:
             raise _gone(url) from error
     revision = Path(source.url)
     folder = _folder(revision, fingerprint)
-    opened = OpenedFolder(folder, folder_snapshot(folder))
+    opened = FolderArtifactReader(folder, folder_snapshot(folder))
     if opened.snapshot.fingerprint != fingerprint:
         raise ArtifactNotFoundError(
             f"{url} holds the artifact {opened.snapshot.fingerprint} by now, and {fingerprint} is gone from its store; "

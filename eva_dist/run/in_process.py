@@ -8,6 +8,9 @@ Same parameters, meaning and return value as `peft.tuners.lora.eva.get_eva_state
 - `budget` may be the LoRA parameters of the uniform adapter instead of its ranks;
 - labels never reach the forward, nor does the head run (unless `forward_fn` says so);
 - `whiten` divides each layer once, members of an input group included;
+- what `torch.compile` has made of the model is run as it was written; names are those in the model that is given
+  (`_orig_mod.…`), as PEFT's are, for `initialize_lora_eva_weights` asks for them;
+- of several adapters, only the layers that carry `adapter_name` are initialised (PEFT: those of all);
 - under `torch.distributed` each SVD runs on one process only;
 - `target_modules=None` means the architecture's default targets, as in `get_peft_model`
   (PEFT's function takes every linear layer), and `all-linear` is understood;
@@ -50,9 +53,12 @@ from eva_dist.modeling.forward import (
     find_trunk,
     input_device,
     move_to_device,
+    uncompiled,
+    unwrap,
 )
 from eva_dist.modeling.packing import Layout, attention_by_segment
 from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
+from eva_dist.numerics.data_rank import beyond_data
 from eva_dist.plan import Layer, make_plan, share
 
 _log = logging.getLogger(__name__)
@@ -112,7 +118,7 @@ def get_eva_state_dict(
     eva = config.eva_config
     assert eva is not None  # _peft_config refuses it
     solver_config, when_short, kind = _options(solver, max_steps, on_max_steps, budget)
-    targets = _targets(model, config)
+    targets = _targets(model, config, adapter_name)
     functions = LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
     device = input_device(model)
     stream = LoaderStream(dataloader, lambda inputs: inputs if device is None else move_to_device(inputs, device))
@@ -127,18 +133,19 @@ def get_eva_state_dict(
         functions,
     )
     ring = _Ring.join(gather_distributed_inputs)
-    with _evaluating(model), _adapter_off(model):
+    with _evaluating(model), _adapter_off(model), uncompiled():
         forward = _with_layout(forward, [layer.name for layer in targets.layers], stream)
         with attention_by_segment(forward.trunk.module, forward.layout is Layout.segments):
             worker = _worker(targets.layers, forward, stream, ring, solver_config, kind)
             accept = when_short is OnMaxSteps.accept
             progress = Progress() if show_progress_bar and _is_first_process() else None
             state, svds = _run(worker, eva.tau, max_steps, accept, ring, progress)
+    found = _state_dict(state, worker, svds, ring, eva.whiten)
     if accept:
         _warn_unconverged(state)
     else:
         refuse_unconverged(state)
-    return _state_dict(state, worker, svds, ring, eva.whiten)
+    return found
 
 
 @dataclass(frozen=True)
@@ -166,11 +173,11 @@ class _Ring:
 def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) -> LoraConfig:
     config = given
     if config is None:
-        if not hasattr(_inner(model), "peft_config"):
+        adapters: Any = getattr(unwrap(model)[0], "peft_config", None)
+        if adapters is None:
             raise ConfigError("peft_config is required if model is not a PeftModel; pass a LoraConfig")
-        adapters: Any = _inner(model).peft_config
         if adapter_name not in adapters:
-            raise ConfigError(f"adapter_name={adapter_name!r} must be an adapter of the model: {sorted(adapters)}")
+            raise _no_such_adapter(adapter_name, adapters)
         config = adapters[adapter_name]
     if config.eva_config is None:
         raise ConfigError("peft_config.eva_config=None must be a peft.EvaConfig; e.g. EvaConfig(rho=2.0, tau=0.99)")
@@ -195,14 +202,24 @@ def _options(
     return config, when_short, kind
 
 
-def _targets(model: nn.Module, config: LoraConfig) -> Targets:
-    """Return the target layers by their names in `model`, which may be wrapped for DDP."""
-    inner = _inner(model)
-    resolve = resolve_peft_model_targets if hasattr(inner, "peft_config") else resolve_targets
-    found = resolve(inner, config)
-    if inner is model:
-        return found
-    return Targets(tuple(replace(layer, name=f"module.{layer.name}") for layer in found.layers), found.unsupported)
+def _no_such_adapter(adapter_name: str, adapters: Iterable[str]) -> ConfigError:
+    return ConfigError(f"adapter_name={adapter_name!r} must be an adapter of the model: {sorted(adapters)}")
+
+
+def _targets(model: nn.Module, config: LoraConfig, adapter_name: str) -> Targets:
+    """Return the target layers by their names in `model`, which may be wrapped for DDP or by `torch.compile`.
+
+    With a `peft_config` of the caller's own, PEFT asks for no adapter by name: where there is only one, it is meant.
+    """
+    inner, prefix = unwrap(model)
+    adapters = list(getattr(inner, "peft_config", ()))
+    if not adapters:
+        found = resolve_targets(inner, config)
+    elif adapter_name in adapters or len(adapters) == 1:
+        found = resolve_peft_model_targets(inner, config, adapter_name if adapter_name in adapters else adapters[0])
+    else:
+        raise _no_such_adapter(adapter_name, adapters)
+    return Targets(tuple(replace(layer, name=prefix + layer.name) for layer in found.layers), found.unsupported)
 
 
 def _with_layout(forward: CallbackForward, layers: Sequence[str], stream: LoaderStream) -> CallbackForward:
@@ -274,6 +291,9 @@ def _state_dict(state: PointState, worker: PassContext, svds: Svds, ring: _Ring,
     owned = {group: found for part in ring.everyones(mine) for group, found in part.items()}
     components = finish(state, owned).components
     group_of = {name: group.index for group in state.plan.groups for name in group.members}
+    in_use = [(name, rank, components[group_of[name]]) for name, rank in state.ranks.items() if rank]
+    if (hint := beyond_data(in_use)) and _is_first_process():
+        _log.warning("%s", hint)
     return {
         layer.name: adapter_rows(components[group_of[layer.name]], state.ranks[layer.name], whiten).to(device)
         for layer in state.plan.layers
@@ -291,10 +311,6 @@ def _is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and every module back into the mode it was in."""
@@ -310,7 +326,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _adapter_off(model: nn.Module) -> Iterator[None]:
     """Switch a `PeftModel`'s adapter off; peft makes it trainable when it comes on again, so flags are put back."""
-    inner = _inner(model)
+    inner, _ = unwrap(model)
     disable: Callable[[], AbstractContextManager[Any]] | None = getattr(inner, "disable_adapter", None)
     requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:

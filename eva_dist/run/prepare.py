@@ -20,13 +20,14 @@ from eva_dist.artifact.write import Provenance
 from eva_dist.calibration.group_svds import make_tracker
 from eva_dist.calibration.worker import Assignment, PointAssignment
 from eva_dist.config import Budget, Config, DataConfig, EvaConfig, OnMaxSteps, Task
-from eva_dist.data import TokenStream, open_rows
+from eva_dist.data import TokenStream, check_rows, open_rows
+from eva_dist.data.chat_template import takes_tools
 from eva_dist.errors import LayerError
 from eva_dist.hashing import fingerprint
 from eva_dist.methods.eva import AFTER_THE_PASS, NAME, Eva, decisive_settings
+from eva_dist.modeling.heads import is_multimodal
 from eva_dist.modeling.load import (
     Architecture,
-    check_length,
     check_shardable,
     describe_model,
     describe_tokenizer,
@@ -34,6 +35,8 @@ from eva_dist.modeling.load import (
     read_architecture,
 )
 from eva_dist.modeling.peft_rules import Targets, lora_config, refuse_idle_patterns, resolve_targets
+from eva_dist.modeling.positions import check_length
+from eva_dist.modeling.text_only import check_text_reaches
 from eva_dist.store.store import Store
 
 T = TypeVar("T")
@@ -118,15 +121,6 @@ class ReadCache:
         return found
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What the data is, once it is known that it can be tokenised."""
-
-    digest: str
-    samples: int
-    blank: int
-
-
 def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     """Check everything that can be checked without weights and actors.
 
@@ -145,11 +139,12 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     _refuse_or_warn_unsupported(targets)
     refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
+    check_text_reaches(architecture, [layer.name for layer in targets.layers])
     prefix = architecture.prefix([layer.name for layer in targets.layers])
     check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
     loaded = known.get(("tokenizer", config.model), lambda: load_tokenizer(config.model))
     tokenizer = describe_tokenizer(loaded)
-    mask = config.eva.label_mask_value
+    mask = config.eva.label_mask_value if config.eva.use_label_mask else None
     read = known.get((config.model, config.data, mask), lambda: _read_data(config.data, loaded, mask))
     model = known.get(("hashes", config.model), lambda: describe_model(config.model, architecture))
     run = Prepared(
@@ -158,10 +153,10 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
         prefix=prefix,
         targets=targets,
         store=store,
-        decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read.digest),
-        model=model | {"id": config.model.name_or_path, "revision": config.model.revision},
+        decisive=_decisive_facts(config, architecture, targets, model, tokenizer, read),
+        model=model | _names_of_model(config, architecture),
         tokenizer=tokenizer,
-        data=asdict(read),
+        data=read,
     )
     store.revision_url(run.repo_id, run.revision)  # refuses names that the store keeps for itself
     found = store.find(run.fingerprint)
@@ -171,10 +166,18 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     return run
 
 
-def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int) -> _Data:
+def _names_of_model(config: Config, architecture: Architecture) -> dict[str, Any]:
+    """Return what an artifact says of the model beside its hashes: where it lies, and its class if the task has two."""
+    names = {"id": config.model.name_or_path, "revision": config.model.revision}
+    return names | ({"auto_class": architecture.auto_class.__name__} if is_multimodal(architecture.auto_class) else {})
+
+
+def _read_data(config: DataConfig, tokenizer: Any, label_mask_value: int | None) -> dict[str, Any]:
+    """Return what the data is: digest, rows, blank rows; and a digest of its tools, where a template is handed some."""
     rows = open_rows(config)
-    TokenStream(rows, tokenizer, config, label_mask_value)  # refuses what it cannot tokenise
-    return _Data(rows.digest, len(rows), rows.blank)
+    check_rows(TokenStream(rows, tokenizer, config, label_mask_value))  # refuses what it cannot tokenise
+    tools = {} if rows.tools_digest is None or not takes_tools(tokenizer) else {"tools": rows.tools_digest}
+    return {"digest": rows.digest, "samples": len(rows), "blank": rows.blank, **tools}
 
 
 def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
@@ -200,6 +203,7 @@ def assignment(*runs: Prepared, stream: Prepared | None = None) -> Assignment:
             for each in runs
         ),
         data_digest=run.data["digest"],
+        tools_digest=run.data.get("tools"),
     )
 
 
@@ -232,7 +236,7 @@ def _decisive_facts(
     targets: Targets,
     model: dict[str, Any],
     tokenizer: dict[str, Any],
-    data_digest: str,
+    read: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what decides the numbers, and nothing else: no topology, no path, no time."""
     eva, data = config.eva, config.data
@@ -242,11 +246,12 @@ def _decisive_facts(
         "model": model,
         "tokenizer": tokenizer,
         "data": {
-            "digest": data_digest,
+            "digest": read["digest"],
             "prompt": data.prompt_field is not None,
             "max_length": data.max_length,
             "step_size": data.step_size,
             "order": ["shuffled", data.seed] if data.shuffle else "as it comes",
+            **({"tools": read["tools"]} if "tools" in read else {}),  # roles that are mapped are in the digest
         },
         "eva": decisive_settings(eva) | {"max_steps": eva.max_steps},
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],

@@ -1,10 +1,15 @@
 """From a point's result to a published artifact, and from the store to an answer."""
 
+import logging
+
 from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import PointResult, refuse_unconverged
+from eva_dist.numerics.data_rank import beyond_data
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, provenance
 from eva_dist.store.store import Published
+
+_log = logging.getLogger(__name__)
 
 
 def is_stored(run: Prepared) -> bool:
@@ -27,6 +32,8 @@ def publish(run: Prepared, result: PointResult) -> Published:
         NotConvergedError: layers have not converged, and `eva.on_max_steps=error`.
         StoreError: the store cannot take it; nothing half-done is left.
     """
+    _warn_of_lost_samples(run, result)
+    _warn_beyond_data(result)  # before it is refused for what can never converge
     if not run.accepts:
         refuse_unconverged(result.state)
     if (found := answer(run)) is not None:
@@ -38,6 +45,25 @@ def publish(run: Prepared, result: PointResult) -> Published:
         lambda folder: build_artifact(folder, result, run.config.eva, provenance(run, result.world_size)),
         overwrite=run.config.artifact.overwrite or run.store.find(run.fingerprint) is not None,
     )
+
+
+def _warn_of_lost_samples(run: Prepared, result: PointResult) -> None:
+    """Say how many samples of the pass added nothing: what was looked at before it is only some of the rows."""
+    if lost := result.state.unlabelled:
+        _log.warning(
+            "%d of %d samples of the pass had no token that counts: all are masked, or lie behind data.max_length=%d",
+            lost,
+            result.state.steps * run.config.data.step_size,
+            run.config.data.max_length,
+        )
+
+
+def _warn_beyond_data(result: PointResult) -> None:
+    state, components = result.state, result.components
+    group_of = {name: group.index for group in state.plan.groups for name in group.members}
+    found = [(name, rank, components[group_of[name]]) for name, rank in state.ranks.items() if rank]
+    if hint := beyond_data(found):
+        _log.warning("%s", hint)
 
 
 def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:

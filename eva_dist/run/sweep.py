@@ -22,7 +22,7 @@ from eva_dist.run.observer import Answer, SweepObserver
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, assignment
 from eva_dist.run.publish import answer, is_stored, outcome_of, publish
-from eva_dist.store.files import remove_older
+from eva_dist.store.durable_files import remove_older
 
 _FORGOTTEN_S = 30 * 24 * 3600
 """Checkpoints that have lain so long are of runs that nobody goes on with."""

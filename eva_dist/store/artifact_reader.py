@@ -1,4 +1,8 @@
-"""An artifact that has been found: its manifest is read and checked, its files come when they are asked for."""
+"""Read one artifact, wherever it lies: its manifest has been read and checked, its files come when asked for.
+
+`FolderArtifactReader` reads a folder of this machine where it lies. The others bring files into the cache first
+(`FetchingArtifactReader`): from a store (`store_artifact.py`), or from a Hub (`hub_artifact.py`).
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -6,15 +10,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
-from eva_dist.store.cache import Cache, told
-from eva_dist.store.progress_bar import Progress, counting
+from eva_dist.store.cache import Cache, report_sizes
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, open_regular, sha256_of
+from eva_dist.store.transfer_progress import Progress, counting
 
 REMEDY = "copy the artifact again, or recompute it with artifact.overwrite=true"
 
 
-class Opened(ABC):
-    """An artifact somewhere.
+class ArtifactReader(ABC):
+    """One artifact, opened for reading.
 
     Attributes:
         snapshot: what its manifest says.
@@ -37,8 +41,8 @@ class Opened(ABC):
         """
 
     @abstractmethod
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        """Return a part of a file that is not on this machine."""
+    def _read_remote_range(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file from where the artifact lies; `read_range` has checked the bounds."""
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file. A part cannot be verified by the manifest's sha256: the caller must.
@@ -52,21 +56,18 @@ class Opened(ABC):
         if not 0 <= start <= end <= entry.size:
             raise IntegrityError(f"{self.where}: {name} has {entry.size} bytes, none from {start} to {end}; {REMEDY}")
         if self.cache is not None and self.is_here(name):
-            return _part(self.cache.folder(self.snapshot) / name, start, end)
-        return self._read_range(name, start, end) if start < end else b""
+            return _read_part(self.cache.folder(self.snapshot) / name, start, end)
+        return self._read_remote_range(name, start, end) if start < end else b""
 
     def is_here(self, name: str) -> bool:
-        """Whether the file is on this machine, whole, so that nothing need travel."""
+        """Tell whether the whole file is on this machine already, so that nothing need be downloaded."""
         return self.cache is None or self.cache.holds(self.snapshot, self.entry(name))
 
     def read(self, name: str, progress: Progress = None) -> bytes:
-        """Return the bytes of a file, those that were hashed: nobody can swap the file in between."""
+        """Return the bytes of a file. The bytes returned are the ones hashed: nobody can swap the file in between."""
         entry = self.entry(name)
         path = self.fetch([name], progress) / name
-        content = read_file(path)
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise differs(path, hashlib.sha256(content).hexdigest(), entry)
-        return content
+        return _read_verified(path, entry)
 
     def entry(self, name: str) -> FileEntry:
         """Return what the manifest says of a file; `IntegrityError` if it is not listed."""
@@ -76,12 +77,12 @@ class Opened(ABC):
         return found
 
     def entries(self, names: Collection[str] | None) -> list[FileEntry]:
-        """Return what the manifest says of files; None: of all."""
+        """Return what the manifest says of these files; None: of all."""
         return list(self.snapshot.files.values()) if names is None else [self.entry(name) for name in names]
 
 
-class OpenedFolder(Opened):
-    """An artifact in its own folder, which is read where it lies."""
+class FolderArtifactReader(ArtifactReader):
+    """An artifact in a folder of this machine, read where it lies."""
 
     def __init__(self, folder: Path, snapshot: Snapshot) -> None:
         super().__init__(snapshot, str(folder))
@@ -94,26 +95,20 @@ class OpenedFolder(Opened):
             try:
                 actual = sha256_of(path)
             except OSError as error:
-                raise missing(path, error) from error
-            if actual != entry.sha256:
-                raise differs(path, actual, entry)
+                raise _unreadable_file(path, error) from error
+            _refuse_other_bytes(path, actual, entry)
         return self.folder
 
     def read(self, name: str, progress: Progress = None) -> bytes:
-        """Read once, and hash what was read."""
-        entry = self.entry(name)
-        content = read_file(self.folder / name)
-        actual = hashlib.sha256(content).hexdigest()
-        if actual != entry.sha256:
-            raise differs(self.folder / name, actual, entry)
-        return content
+        """Read the file once and hash what was read, where `fetch` first would read it twice."""
+        return _read_verified(self.folder / name, self.entry(name))
 
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        return _part(self.folder / name, start, end)
+    def _read_remote_range(self, name: str, start: int, end: int) -> bytes:
+        return _read_part(self.folder / name, start, end)
 
 
-class OpenedElsewhere(Opened):
-    """An artifact whose files are brought into the cache."""
+class FetchingArtifactReader(ArtifactReader):
+    """An artifact that lies elsewhere; its files are downloaded into the cache."""
 
     cache: Cache
 
@@ -121,51 +116,54 @@ class OpenedElsewhere(Opened):
         super().__init__(snapshot, where, cache)
 
     @abstractmethod
-    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
-        """Yield the bytes of a file."""
+    def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
+        """Yield the bytes of a file, piece by piece."""
 
     def fetch(self, names: Collection[str] | None = None, progress: Progress = None) -> Path:
-        """Bring what is missing into the cache; the manifest always."""
+        """Download what is missing into the cache, and the manifest always."""
         self.cache.keep_manifest(self.snapshot)
         missing = [entry for entry in self.entries(names) if not self.cache.holds(self.snapshot, entry)]
-        with counting(self.where, sum(entry.size for entry in missing), progress) as tell:
+        with counting(self.where, sum(entry.size for entry in missing), progress) as arrived:
             for entry in missing:
-                self.cache.receive(self.snapshot, entry, told(self._chunks(entry), tell), self.where)
+                # The cache hashes what arrives, and keeps nothing of a file that is not the manifest's.
+                self.cache.receive(self.snapshot, entry, report_sizes(self._download_file(entry), arrived), self.where)
         return self.cache.folder(self.snapshot)
 
 
 class NoRangesError(StoreError):
-    """A server gave the whole of a file that it was asked a part of."""
+    """A server sent the whole of a file when asked for a part of it."""
 
 
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes; `IntegrityError` if it is not there."""
+def _read_verified(path: Path, entry: FileEntry) -> bytes:
     try:
         with open_regular(path) as file:
-            return file.read()
+            content = file.read()
     except OSError as error:
-        raise missing(path, error) from error
+        raise _unreadable_file(path, error) from error
+    _refuse_other_bytes(path, hashlib.sha256(content).hexdigest(), entry)
+    return content
 
 
-def _part(path: Path, start: int, end: int) -> bytes:
+def _read_part(path: Path, start: int, end: int) -> bytes:
     try:
         with open_regular(path) as file:
             file.seek(start)
             content = file.read(end - start)
     except OSError as error:
-        raise missing(path, error) from error
+        raise _unreadable_file(path, error) from error
     if len(content) != end - start:
         raise IntegrityError(f"{path} ends before byte {end}; {REMEDY}")
     return content
 
 
-def missing(path: Path, error: OSError) -> IntegrityError:
-    """Say that a file of an artifact cannot be read."""
+def _refuse_other_bytes(path: Path, actual: str, entry: FileEntry) -> None:
+    """Raise `IntegrityError` unless `actual` is the sha256 that the manifest gives for the file."""
+    if actual != entry.sha256:
+        raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {entry.sha256}; {REMEDY}")
+
+
+def _unreadable_file(path: Path, error: OSError) -> IntegrityError:
+    """Return the error for a file of an artifact that is missing or cannot be read."""
     if isinstance(error, FileNotFoundError):
         return IntegrityError(f"{path} is missing though the manifest lists it; {REMEDY}")
     return IntegrityError(f"{path} cannot be read: {error.strerror or error}; {REMEDY}")
-
-
-def differs(path: Path | str, actual: str, entry: FileEntry) -> IntegrityError:
-    """Say that a file is not the one of the manifest."""
-    return IntegrityError(f"{path} has sha256 {actual}, but its manifest says {entry.sha256}; {REMEDY}")

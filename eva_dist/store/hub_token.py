@@ -1,4 +1,4 @@
-"""Which token goes to which host, for a host is whatever a word for an artifact names.
+"""Which token is sent to which host. Any reference may name a host, so most hosts must get none.
 
 the Hub, and the host of HF_ENDPOINT    what every Hub client sends: HF_TOKEN, else the stored login
 any other host, over https              EVA_DIST_TOKEN
@@ -23,7 +23,7 @@ def token_for(endpoint: str) -> str | bool | None:
 
 
 def how_to_give(endpoint: str) -> str:
-    """Return what a person does so that a token goes there."""
+    """Tell a person, for an error message, how to give a token for that host."""
     if _is_of_the_environment(endpoint):
         return "set HF_TOKEN"
     others = "HF_TOKEN goes to the Hub and to the host of HF_ENDPOINT alone"
@@ -33,12 +33,12 @@ def how_to_give(endpoint: str) -> str:
 
 
 def _is_of_the_environment(endpoint: str) -> bool:
-    return _origin(endpoint) in (_origin(constants.ENDPOINT), _origin(_HUB))
+    return _origin_of(endpoint) in (_origin_of(constants.ENDPOINT), _origin_of(_HUB))
 
 
 def _is_private(endpoint: str) -> bool:
-    """Whether nobody on the way can read what is sent."""
-    scheme, host, _ = _origin(endpoint)
+    """Tell whether nobody on the way can read what is sent: over https, or to this machine."""
+    scheme, host, _ = _origin_of(endpoint)
     if scheme == "https" or host == "localhost":
         return True
     try:
@@ -47,6 +47,6 @@ def _is_private(endpoint: str) -> bool:
         return False
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
+def _origin_of(url: str) -> tuple[str, str, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -30,22 +30,22 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from eva_dist.config import BUCKETS
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
+from eva_dist.store.snapshot import PART_BYTES
 
 CHUNK_BYTES = 1 << 20
-_PART_BYTES = 8 << 20
-_MOST_PARTS = 9_000
+_MOST_UPLOAD_PARTS = 9_000
 """S3 takes 10,000 parts of a file."""
 RETRIES = 5
 
 _SCHEMES = "a folder, file:///..., memory://..., s3://..., gs://..., az://... or abfs://..."
 
-_memory: dict[str, MemoryStore] = {}
+_memory_stores: dict[str, MemoryStore] = {}
 """Stores in this process's memory by URL: the same URL is the same store."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object that is there. `version` changes whenever its content does."""
+class StoredObject:
+    """What the backend says of an object. `version` changes whenever its content does."""
 
     key: str
     size: int
@@ -54,12 +54,12 @@ class Found:
 
     @property
     def second(self) -> int:
-        """When it was modified, as coarsely as every answer of a bucket tells it."""
+        """When it was modified, in whole seconds: some answers of a bucket are no finer."""
         return int(self.modified.timestamp())
 
 
 class Objects:
-    """The objects under a URL.
+    """The objects under a URL, read and written by key.
 
     Attributes:
         url: as it was given.
@@ -72,52 +72,52 @@ class Objects:
         self.root = root_folder(url)
         self._opened: ObjectStore | None = None
         if self.root is None:
-            self._opened = _open(url)
+            self._opened = _open_backend(url)
 
-    def _store(self) -> ObjectStore:
+    def _obstore_backend(self) -> ObjectStore:
         """Return obstore's store; a folder is created with the first object that is put there."""
         if self._opened is None:
             self._opened = LocalStore(self.root, mkdir=True)
         return self._opened
 
-    def head(self, key: str) -> Found | None:
-        """Return what is known of an object, None if it is not there."""
-        if self._missing(key):
+    def head(self, key: str) -> StoredObject | None:
+        """Return size, time and version of an object; None if it is not there."""
+        if self._is_missing(key):
             return None
-        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            return _found(obstore.head(self._store(), key))
+        with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            return _describe_object(obstore.head(self._obstore_backend(), key))
         return None
 
     def get(self, key: str, at_most: int | None = None) -> bytes | None:
-        """Return an object's bytes, None if it is not there; errors as for `get_found`."""
-        found = self.get_found(key, at_most)
+        """Return an object's bytes, None if it is not there; errors as for `get_described`."""
+        found = self.get_described(key, at_most)
         return None if found is None else found[1]
 
-    def get_found(self, key: str, at_most: int | None = None) -> tuple[Found, bytes] | None:
-        """Return an object's bytes and what is known of them, from one request; None if it is not there.
+    def get_described(self, key: str, at_most: int | None = None) -> tuple[StoredObject, bytes] | None:
+        """Return an object's description and its bytes from one request; None if it is not there.
 
         Raises:
             IntegrityError: it is larger than `at_most` bytes; they are not read.
         """
-        if self._missing(key):
+        if self._is_missing(key):
             return None
-        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            answer = obstore.get(self._store(), key)
+        with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            answer = obstore.get(self._obstore_backend(), key)
             if at_most is not None and answer.meta["size"] > at_most:
                 raise IntegrityError(
                     f"store.url={self.url}: {key} has {answer.meta['size']} bytes, more than {at_most}; it is not ours"
                 )
-            return _found(answer.meta), bytes(answer.bytes())
+            return _describe_object(answer.meta), bytes(answer.bytes())
         return None
 
     def get_range(self, key: str, start: int, end: int) -> bytes | None:
         """Return bytes `start` to `end` (exclusive), None if the object is not there."""
         if start >= end:
             return b""
-        if self._missing(key):
+        if self._is_missing(key):
             return None
-        with self._explained("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
-            return bytes(obstore.get_range(self._store(), key, start=start, end=end))
+        with self._translate_errors("cannot be read"), suppress(FileNotFoundError, NotADirectoryError):
+            return bytes(obstore.get_range(self._obstore_backend(), key, start=start, end=end))
         return None
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
@@ -126,13 +126,15 @@ class Objects:
         Each chunk is a request of its own: a reader that takes hours meets no time limit, and none holds more than
         two chunks.
         """
-        self._contained(key)
+        self._refuse_symlinks(key)
         size = CHUNK_BYTES if self.root else 4 * CHUNK_BYTES
 
         async def part(at: int) -> bytes:
-            with self._explained("cannot be read"):
+            with self._translate_errors("cannot be read"):
                 try:
-                    return bytes(await obstore.get_range_async(self._store(), key, start=at, end=min(at + size, end)))
+                    return bytes(
+                        await obstore.get_range_async(self._obstore_backend(), key, start=at, end=min(at + size, end))
+                    )
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise ArtifactNotFoundError(f"store.url={self.url}: {key} is gone; publish it again") from error
 
@@ -150,26 +152,27 @@ class Objects:
                     await ahead
 
     def put(self, key: str, content: bytes, create: bool = False) -> bool:
-        """Write an object; with `create` only if there is none: False says that there was."""
-        self._contained(key)
-        with self._explained("cannot be written"):
+        """Write an object. With `create`, only if there is none yet; False: there was one, and it stands."""
+        self._refuse_symlinks(key)
+        with self._translate_errors("cannot be written"):
             try:
-                obstore.put(self._store(), key, content, mode="create" if create else "overwrite")
+                obstore.put(self._obstore_backend(), key, content, mode="create" if create else "overwrite")
             except AlreadyExistsError:
                 return False
         return True
 
     def put_file(self, key: str, path: Path) -> None:
         """Write an object from a file, in parts if it is large; in a folder nobody writes into it afterwards."""
-        self._contained(key)
-        part = max(_PART_BYTES, -(-path.stat().st_size // _MOST_PARTS))
-        with self._explained("cannot be written"):
-            obstore.put(self._store(), key, path, chunk_size=part, max_concurrency=4)
+        self._refuse_symlinks(key)
+        # larger parts for a larger file: the number of parts is limited, their size is not
+        part = max(PART_BYTES, -(-path.stat().st_size // _MOST_UPLOAD_PARTS))
+        with self._translate_errors("cannot be written"):
+            obstore.put(self._obstore_backend(), key, path, chunk_size=part, max_concurrency=4)
             if self.root is not None:
                 (self.root / key).chmod(0o444)
 
     def touch(self, key: str) -> None:
-        """Make an object as young as if it had just been written; one that is gone, or just changed, is left alone."""
+        """Set an object's time to now; one that is gone, or has just changed, is left alone."""
         if self.root is not None:
             try:
                 return os.utime(self.path(key))
@@ -177,26 +180,27 @@ class Objects:
                 return None
             except PermissionError:  # a colleague's file, which can be replaced but not changed
                 pass
-        known = self.get_found(key)
+        known = self.get_described(key)
         if known is not None:
+            # A bucket has no utime: the same bytes are put again, and only onto the version that was read.
             mode: Any = {"e_tag": known[0].version} if self.root is None else "overwrite"
-            with self._explained("cannot be written"), suppress(PreconditionError, FileNotFoundError):
-                obstore.put(self._store(), key, known[1], mode=mode)
+            with self._translate_errors("cannot be written"), suppress(PreconditionError, FileNotFoundError):
+                obstore.put(self._obstore_backend(), key, known[1], mode=mode)
         return None
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is gone is fine."""
-        self._contained(key)
-        with self._explained("cannot be written"), suppress(FileNotFoundError):
-            obstore.delete(self._store(), key)
+        self._refuse_symlinks(key)
+        with self._translate_errors("cannot be written"), suppress(FileNotFoundError):
+            obstore.delete(self._obstore_backend(), key)
 
-    def list(self, prefix: str) -> Iterator[Found]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects below a prefix, sorted by key."""
-        if self._missing(prefix):
+        if self._is_missing(prefix):
             return
-        with self._explained("cannot be listed"):
-            listed = [meta for chunk in obstore.list(self._store(), prefix + "/") for meta in chunk]
-        yield from sorted(map(_found, listed), key=lambda found: found.key)
+        with self._translate_errors("cannot be listed"):
+            listed = [meta for chunk in obstore.list(self._obstore_backend(), prefix + "/") for meta in chunk]
+        yield from sorted(map(_describe_object, listed), key=lambda found: found.key)
 
     def path(self, key: str) -> Path:
         """Return where a folder store has an object, inside the folder for certain.
@@ -205,18 +209,18 @@ class Objects:
             IntegrityError: a symlink stands in the way.
         """
         assert self.root is not None, "only a folder has paths"
-        self._contained(key)
+        self._refuse_symlinks(key)
         return self.root / key
 
-    def _missing(self, key: str) -> bool:
-        """Tell whether a folder has nothing under that key; reading must create nothing. Refuses symlinks."""
+    def _is_missing(self, key: str) -> bool:
+        """Tell whether a folder has nothing under that key, without creating anything. Refuses symlinks."""
         if self.root is None:
             return False
-        self._contained(key)
+        self._refuse_symlinks(key)
         return not (self.root / key).exists()
 
-    def _contained(self, key: str) -> None:
-        """Refuse a key whose file is reached over a symlink: it would lead out of the store."""
+    def _refuse_symlinks(self, key: str) -> None:
+        """Raise `IntegrityError` if a key's file is reached over a symlink: it could lead out of the store."""
         if self.root is None:
             return
         root = os.path.realpath(self.root)
@@ -226,23 +230,23 @@ class Objects:
             )
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _translate_errors(self, what: str) -> Iterator[None]:
         """Turn obstore's errors into a `StoreError` that names the store, the reason and the remedy."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
             if what == "cannot be read":
                 raise
-            raise self._refused(what, error) from error
+            raise self._refusal_error(what, error) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise StoreError(
                 f"store.url={self.url} {what}: {_first_line(error)}; set the environment's credentials, or ask for "
                 "the right to read and write there"
             ) from error
         except (BaseError, OSError, ValueError) as error:
-            raise self._refused(what, error) from error
+            raise self._refusal_error(what, error) from error
 
-    def _refused(self, what: str, error: Exception) -> StoreError:
+    def _refusal_error(self, what: str, error: Exception) -> StoreError:
         remedy = "make room or grant the rights there" if self.root else "check the address, the network and the rights"
         return StoreError(f"store.url={self.url} {what}: {_first_line(error)}; {remedy}, or choose another store.url")
 
@@ -265,14 +269,14 @@ def root_folder(url: str) -> Path | None:
     return Path(url2pathname(parts.path))
 
 
-def _open(url: str) -> ObjectStore:
+def _open_backend(url: str) -> ObjectStore:
     scheme = urlsplit(url).scheme
     if scheme == "memory":
-        return _memory.setdefault(url.rstrip("/"), MemoryStore())
+        return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
     if not url.startswith(BUCKETS):
         raise StoreError(f"store.url={url} must be {_SCHEMES}; use one of them")
     options: dict[str, Any] = {
-        "client_options": {"connect_timeout": "10s", "timeout": "300s"} | _plain_http(),
+        "client_options": {"connect_timeout": "10s", "timeout": "300s"} | _http_options(),
         "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=60)},
     }
     if scheme in ("s3", "s3a") and "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3"):
@@ -288,16 +292,16 @@ def _open(url: str) -> ObjectStore:
         ) from error
 
 
-def _plain_http() -> dict[str, Any]:
-    """Allow http to an endpoint that the environment names so: a MinIO or Ceph in the house."""
+def _http_options() -> dict[str, Any]:
+    """Return the option that allows http, if the environment names an http endpoint: a MinIO or Ceph in the house."""
     named = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT"))
     return {"allow_http": True} if any(url.startswith("http://") for url in named) else {}
 
 
-def _found(meta: Any) -> Found:
+def _describe_object(meta: Any) -> StoredObject:
     modified = meta["last_modified"].astimezone(UTC)
     version = meta.get("e_tag") or meta.get("version") or f"{modified.timestamp()}-{meta['size']}"
-    return Found(meta["path"], meta["size"], modified, str(version))
+    return StoredObject(meta["path"], meta["size"], modified, str(version))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A snapshot: one artifact as its manifest lists it. Pure: bytes in, checked record out.
+"""A snapshot: one artifact as its manifest lists it. Bytes in, checked record out; no network and no store.
 
 A manifest may come from anywhere, so nothing in it is believed before it is checked: its paths become files on the
 reader's disk, and its hashes become keys in a store.
@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
+from eva_dist.hashing import sha256_of_file
 
 MANIFEST_FILE = "manifest.json"
 SEAL = "manifest_sha256"
 
 LARGEST_MANIFEST = 64 << 20
+PART_BYTES = 8 << 20
+"""How much of a file is read or sent at once."""
+
 _MOST_FILES = 10_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,255}")
@@ -59,7 +63,7 @@ class Snapshot:
 
     @cached_property
     def commit(self) -> str:
-        """The first 40 digits of the manifest's sha256: names these very bytes, as a commit of the Hub does."""
+        """The first 40 digits of the manifest's sha256: it names these very bytes, as a commit of the Hub does."""
         return self.files[MANIFEST_FILE].sha256[:40]
 
     @property
@@ -91,6 +95,11 @@ class Revision:
     fingerprint: str
     moved: datetime
 
+    @property
+    def name(self) -> str:
+        """The name as it is typed, `namespace/name@revision`."""
+        return f"{self.repo_id}@{self.revision}"
+
 
 def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
     """Return the snapshot that a manifest describes.
@@ -114,7 +123,7 @@ def read_snapshot(content: bytes, fingerprint: str | None = None) -> Snapshot:
         raise IntegrityError(f"{MANIFEST_FILE} lists {len(listed)} files, more than {_MOST_FILES}; it is none of ours")
     if fingerprint is not None and manifest.get("fingerprint", fingerprint) != fingerprint:
         raise IntegrityError(f"{MANIFEST_FILE} is of the artifact {manifest['fingerprint']!r}, not of {fingerprint}")
-    entries = [_entry(path, described) for path, described in listed]
+    entries = [_read_entry(path, described) for path, described in listed]
     entries.append(FileEntry(MANIFEST_FILE, hashlib.sha256(content).hexdigest(), len(content)))
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
     _refuse_clashes(entries)
@@ -161,22 +170,32 @@ def lacking(folder: Path, snapshot: Snapshot) -> list[str]:
     ]
 
 
+def part_ranges(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds [start, end) of the parts in which a file of that size is read."""
+    for start in range(0, size, PART_BYTES):
+        yield start, min(start + PART_BYTES, size)
+
+
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read it; `OSError` for what is none: opening a pipe would wait for whoever writes it."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    """Open a file for reading; `OSError` for what is no regular file: opening a pipe would wait for its writer."""
+    _refuse_irregular(path)
     return path.open("rb")
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file, however large; `OSError` for a pipe, which would never end."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 (hex) of a regular file; `OSError` for a pipe, which would never end."""
+    _refuse_irregular(path)
+    return sha256_of_file(path)
 
 
-def _entry(path: object, described: object) -> FileEntry:
+def _refuse_irregular(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _read_entry(path: object, described: object) -> FileEntry:
     parts = path.split("/") if isinstance(path, str) else []
-    if not parts or not all(_is_plain(part) for part in parts):
+    if not parts or not all(_is_portable_name(part) for part in parts):
         raise IntegrityError(
             f"{MANIFEST_FILE} lists {path!r}, must be a plain path inside the artifact's folder; do not trust it"
         )
@@ -188,7 +207,7 @@ def _entry(path: object, described: object) -> FileEntry:
     return FileEntry("/".join(parts), sha256, size)
 
 
-def _is_plain(part: str) -> bool:
+def _is_portable_name(part: str) -> bool:
     # a name that ends in a dot or a blank is another one on Windows; surrogates are no UTF-8
     plain = _PART.fullmatch(part) is not None and part not in (".", "..") and part == part.rstrip(". ")
     return plain and part.isprintable() and len(part.encode("utf-8", "replace")) <= 255

@@ -38,8 +38,8 @@ from eva_dist.plan import InputGroup, Layer, Plan, among, make_layer, make_plan
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import default_revision
 from eva_dist.run.publish import outcome
-from eva_dist.store.artifact_ref import parse_source
-from eva_dist.store.names import check_names
+from eva_dist.store.artifact_ref import parse_artifact_ref
+from eva_dist.store.name_rules import check_names
 from eva_dist.store.store import Store
 
 _BY_LAYERS = ("rho", "r", "rank_pattern", "target_modules")
@@ -58,7 +58,7 @@ _MOST_LISTED = 10
 
 
 def find_source(source: str, store: Store) -> Path:
-    """Return a local folder of the artifact that a word names (`store/sources.py`), fetched if it lies elsewhere.
+    """Return a local folder of the artifact that a word names (`store/artifact_ref.py`), fetched if it lies elsewhere.
 
     Raises:
         ConfigError: it is no such word.
@@ -69,7 +69,7 @@ def find_source(source: str, store: Store) -> Path:
 
 def name_of(source: str, store: Store) -> str:
     """Return the `namespace/name` in a word for an artifact; empty if the word is a folder's or a fingerprint's."""
-    return parse_source(source, store.url).repo_id
+    return parse_artifact_ref(source, store.url).repo_id
 
 
 def derive_and_publish(

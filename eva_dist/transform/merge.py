@@ -44,7 +44,7 @@ from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import versions
 from eva_dist.run.publish import outcome
 from eva_dist.store.artifact_reader import REMEDY
-from eva_dist.store.names import check_names
+from eva_dist.store.name_rules import check_names
 from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
 from eva_dist.transform.derive import find_source, name_of, named_as, plan_of

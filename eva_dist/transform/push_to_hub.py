@@ -16,13 +16,12 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from eva_dist.artifact.card.front_matter import is_hub_id
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.store.artifact_ref import fetch
-from eva_dist.store.hub_source import NETWORK_ERRORS, Repository, first_line
+from eva_dist.store.hub_repository import NETWORK_ERRORS, HubRepository, first_line
 from eva_dist.store.hub_token import how_to_give, token_for
+from eva_dist.store.name_rules import MAIN
+from eva_dist.store.open_artifact import fetch
 from eva_dist.store.snapshot import Snapshot, read_snapshot
 from eva_dist.transform.hub_copy import write_hub_copy
-
-MAIN = "main"
 
 
 def push_to_hub(
@@ -45,7 +44,7 @@ def push_to_hub(
     removed by the same commit; other files stay.
 
     Args:
-        source: any word for an artifact (`store/sources.py`).
+        source: any word for an artifact (`store/artifact_ref.py`).
         repo_id: `org/name`.
         revision: the branch, made if it is not there; None: `main`.
         base_model: name of the base model on the Hub, where the run had a copy of it in a folder.
@@ -76,7 +75,7 @@ def push_to_hub(
             if create:
                 _make_place(api, repo_id, branch, private)
             head = api.model_info(repo_id, revision=branch)
-            gone = _gone(Repository(place, repo_id, asked, own), head, snapshot)
+            gone = _gone(HubRepository(place, repo_id, asked, own), head, snapshot)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(path, _newest(path, Path(changed), folder)) for path in snapshot.files
             ]
@@ -110,7 +109,7 @@ def _make_place(api: HfApi, repo_id: str, branch: str, private: bool | None) -> 
     api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True)
 
 
-def _gone(repository: Repository, head: Any, snapshot: Snapshot) -> list[str]:
+def _gone(repository: HubRepository, head: Any, snapshot: Snapshot) -> list[str]:
     """Return the files of the artifact that is there now that the new one does not have."""
     there = {sibling.rfilename for sibling in head.siblings or ()}
     try:

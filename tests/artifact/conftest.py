@@ -17,6 +17,7 @@ from eva_dist.hashing import fingerprint
 from eva_dist.methods.eva import Eva
 from eva_dist.numerics.components import Components
 from eva_dist.plan import Layer, Plan, make_layer, make_plan
+from tests.quick_figures import drawn_figures
 
 EVA = EvaConfig(
     r=4,
@@ -139,12 +140,14 @@ def build(base_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def built(build) -> Built:
     """One converged artifact that tests only read."""
-    return build()
+    with drawn_figures():
+        return build()
 
 
 @pytest.fixture(scope="session")
 def unconverged(build) -> Built:
-    return build(turning=("model.layers.0.mlp.gate_proj",))
+    with drawn_figures():
+        return build(turning=("model.layers.0.mlp.gate_proj",))
 
 
 def make_provenance(folder: Path, base_folder: Path, eva: EvaConfig, plan: Plan) -> Provenance:

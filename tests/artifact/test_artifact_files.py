@@ -19,6 +19,7 @@ from eva_dist.calibration.controller import GroupState
 from eva_dist.config import Budget
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError
 from eva_dist.numerics.components import Components
+from tests.quick_figures import drawn_figures
 
 # peft 0.21 reads what transformers 5.23 deprecates, for every adapter alike.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -187,7 +188,8 @@ def test_a_group_that_saw_no_token_gets_rank_0(built, tmp_path):
 
 
 def test_rebuild_gives_the_same_bytes(built, tmp_path):
-    build_artifact(tmp_path, built.result, built.eva, built.provenance)
+    with drawn_figures():
+        build_artifact(tmp_path, built.result, built.eva, built.provenance)
     for name in DETERMINISTIC:
         assert (tmp_path / name).read_bytes() == (built.folder / name).read_bytes(), name
 

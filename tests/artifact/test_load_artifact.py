@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from eva_dist.artifact.load import load_eva_state_dict
 from eva_dist.errors import IntegrityError, LayerError
-from eva_dist.store.artifact_ref import open_source
+from eva_dist.store.open_artifact import open_artifact
 from eva_dist.store.store import Store
 from tests.fake_hub import FakeHub, running
 from tests.own_run import own_run
@@ -326,7 +326,7 @@ def test_the_manifest_has_the_hash_of_every_tensor(built, truth):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_card_of_a_run_that_published_to_a_bucket_runs_as_it_stands(configure, bucket):
     published = own_run(configure(store={"url": f"{bucket}/run"}))
-    card = open_source(published.url).read("README.md").decode()
+    card = open_artifact(published.url).read("README.md").decode()
     models = []
     for code in re.findall(r"```python\n(.*?)\n```", card, flags=re.DOTALL):
         names: dict = {}

@@ -15,13 +15,15 @@ from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import Stop
 from eva_dist.errors import ArtifactNotFoundError, DerivationError, IntegrityError
 from eva_dist.store.snapshot import folder_snapshot
+from tests.quick_figures import drawn_figures
 
 
 @pytest.mark.parametrize("which", ["built", "unconverged"])
 def test_what_is_read_back_builds_the_same_bytes(which, request, tmp_path):
     built = request.getfixturevalue(which)
     stored = restore_artifact(built.folder)
-    manifest = build_artifact(tmp_path, stored.result, stored.eva, stored.provenance)
+    with drawn_figures():
+        manifest = build_artifact(tmp_path, stored.result, stored.eva, stored.provenance)
     cards = {"files": {}, "manifest_sha256": ""}  # the order of settings in the card is not kept
     assert manifest | cards == built.manifest | cards
     for name in built.manifest["files"].keys() - {"README.md"}:

@@ -71,7 +71,7 @@ def test_a_store_that_is_not_there_is_silent(tmp_path, capfd, monkeypatch):
 
 def test_a_store_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr("eva_dist.cli.completion._PATIENCE_S", 0.05)
-    monkeypatch.setattr("eva_dist.cli.completion._names", lambda url: time.sleep(30) or ["team/late@v1"])
+    monkeypatch.setattr("eva_dist.cli.completion._names_in_store", lambda url: time.sleep(30) or ["team/late@v1"])
     began = time.monotonic()
     assert complete_names(context(store="x"), "te") == []
     assert time.monotonic() - began < 5

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from eva_dist.store.artifact_ref import open_source
+from eva_dist.store.open_artifact import open_artifact
 from tests.commands import run_command
 from tests.made_artifacts import write_artifact
 
@@ -84,4 +84,4 @@ def test_a_damaged_artifact_is_an_error(run, tmp_path):
     (tmp_path / "cut/eva_state_dict.safetensors").write_bytes(b"")
     ran = run("plain", tmp_path / "cut")
     assert ran.code == 1 and "eva_state_dict.safetensors" in ran.err
-    assert open_source(tmp_path / "cut").snapshot.fingerprint
+    assert open_artifact(tmp_path / "cut").snapshot.fingerprint

@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from eva_dist.cli.export import parse_rank
 from eva_dist.errors import ConfigError
+from eva_dist.transform.rank_choice import parse_rank_choice
 from tests.commands import run_command
 from tests.made_artifacts import publish
 
@@ -148,5 +148,5 @@ def test_a_config_that_is_nested_without_end_or_lacks_its_alpha(run, trained):
 @pytest.mark.parametrize("wrong", ["8", "pad:", "pad:0", "fixed", "fixed:-1", "mixed:4", "", "max"])
 def test_a_rank_that_is_none(wrong):
     with pytest.raises(ConfigError, match="must be mixed, pad, pad:N or fixed:N") as refused:
-        parse_rank(wrong)
+        parse_rank_choice(wrong)
     assert ("did you mean pad:8 or fixed:8?" in str(refused.value)) == (wrong == "8")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
-import eva_dist.cli.jobs
-from eva_dist.cli.clone import _with_settings, job_key
+import eva_dist.cli.clone
+import eva_dist.cli.job_access
+from eva_dist.cli.clone import insert_settings, job_key
 from eva_dist.cli.main import main
 from eva_dist.cluster.submission import JobState
 from eva_dist.errors import ConfigError, JobServerError
@@ -25,9 +26,9 @@ OUTCOME = json.dumps({"url": "file:///s/a", "fingerprint": "f" * 64, "status": "
 def server(monkeypatch):
     fake = FakeJobServer()
     fake.run = lambda job: (JobState.succeeded, 0, ["Running\nstep 1/2 |", " go\n", OUTCOME + "\n", "bye\n"])
-    monkeypatch.setattr(eva_dist.cli.jobs, "connect", lambda address: fake)
-    monkeypatch.setattr(eva_dist.cli.jobs, "job_key", lambda clone, overrides: (KEY, ("f" * 64,), ()))
-    monkeypatch.setattr(eva_dist.cli.jobs, "_POLL_S", 0.0)
+    monkeypatch.setattr(eva_dist.cli.job_access, "connect", lambda address: fake)
+    monkeypatch.setattr(eva_dist.cli.clone, "job_key", lambda clone, overrides: (KEY, ("f" * 64,), ()))
+    monkeypatch.setattr(eva_dist.cli.job_access, "_POLL_S", 0.0)
     return fake
 
 
@@ -93,7 +94,7 @@ class TestSubmit:
         def interrupted(clone, overrides):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(eva_dist.cli.jobs, "job_key", interrupted)
+        monkeypatch.setattr(eva_dist.cli.clone, "job_key", interrupted)
         code, _, err = run("submit", "eva.r=4")
         assert code == 130 and "eva-dist jobs" in err
         assert server.known == {}
@@ -106,7 +107,7 @@ class TestSubmit:
 
     def test_an_unknown_fingerprint_is_said(self, server, run, monkeypatch):
         note = "data.path=/cluster/a is not on this machine"
-        monkeypatch.setattr(eva_dist.cli.jobs, "job_key", lambda clone, overrides: (KEY, (), (note,)))
+        monkeypatch.setattr(eva_dist.cli.clone, "job_key", lambda clone, overrides: (KEY, (), (note,)))
         _, _, err = run("submit", "eva.r=4")
         assert f"{note}; settings and code stand for it" in err
         assert server.known[FIRST].metadata == {"eva_dist.key": KEY}
@@ -149,15 +150,15 @@ class TestSubmit:
         def refuse(clone, overrides):
             raise typer.Exit(2)
 
-        monkeypatch.setattr(eva_dist.cli.jobs, "job_key", refuse)
-        monkeypatch.setattr(eva_dist.cli.jobs, "connect", lambda address: pytest.fail("asked the cluster"))
+        monkeypatch.setattr(eva_dist.cli.clone, "job_key", refuse)
+        monkeypatch.setattr(eva_dist.cli.job_access, "connect", lambda address: pytest.fail("asked the cluster"))
         assert run("submit", "eva.r=0")[0] == 2
 
     def test_no_server_is_exit_code_1(self, server, run, monkeypatch):
         def nobody(address):
             raise JobServerError(f"no job server answers at {address}; give --address")
 
-        monkeypatch.setattr(eva_dist.cli.jobs, "connect", nobody)
+        monkeypatch.setattr(eva_dist.cli.job_access, "connect", nobody)
         code, _, err = run("submit", "--address", "http://x:1", "eva.r=4")
         assert (code, err) == (1, "error: no job server answers at http://x:1; give --address\n")
 
@@ -194,7 +195,7 @@ class TestKey:
         "overrides", [["-m", "a=1", "b=2"], ["a=1", "b=2", "-m"], ["--cfg", "job"], ["~a=1", "b=2"]]
     )
     def test_our_settings_are_beside_the_others(self, overrides):
-        words = _with_settings(overrides, ["x=1", "y=2"])
+        words = insert_settings(overrides, ["x=1", "y=2"])
         where = [i for i, word in enumerate(words) if "=" in word]
         assert where == list(range(where[0], where[0] + len(where)))
         assert [word for word in words if word not in ("x=1", "y=2")] == overrides

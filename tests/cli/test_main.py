@@ -11,7 +11,7 @@ import pytest
 
 import eva_dist.cli.clone
 from eva_dist.cli.clone import find_clone
-from eva_dist.cli.main import main
+from eva_dist.cli.main import app, main
 from eva_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,16 @@ def test_the_console_script_is_the_command():
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["eva-dist"]
     module, _, name = target.partition(":")
     assert getattr(importlib.import_module(module), name) is main
+
+
+def test_the_package_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "eva_dist.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0 and "submit" in run.stdout
+
+
+def test_each_command_is_in_the_file_of_its_name():
+    commands = {command.callback.__name__: command.callback.__module__ for command in app.registered_commands}
+    assert commands == {name: f"eva_dist.cli.{name}" for name in commands} and len(commands) == 19
 
 
 def test_a_shell_completes_commands():

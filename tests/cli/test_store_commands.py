@@ -118,7 +118,7 @@ class TestRemove:
     def test_on_a_terminal_it_asks(self, store, run, monkeypatch, answer, left):
         import io
 
-        monkeypatch.setattr("eva_dist.cli.store.is_terminal", lambda: True)
+        monkeypatch.setattr("eva_dist.cli.rm.is_terminal", lambda: True)
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         ran = run("rm", "team/tiny@rho1")
         assert (ran.code, len(names(store))) == (1 if left == 3 else 0, left)

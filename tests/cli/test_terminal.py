@@ -11,11 +11,11 @@ from eva_dist.cli.terminal import (
     cell,
     duration,
     fitting_table,
-    plain,
     print_json,
-    put,
+    print_parts,
+    printable_lines,
+    results_console,
     size_text,
-    stdout,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ def test_sizes():
 
 
 def test_nothing_steers_the_terminal():
-    assert plain("a\x1b[2Jb\nc\rd\x9b\u202e") == "a?[2Jb\nc?d??"
+    assert printable_lines("a\x1b[2Jb\nc\rd\x9b\u202e") == "a?[2Jb\nc?d??"
     assert str(cell("a\nb\x1b[31m[bold]x[/bold]")) == "a?b?[31m[bold]x[/bold]"
 
 
@@ -59,8 +59,8 @@ def test_a_narrow_table_drops_columns_in_order(monkeypatch, capsys):
     heads = []
     for width in (30, 20, 12, 4):
         monkeypatch.setenv("COLUMNS", str(width))
-        console = stdout()
-        put(console, fitting_table(columns, rows, console.width))
+        console = results_console()
+        print_parts(console, fitting_table(columns, rows, console.width))
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= width and all(line == line.rstrip() for line in lines)
         heads.append(lines[0].split())

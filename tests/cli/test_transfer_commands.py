@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eva_dist.artifact.load import load_eva_state_dict
-from eva_dist.store.artifact_reader import OpenedFolder
+from eva_dist.store.artifact_reader import FolderArtifactReader
 from eva_dist.store.store import Store
 from tests.commands import run_command
 from tests.fake_hub import running
@@ -92,9 +92,9 @@ class TestPull:
     def test_killed_in_the_middle_it_leaves_whole_files_and_goes_on(self, store, made, run, tmp_path):
         code = f"""
 import os, signal
-from eva_dist import cli_transfer
+from eva_dist.store import pull
 from eva_dist.cli.main import main
-whole = cli_transfer._parts
+whole = pull._read_parts
 seen = []
 def parts(opened, entry):
     seen.append(entry.path)
@@ -103,7 +103,7 @@ def parts(opened, entry):
         if len(seen) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         yield part[len(part) // 2 :]
-cli_transfer._parts = parts
+pull._read_parts = parts
 main(["pull", "team/tiny@v1", {str(tmp_path / "here")!r}])
 """
         killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
@@ -130,13 +130,13 @@ main(["pull", "team/tiny@v1", {str(tmp_path / "here")!r}])
         assert ran.code == 1 and "cannot be written" in ran.err
 
     def test_bytes_that_differ_are_refused_and_not_left(self, store, made, run, monkeypatch):
-        honest = OpenedFolder.read_range
+        honest = FolderArtifactReader.read_range
 
         def lying(self, name, start, end):
             content = honest(self, name, start, end)
             return b"\0" * len(content) if name == "spectrum.parquet" else content
 
-        monkeypatch.setattr(OpenedFolder, "read_range", lying)
+        monkeypatch.setattr(FolderArtifactReader, "read_range", lying)
         ran = run("pull", "team/tiny@v1", "here")
         assert ran.code == 1 and "spectrum.parquet of" in ran.err and "pull again" in ran.err
         left = hashes(Path("here"))

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 import eva_dist
+from tests.warm.processes import WarmJob
 
 JOB = Path(__file__).parents[2] / "jobs" / "precompute.py"
 
@@ -56,27 +55,18 @@ def half_written(store: Path) -> list[str]:
 
 
 @contextmanager
-def job(overrides: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def job(overrides: list[str], folder: Path, **environment: str) -> Iterator[WarmJob]:
     """Run jobs/precompute.py in a session of its own, from `folder`; whatever happens, nothing of it is left."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(JOB), *overrides],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
+        process = WarmJob([str(JOB), *overrides], folder, log.fileno(), {**os.environ, **environment})
         try:
             yield process
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+            process.close()
 
 
 def progress_of(folder: Path) -> list[dict[str, Any]]:

@@ -188,7 +188,9 @@ def test_the_newest_checkpoint_is_cut_in_half(prepared, truth, table, caplog):
     table.add("newest checkpoint cut in half, then kill -9", None, watch.lost, "the one before it; same bits")
 
 
-@pytest.mark.parametrize(("workers", "shard_size"), [(1, 1), (2, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "shard_size"), [(1, 1), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((2, 2), (3, 1)))]
+)
 def test_a_run_goes_on_with_another_number_of_workers(prepared, truth, table, workers, shard_size):
     """The first run is ended by SIGTERM's request; the second has another topology."""
     stop = StopRequest()

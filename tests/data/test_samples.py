@@ -93,8 +93,51 @@ def test_templates_of_all_kinds(tokenizer, template, expected):
     "template",
     [
         "{{ messages | length }}:{% for m in messages %}<{{ m.content }}>{% endfor %}",
-        "{% for m in messages %}<{{ m.content if loop.last else m.content[:2] }}>{% endfor %}",
         "{% for m in messages | reverse %}<{{ m.content }}>{% endfor %}",
+    ],
+)
+def test_prefixes_need_not_nest_where_the_whole_chat_shows_the_turns(tokenizer, template):
+    tokenizer.chat_template = template
+    sample = sample_from_row(chat("question", "first answer", "again", "second answer"), CONFIG, tokenizer)
+    assert sorted(unmasked(sample)) == ["first answer", "second answer"]
+
+
+_STRIPS = "{% set content = m.content if loop.last else m.content.split('</think>')[-1] %}"
+# As Qwen3 does it: thoughts are cut out, and written anew (or empty) in the last turn alone.
+_REWRITES = (
+    "{% set thoughts = '' %}{% if '</think>' in m.content %}"
+    "{% set thoughts = m.content.split('</think>')[0].split('<think>')[-1].strip() %}{% endif %}"
+    "{% set content = m.content.split('</think>')[-1].strip() %}"
+    "{% if loop.last %}{% set content = '<think>\n' + thoughts + '\n</think>\n\n' + content %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("cut", "first", "last"),
+    [
+        (_STRIPS, "four", "<think>\nnow\n</think>\n\nfive"),
+        (_REWRITES, "four", "now\n</think>\n\nfive"),
+    ],
+)
+def test_thoughts_that_are_dropped_from_earlier_turns(tokenizer, cut, first, last):
+    tokenizer.chat_template = "{% for m in messages %}" + cut + "[{{ m.role }}]{{ content }}|{% endfor %}"
+    spoken = chat("2 + 2", "<think>\nadd\n</think>\n\nfour", "2 + 3", "<think>\nnow\n</think>\n\nfive")
+    sample = sample_from_row(spoken, CONFIG, tokenizer)
+    assert [said.strip() for said in unmasked(sample)] == [first, last] and "add" not in sample.text
+    plain = sample_from_row(chat("2 + 2", "four", "2 + 3", "five"), CONFIG, tokenizer)
+    assert unmasked(plain) == ["four", "five"]
+
+
+def test_an_earlier_turn_of_thoughts_alone_is_masked_away(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}" + _STRIPS + "[{{ m.role }}]{{ content }}|{% endfor %}"
+    sample = sample_from_row(chat("q", "<think>hm</think>", "r", "five"), CONFIG, tokenizer)
+    assert unmasked(sample) == ["five"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<{{ m.content if loop.last else m.content[:2] }}>{% endfor %}",
         "{% for m in messages %}<{{ m.content | upper }}>{% endfor %}",
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, StoreError
-from eva_dist.store.artifact_ref import fetch, open_source
+from eva_dist.store.open_artifact import fetch, open_artifact
 from eva_dist.store.store import Store
 from tests.gateway import serving
 from tests.small_artifact import contents_of
@@ -22,7 +22,7 @@ def test_every_revision_of_a_gateway_comes_whole(tmp_path):
         for revision in ("v1", "main", snapshot.commit, snapshot.fingerprint):
             folder = fetch(f"{endpoint}/team/name@{revision}")
             assert contents_of(folder) == whole
-        part = open_source(f"{endpoint}/team/name@v1").read_range("big.bin", 5, 300)
+        part = open_artifact(f"{endpoint}/team/name@v1").read_range("big.bin", 5, 300)
         assert part == serving.FILES["big.bin"][5:300]
         with pytest.raises(ArtifactNotFoundError, match="has no revision v2"):
             fetch(f"{endpoint}/team/name@v2")

@@ -14,8 +14,8 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from eva_dist.gateway import downloads, verification
-from eva_dist.store.reader import blob_key
 from eva_dist.store.store import Store
+from eva_dist.store.store_reader import blob_key
 from tests.gateway.conftest import FIRST, REPO
 from tests.gateway.serving import ask, gateway, put, sha256
 

@@ -43,7 +43,7 @@ BAD = {
     "'eva.target_modules=\"(q_proj\"'": r"eva\.target_modules='\(q_proj'.*does not fit",
     "+eva.rank_pattern.nope=2": r"eva\.rank_pattern\.nope names none of the",
     "eva.target_modules=[embed_tokens]": r"eva\.target_modules names no linear layer, only model\.embed_tokens",
-    "eva.rank_pattern={q_proj:2}": r"adds keys to eva\.rank_pattern; write '\+eva\.rank_pattern",
+    "model.config_overrides={q_proj:2}": r"adds keys to model\.config_overrides; write '\+model\.config_overrides",
     "eva.target_modules=3": r"eva\.target_modules=3 must be null, a list of names or a regex",
     "data.path=/no/such/file.jsonl": r"data\.path=/no/such/file\.jsonl.*not exist",
     "data.text_field=body": r"data\.text_field=body.*text",

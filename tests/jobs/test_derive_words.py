@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_dir
 
 import eva_dist.artifact.write
 from eva_dist.cli.main import main
+from eva_dist.cli.overrides import eva_overrides
 from eva_dist.run.prepare import prepare
-from jobs.hydra_main import register_schema, to_config
+from jobs.hydra_main import for_hydra, register_schema, to_config
 from tests.own_run import own_run
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -52,6 +53,35 @@ def test_an_exact_derivation_has_the_fingerprint_of_the_job(configure, monkeypat
     outcome = json.loads(capfd.readouterr().out.splitlines()[-1])
     run = prepare(configure(*words))
     assert (outcome["fingerprint"], outcome["repo_id"]) == (run.fingerprint, run.repo_id)
+
+
+SAME = [
+    (["eva.rank_pattern={q_proj:2, v_proj: 3}"], {"rank_pattern": {"q_proj": 2, "v_proj": 3}}),
+    ([r"eva.rank_pattern={^model\.layers\.0\.:2}"], {"rank_pattern": {r"^model\.layers\.0\.": 2}}),
+    ([r'+eva.rank_pattern={"^model\.(a|b){1,2}:x": 2}'], {"rank_pattern": {r"^model\.(a|b){1,2}:x": 2}}),
+    ([r"++eva.rank_pattern={'q_proj': 2}"], {"rank_pattern": {"q_proj": 2}}),
+    ([r"+eva.rank_pattern.^model\.layers\.0\..*=2", "eva.rank_pattern.q_proj=3"],
+     {"rank_pattern": {r"^model\.layers\.0\..*": 2, "q_proj": 3}}),
+    (["+eva.rank_pattern.model.layers.0.mlp.up_proj=2"], {"rank_pattern": {"model.layers.0.mlp.up_proj": 2}}),
+    (["eva.rank_pattern={}"], {"rank_pattern": {}}),
+    ([r"eva.target_modules=^model\..*\.(q_proj|v_proj)$"], {"target_modules": r"^model\..*\.(q_proj|v_proj)$"}),
+    ([r"eva.target_modules='.*\.q_proj'"], {"target_modules": r".*\.q_proj"}),
+    (["eva.target_modules=[q_proj,\"v_proj\"]"], {"target_modules": ["q_proj", "v_proj"]}),
+    (["eva.exclude_modules=[^a,b]"], {"exclude_modules": ["^a", "b"]}),
+    (["eva.target_modules=null"], {"target_modules": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "meant"), SAME, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_names_and_patterns_are_written_alike_for_both(configure, words, meant):
+    assert eva_overrides(words) == meant
+    config = configure(*for_hydra(words))
+    assert {name: getattr(config.eva, name) for name in meant} == meant
+
+
+def test_what_sweeps_and_what_is_wrong_is_left_to_hydra():
+    words = ["eva.rank_pattern={a:1},{b:2}", "eva.rank_pattern={a", "eva.rho=1,2", "-m", "~eva.rank_pattern"]
+    assert for_hydra(words) == words
 
 
 def main_of(arguments):

@@ -42,7 +42,11 @@ def test_its_folder_exposes_nothing_else():
     assert [p.relative_to(folder).as_posix() for p in folder.rglob("*.py")] == ["hydra_plugins/eva_dist_shared_pass.py"]
 
 
-@pytest.mark.parametrize("command", [["-m", "jobs.precompute"], ["-P", "jobs/precompute.py"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(["-m", "jobs.precompute"], marks=pytest.mark.slow), ["-P", "jobs/precompute.py"]],
+    ids=" ".join,
+)
 def test_every_start_from_a_clone_finds_it(command, tmp_path):
     """A copy of the three folders is what `eva-dist submit` sends (tests/jobs/test_ray_jobs.py), and no checkout."""
     for folder in ("eva_dist", "jobs", "conf"):

@@ -192,6 +192,7 @@ def test_a_hub_id_is_known_by_its_commit(tiny_model, words_file, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.real
+@pytest.mark.slow
 def test_two_workers_equal_one_by_the_command(smollm2_folder, docstrings_file, tmp_path):
     """The very command, on real weights and text: standard output is one JSON line, whatever the workers print."""
     outcomes = {}

@@ -153,6 +153,7 @@ def stop_a_long_one(cluster, address, settings):
     wait_for(lambda: not [line for line in cluster.processes().values() if "RayWorker" in line])
 
 
+@pytest.mark.slow
 def test_two_nodes_compute_what_one_machine_does(settings, tmp_path):
     with RayCluster() as cluster:
         cluster.start_head(num_cpus=1)

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +128,55 @@ def test_a_path_without_a_model_is_refused(tmp_path, folder):
     assert text.endswith("); check the path, model.revision and model.gguf_file") and "\n" not in text
 
 
+def with_adapter(settings: ModelConfig, base: str = "org/base") -> Path:
+    folder = Path(settings.name_or_path)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    return folder
+
+
+@pytest.mark.parametrize("given", [{}, {"task": Task.FEATURE_EXTRACTION}, {"gguf_file": "model.gguf"}])
+def test_a_base_model_with_an_adapter_in_its_folder_is_refused(saved, given):
+    settings = saved("llama", **given)
+    folder = with_adapter(settings)
+    with pytest.raises(ConfigError) as caught:
+        read_architecture(settings)
+    assert str(caught.value) == (
+        f"model.name_or_path={folder} holds a base model and an adapter: separate them or merge "
+        "(`merge_and_unload`, then `save_pretrained`)"
+    )
+
+
+def test_an_adapter_alone_is_refused_with_the_name_of_its_base(saved):
+    settings = saved("llama")
+    (with_adapter(settings) / "config.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"^model\.name_or_path=.* holds an adapter alone; name its base model, org/bas"
+    ):
+        read_architecture(settings)
+
+
+def test_an_adapter_in_a_repository_of_the_hub_is_refused(saved, monkeypatch):
+    folder = with_adapter(saved("llama"))
+    asked = {}
+
+    def cached(name, file, **options):
+        asked[name] = options["revision"]
+        return str(folder / file)
+
+    monkeypatch.setattr("transformers.utils.peft_utils.cached_file", cached)
+    with pytest.raises(ConfigError, match=r"^model\.name_or_path=org/both holds a base model and an adapter: separate"):
+        read_architecture(ModelConfig(name_or_path="org/both", revision="v2"))
+    assert asked == {"org/both": "v2"}
+
+
+@pytest.mark.parametrize("keyword", ["adapter_kwargs", "config", "state_dict", "subfolder"])
+def test_overrides_that_load_something_else_are_refused(saved, keyword):
+    with pytest.raises(
+        ConfigError, match=rf"^model\.config_overrides\.{keyword}=x is no setting of a model's config; set"
+    ):
+        read_architecture(saved("llama", config_overrides={keyword: "x"}))
+
+
 def test_a_folder_without_weights_is_refused(saved, tmp_path):
     settings = saved("llama")
     architecture = read_architecture(settings)
@@ -237,5 +287,7 @@ def test_a_masked_language_model_is_loaded_as_its_encoder_and_a_pooler_made_up_i
     assert type(model) is BertModel
     expected = make("bert for masks").bert.encoder.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.encoder.named_parameters())
-    (record,) = caplog.records
+    guessed, record = caplog.records
+    assert "is BertForMaskedLM: its layers are named as in AutoModel" in guessed.message
+    assert "set model.task if it is trained with one" in guessed.message
     assert "pooler.dense.bias, pooler.dense.weight" in record.message and "encoder" not in record.message

@@ -154,7 +154,7 @@ def test_embeddings_and_convolutions_are_reported_not_served():
 def test_layers_of_a_peft_model_have_its_own_names():
     config = config_for("llama", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}})
     config.init_lora_weights = True
-    found = resolve_peft_model_targets(get_peft_model(make("llama"), config), config)
+    found = resolve_peft_model_targets(get_peft_model(make("llama"), config), config, "default")
     plain = resolve_targets(make("llama"), config)
     assert [layer.name for layer in found.layers] == [f"base_model.model.{layer.name}" for layer in plain.layers]
     assert [layer.r for layer in found.layers] == [layer.r for layer in plain.layers] == [4, 2, 4, 2]

@@ -139,14 +139,15 @@ LLAMA_INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.do
 BERT_INPUTS = ("query", "attention.output.dense", "intermediate.dense", "output.dense")
 
 
-def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches):
+@pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches, blocks):
     texts = shuffled(texts)
     llama = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
     bert = make_minibatches(minilm_folder, texts, STREAM, max_length=256)
     check(
         [
-            *layer_inputs(smollm2_folder, llama, LLAMA_INPUTS, num_hidden_layers=3).values(),
-            *layer_inputs(minilm_folder, bert, BERT_INPUTS, num_hidden_layers=3).values(),
+            *layer_inputs(smollm2_folder, llama, LLAMA_INPUTS, num_hidden_layers=blocks).values(),
+            *layer_inputs(minilm_folder, bert, BERT_INPUTS, num_hidden_layers=blocks).values(),
         ]
     )
 

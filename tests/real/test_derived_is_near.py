@@ -56,7 +56,9 @@ def apart(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rho": 1.5}, {"rho": 1.25}, {"r": 4}, {"tau": 0.9}], ids=lambda changes: str(changes)
+    "changes",
+    [{"rho": 1.5}, pytest.param({"rho": 1.25}, marks=pytest.mark.slow), {"r": 4}, {"tau": 0.9}],
+    ids=str,
 )
 def test_derived_is_near_to_a_run(compute, source, tmp_path, changes):
     ours = derive_and_publish(source.url, changes, str(tmp_path / "store"))

@@ -1,4 +1,7 @@
-"""Merged against one run, on two blocks of SmolLM2 and two halves of real text, and what the sums take on disk."""
+"""Merged against one run, on two blocks of SmolLM2 and two halves of real text, and what the sums take on disk.
+
+Slow: sums of the widest inputs are decomposed a dozen times. The same in little: tests/transform/test_merge.py.
+"""
 
 import json
 import time
@@ -24,7 +27,7 @@ from eva_dist.config import (
 from eva_dist.transform.merge import merge_and_publish
 from tests.own_run import own_run
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 STEP = 24
 
 

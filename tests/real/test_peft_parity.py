@@ -26,9 +26,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def llama(smollm2_folder):
-    return AutoModelForCausalLM.from_pretrained(smollm2_folder, num_hidden_layers=3)
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)], ids="{} blocks".format)
+def llama(request, smollm2_folder):
+    return AutoModelForCausalLM.from_pretrained(smollm2_folder, num_hidden_layers=request.param)
 
 
 @pytest.fixture(scope="module")

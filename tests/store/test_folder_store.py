@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 import stat
 import time
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from eva_dist.errors import IntegrityError, StoreError
-from eva_dist.store.folder_view import View
-from eva_dist.store.reader import blob_key
+from eva_dist.store.folder_view import FolderView
 from eva_dist.store.store import Store
+from eva_dist.store.store_reader import blob_key
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build
 
 
@@ -116,14 +117,14 @@ def test_two_that_move_a_name_at_once_leave_folder_and_name_in_agreement(store, 
     """The other publisher is done between our pointer and our link."""
     store.publish(ONE, "team/name", "v1", builder("one"))
     store.publish(TWO, "team/other", "v1", builder("two"))
-    point = View.point
+    point = FolderView.point
 
     def other_first(view, fingerprint, repo_id, revision):
-        monkeypatch.setattr(View, "point", point)
+        monkeypatch.setattr(FolderView, "point", point)
         Store(store.url).point(TWO, "team/name", "v1")
         return point(view, fingerprint, repo_id, revision)
 
-    monkeypatch.setattr(View, "point", other_first)
+    monkeypatch.setattr(FolderView, "point", other_first)
     store.point(ONE, "team/name", "v1")
     assert store.fingerprint_of("team/name", "v1") == TWO
     assert (root / "team/name/v1" / FILES[0]).read_text() == "two"
@@ -280,3 +281,9 @@ def test_leftovers_of_the_killed_are_removed_a_day_later(store, root):
     os.utime(root / ".incoming" / "link", (day_ago, day_ago), follow_symlinks=False)
     store.publish(ONE, "team/name", "v1", builder())
     assert list((root / ".incoming").iterdir()) == [young]
+
+
+def test_a_store_can_be_sent_to_another_process(tmp_path):
+    """As a server that is started by `multiprocessing` gets it."""
+    store = pickle.loads(pickle.dumps(Store(str(tmp_path))))
+    assert store.root == tmp_path and store.revisions() == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import obstore
 import pytest
 
-from eva_dist.store.maintenance import verify
 from eva_dist.store.store import Store
+from eva_dist.store.verify import verify_store
 from tests.store.artifacts import FILES, ONE, builder
 
 ROOT = Path(__file__).parents[2]
@@ -98,12 +98,12 @@ def test_killed_before_every_step(publisher, tmp_path, overwrite):
         seen.add((text_of(store), folder_text(root)))
         found = store.find(ONE)
         assert (found is not None) or before is None
-        problems = [checked.problem for checked in verify(store) if checked.problem]
+        problems = [checked.problem for checked in verify_store(store) if checked.problem]
         assert [p for p in problems if "its folder is not there" not in p] == []
         published = store.publish(ONE, "team/name", "v1", builder("next"), overwrite=False)
         expected = found.manifest["text"] if found else "next"
         assert published.manifest["text"] == text_of(store) == folder_text(root) == expected
-        assert [checked.problem for checked in verify(store) if checked.problem] == []
+        assert [checked.problem for checked in verify_store(store) if checked.problem] == []
     assert at > 20 and (before, before) in seen
 
 
@@ -138,5 +138,5 @@ def test_killed_before_every_write_wherever_it_lies(store_url, monkeypatch, over
         found = store.find(ONE)
         assert text_of(store) == (found.manifest["text"] if overwrite else None)
         assert store.publish(ONE, "team/name", "v1", builder("next")).manifest["text"] == text_of(store)
-        assert [c.problem for c in verify(store) if c.problem] == []
+        assert [c.problem for c in verify_store(store) if c.problem] == []
     assert at >= 4  # two blobs, the manifest, and the revision where it is new

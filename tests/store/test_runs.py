@@ -7,8 +7,8 @@ import pytest
 from eva_dist.config import StoreConfig
 from eva_dist.run.prepare import prepare
 from eva_dist.run.publish import answer
-from eva_dist.store.maintenance import verify
 from eva_dist.store.store import Store
+from eva_dist.store.verify import verify_store
 from tests.own_run import own_run
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -18,7 +18,7 @@ def test_the_same_run_anywhere_gives_the_same_bytes_and_is_computed_once(configu
     config = configure(store={"url": store.url})
     published = own_run(config)
     assert published.url == store.revision_url("tests/tiny", "rho2.0-tau0.9")
-    assert [checked.problem for checked in verify(store) if checked.problem] == []
+    assert [checked.problem for checked in verify_store(store) if checked.problem] == []
     found = answer(prepare(config))
     assert found is not None and (found.url, found.fingerprint) == (published.url, published.fingerprint)
     elsewhere = own_run(configure(store={"url": str(tmp_path / "other")}))

@@ -10,10 +10,10 @@ import pytest
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
 from eva_dist.hashing import fingerprint
 from eva_dist.store.cache import Cache
-from eva_dist.store.maintenance import verify
-from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
-from eva_dist.store.store_source import OpenedStore
+from eva_dist.store.store_artifact import StoreArtifactReader
+from eva_dist.store.store_reader import blob_key, manifest_key
+from eva_dist.store.verify import verify_store
 from tests.store.artifacts import FILES, ONE, TWO, builder, content_of, names, refuse_to_build, write_artifact
 
 # --- published and found ---
@@ -120,7 +120,7 @@ def test_a_sound_copy_mends_what_is_damaged(store, tmp_path):
     store.publish_folder(genuine, "team/name", "v1")
     store._objects.put(blob_key(store.snapshot(ONE).entry(FILES[0]).sha256), b"tensosr")
     store.publish_folder(genuine, "team/name", "v1", overwrite=True)
-    assert [checked.problem for checked in verify(store) if checked.problem] == []
+    assert [checked.problem for checked in verify_store(store) if checked.problem] == []
 
 
 def test_an_artifact_under_a_fingerprint_that_is_not_its_own_is_refused(store, tmp_path):
@@ -195,7 +195,7 @@ def test_what_is_fetched_is_whole_verified_and_kept_where_it_is_right(store, tmp
     store.publish(ONE, "team/name", "v1", builder())
     told: list[int] = []
     snapshot = store.snapshot(ONE)
-    opened = OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache"))
+    opened = StoreArtifactReader(store, snapshot, "there", Cache(tmp_path / "cache"))
     here = opened.fetch([FILES[1]])
     assert sorted(p.name for p in here.rglob("*") if p.is_file()) == ["manifest.json", "ranks.png"]
     assert opened.fetch(progress=told.append) == here and sum(told) == snapshot.entry(FILES[0]).size
@@ -217,7 +217,7 @@ def test_a_flipped_bit_is_refused_by_every_reader(store, tmp_path):
         with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* publish it again: "):
             read(entry)
     with pytest.raises(IntegrityError, match=r"eva_state_dict.* has sha256 .* nothing of it was kept"):
-        OpenedStore(store, snapshot, "there", Cache(tmp_path / "cache")).fetch()
+        StoreArtifactReader(store, snapshot, "there", Cache(tmp_path / "cache")).fetch()
     assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["manifest.json"]
     # ... and an overwrite heals it
     store.publish(ONE, "team/name", "v1", builder(), overwrite=True)

@@ -10,8 +10,8 @@ import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, StoreError
 from eva_dist.store.objects import Objects
-from eva_dist.store.reader import blob_key, manifest_key
 from eva_dist.store.store import Store
+from eva_dist.store.store_reader import blob_key, manifest_key
 from tests.store.artifacts import FILES, ONE, TWO, builder, refuse_to_build
 
 # --- what goes wrong ---
@@ -76,10 +76,10 @@ def test_check_writable_leaves_nothing(store):
 def test_touch_makes_young_and_changes_nothing(store):
     store.publish(ONE, "team/name", "v1", builder())
     key = manifest_key(ONE)
-    before, content = store._objects.get_found(key)
+    before, content = store._objects.get_described(key)
     time.sleep(1.01 if store.url.startswith("s3") else 0.01)  # the finest time that S3 tells
     store._objects.touch(key)
-    after, same = store._objects.get_found(key)
+    after, same = store._objects.get_described(key)
     assert same == content and after.modified > before.modified
     store._objects.touch(manifest_key(TWO))
     assert store._objects.head(manifest_key(TWO)) is None

@@ -4,6 +4,7 @@ import pytest
 
 from eva_dist.store.store import Store
 from eva_dist.transform.merge import merge_and_publish
+from tests.artifact.conftest import base_folder, build, built  # noqa: F401, fixtures of test_uniform_rank
 from tests.summed_runs import ROWS, publish_run
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import eva_dist
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.store.artifact_ref import fetch, open_source
+from eva_dist.store.open_artifact import fetch, open_artifact
 from eva_dist.transform.push_to_hub import push_to_hub
 from tests.fake_hub import FakeHub, running
 from tests.own_run import own_run
@@ -59,7 +59,7 @@ def test_what_was_pushed_is_the_artifact(hub, push, artifact):
     assert push() == f"{hub.url}/{REPO}"
     repo = hub.repos[REPO]
     assert len(repo.messages) == 2 and repo.messages[1].startswith("EVA initialisation ")
-    ours, theirs = open_source(artifact).snapshot, open_source(f"{hub.url}/{REPO}").snapshot
+    ours, theirs = open_artifact(artifact).snapshot, open_artifact(f"{hub.url}/{REPO}").snapshot
     assert theirs.fingerprint == ours.fingerprint and theirs.files.keys() == ours.files.keys()
     assert repo.files().keys() == {*ours.files, ".gitattributes"}
     changed = {path for path in ours.files if ours.files[path] != theirs.files[path]}
@@ -145,7 +145,7 @@ def test_a_branch_never_shows_another_artifact(hub, push, branch):
     hub.fail = lambda method, path: None
     assert None in seen and {".gitattributes"} in seen and len(seen) > 4
     assert all(files in (None, {".gitattributes"}) for files in seen)
-    assert fetch(url).is_dir() and open_source(url).snapshot.manifest["revision"] == branch
+    assert fetch(url).is_dir() and open_artifact(url).snapshot.manifest["revision"] == branch
 
 
 def test_private_is_asked_for_and_a_token_that_is_given_is_used_throughout(hub, push, monkeypatch):

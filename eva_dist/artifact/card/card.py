@@ -16,6 +16,7 @@ from eva_dist.artifact.file_names import CARD_FILE, COVARIANCE_FILE
 from eva_dist.artifact.places import places, ranks_by_kind
 from eva_dist.calibration.controller import PointResult, PointState
 from eva_dist.config import Budget, EvaConfig
+from eva_dist.numerics.data_rank import beyond_data
 
 _MOST_LISTED = 50
 
@@ -30,6 +31,7 @@ def write_card(
         _derived(provenance),
         merged_section(provenance),
         merged_warning(layers) if provenance.merged_from else _warning(layers, eva, result.state),
+        _beyond_data(layers),
         _loading(layers, eva, provenance),
         _ranks(layers, eva, result.state),
         _figures(result),
@@ -106,8 +108,16 @@ def _warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointState) ->
 {table}{f"{chr(10)}{chr(10)}and {more} more: see `layers` in `manifest.json`." if more > 0 else ""}"""
 
 
+def _beyond_data(layers: Sequence[LayerFacts]) -> str:
+    """Return the warning that names layers with more components than their inputs have directions."""
+    hint = beyond_data((_plain(facts.name), facts.rank, facts.components) for facts in layers)
+    return f"> [!WARNING]\n> {hint}." if hint else ""
+
+
 def _loading(layers: Sequence[LayerFacts], eva: EvaConfig, provenance: Provenance) -> str:
     return f"""## How to load it
+
+Needs `peft>=0.14`, the first with an `EvaConfig`, which the adapter's config holds (`pip install 'peft>=0.14'`).
 
 **As a ready adapter.** `adapter_config.json` holds the ranks, so nothing has to be set:
 

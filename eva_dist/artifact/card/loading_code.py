@@ -10,7 +10,7 @@ from eva_dist.artifact.card.auto_classes import auto_class
 from eva_dist.artifact.card.front_matter import hub_model
 from eva_dist.artifact.facts import Provenance
 from eva_dist.config import EvaConfig
-from eva_dist.store.artifact_ref import Kind, parse_source
+from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
 
 
 def adapter_code(provenance: Provenance) -> str:
@@ -30,8 +30,8 @@ def _adapter_place(url: str) -> tuple[str, str]:
         return "", repr(url2pathname(urlsplit(url).path))
     if "://" not in url:
         return "", repr(url)
-    source = parse_source(url)
-    if source.kind is Kind.hub and not source.url:
+    source = parse_artifact_ref(url)
+    if source.kind is RefKind.hub and not source.url:
         return "", repr(source.repo_id) + (f", revision={source.revision!r}" if source.revision else "")
     return "import eva_dist\n", f"eva_dist.fetch({url!r})"
 
@@ -68,7 +68,7 @@ initialize_lora_eva_weights(model, eva_state_dict=eva_state_dict)"""
 
 
 def _auto_class(provenance: Provenance) -> str:
-    return auto_class(provenance.model.get("task_type"))
+    return auto_class(provenance.model.get("task_type"), provenance.model.get("auto_class"))
 
 
 def _base_model(provenance: Provenance) -> str:

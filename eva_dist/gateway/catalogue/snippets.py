@@ -73,7 +73,7 @@ def snippets(one: ListedArtifact, server: Server) -> list[tuple[str, str]]:
 
 def _peft_code(one: ListedArtifact, server: Server) -> str:
     reading = Reading(one.snapshot.manifest)
-    cls = auto_class(reading.found("model.task_type"))
+    cls = auto_class(reading.found("model.task_type"), reading.found("model.auto_class"))
     options = {key: reading.text(*paths) for key, paths in (
         ("revision", ("model.revision", "config.model.revision")), ("gguf_file", ("config.model.gguf_file",)),
     )}  # fmt: skip

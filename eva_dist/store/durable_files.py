@@ -1,4 +1,4 @@
-"""File-system steps: durable writes, links that are replaced at once, what is old removed."""
+"""File-system steps that survive a crash: files written to the disk, links replaced at once, old entries removed."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_link(link: Path, target: str, new: Path) -> None:
-    """Make `link` a symlink to `target` by way of `new`, atomically; a failure leaves nothing of it."""
+    """Make `link` a symlink to `target`, atomically: made at the path `new` and renamed. A failure leaves nothing."""
     try:
         os.symlink(target, new)
         for last in (False, False, True):
@@ -41,7 +41,7 @@ def remove_older(folder: Path, seconds: float) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the kernel write a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

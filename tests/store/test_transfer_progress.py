@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from eva_dist.store.progress_bar import counting
+from eva_dist.store.transfer_progress import counting
 
 
 class Terminal(io.StringIO):

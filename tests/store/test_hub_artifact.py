@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.store.artifact_ref import fetch, open_source
 from eva_dist.store.hub_token import how_to_give, token_for
+from eva_dist.store.open_artifact import fetch, open_artifact
 from tests.fake_hub import FakeHub, Repo, running
 from tests.small_artifact import FINGERPRINT, contents_of, fetched, write_artifact
 
@@ -26,7 +26,7 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch, cache):
-    monkeypatch.setattr("eva_dist.store.hub_source._FIRST_WAIT_S", 0)
+    monkeypatch.setattr("eva_dist.store.hub_repository._FIRST_WAIT_S", 0)
 
 
 def kept(cache: Path) -> list[str]:
@@ -47,7 +47,7 @@ def test_hf_words_go_to_the_hub_of_the_environment(hub, artifact, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     hub.put(artifact)
-    assert open_source("hf://org/name").read("weights.bin") == (artifact / "weights.bin").read_bytes()
+    assert open_artifact("hf://org/name").read("weights.bin") == (artifact / "weights.bin").read_bytes()
 
 
 def test_only_what_is_asked_for_travels(hub, artifact):
@@ -93,14 +93,14 @@ def test_nobody_pins_a_name_to_an_artifact(hub, artifact, tmp_path, name, liar):
 def test_what_is_asked_for_by_its_hash_is_that_or_nothing(hub, artifact, digits):
     hub.repos.setdefault("org/name", Repo()).branches["c" * digits] = hub.put(artifact)
     with pytest.raises(IntegrityError, match=f"is the artifact 'abab.*, not {'c' * digits}"):
-        open_source(f"{hub.url}/org/name@{'c' * digits}")
+        open_artifact(f"{hub.url}/org/name@{'c' * digits}")
 
 
 def test_a_branch_that_moved_is_followed(hub, artifact, tmp_path):
     hub.put(artifact)
     first = fetch(f"{hub.url}/org/name")
     hub.put(write_artifact(tmp_path / "new", "cd" * 32, a_bin=b"new"))
-    second = open_source(f"{hub.url}/org/name")
+    second = open_artifact(f"{hub.url}/org/name")
     assert second.read("a.bin") == b"new" and second.snapshot.fingerprint == "cd" * 32
     assert contents_of(first) == contents_of(artifact)
 
@@ -109,7 +109,7 @@ def test_another_artifact_than_the_fingerprint_says(hub, artifact):
     hub_commit = hub.put(artifact)
     hub.repos["org/name"].branches["cd" * 32] = hub_commit
     with pytest.raises(IntegrityError, match="is the artifact 'abab.*not cdcd"):
-        open_source(f"{hub.url}/org/name@{'cd' * 32}")
+        open_artifact(f"{hub.url}/org/name@{'cd' * 32}")
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -153,13 +153,13 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, artifact, capl
     hub.put(artifact)
     hub.cut["weights.bin"] = 5000
     with caplog.at_level(logging.WARNING):
-        assert open_source(f"{hub.url}/org/name").read("weights.bin") == (artifact / "weights.bin").read_bytes()
+        assert open_artifact(f"{hub.url}/org/name").read("weights.bin") == (artifact / "weights.bin").read_bytes()
     assert hub.bytes_of("weights.bin") == 256 * 64 and "going on from byte 5000" in caplog.text
 
 
 def test_a_server_that_stays_broken_is_given_up(hub, artifact, cache):
     hub.put(artifact)
-    opened = open_source(f"{hub.url}/org/name")
+    opened = open_artifact(f"{hub.url}/org/name")
     hub.fail = lambda method, path: 500 if path.endswith("weights.bin") else None
     with pytest.raises(StoreError, match="answered 500"):
         opened.fetch()
@@ -187,11 +187,11 @@ def test_the_token_of_the_hub_goes_to_no_host_that_a_word_names(hub, artifact, m
     monkeypatch.setenv("HF_TOKEN", "of the Hub")
     fetch(f"{hub.url}/org/name")
     with pytest.raises(ArtifactNotFoundError):
-        open_source(f"{hub.url}/org/nam")  # it asks for names that are near
+        open_artifact(f"{hub.url}/org/nam")  # it asks for names that are near
     assert len(hub.asked) > 5 and {one.token for one in hub.asked} == {None}
     hub.asked.clear()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # what HF_ENDPOINT sets
-    open_source(f"{hub.url}/org/name")
+    open_artifact(f"{hub.url}/org/name")
     assert {one.token for one in hub.asked} == {"of the Hub"}
 
 
@@ -254,27 +254,27 @@ def test_what_is_not_there_is_named_with_what_is(hub, artifact, tmp_path):
     hub.put(artifact, branch="rho2.0-tau0.99")
     hub.put(artifact)
     with pytest.raises(ArtifactNotFoundError, match=r"has no org/nam, .*It has org/name"):
-        open_source(f"{hub.url}/org/nam")
+        open_artifact(f"{hub.url}/org/nam")
     with pytest.raises(ArtifactNotFoundError, match=r"has no revision rho2.0; it has rho2.0-tau0.99, main"):
-        open_source(f"{hub.url}/org/name@rho2.0")
+        open_artifact(f"{hub.url}/org/name@rho2.0")
     other = tmp_path / "other"
     other.mkdir()
     (other / "adapter_config.json").write_text("{}")
     hub.put(other, "org/adapter")
     with pytest.raises(ArtifactNotFoundError, match=r"org/adapter is no artifact of eva_dist, for it has no manifest"):
-        open_source(f"{hub.url}/org/adapter")
+        open_artifact(f"{hub.url}/org/adapter")
 
 
 @pytest.mark.parametrize(("status", "why"), [(403, "refuses .403"), (500, "answered 500")])
 def test_a_server_that_refuses(hub, status, why):
     hub.fail = lambda method, path: status
     with pytest.raises(StoreError, match=why):
-        open_source(f"{hub.url}/org/name")
+        open_artifact(f"{hub.url}/org/name")
 
 
 def test_nobody_there():
     with pytest.raises(StoreError, match="cannot be reached .*check the URL and the network"):
-        open_source("http://127.0.0.1:9/org/name")
+        open_artifact("http://127.0.0.1:9/org/name")
 
 
 def test_progress_is_told_each_byte_once(hub, artifact):
@@ -286,7 +286,7 @@ def test_progress_is_told_each_byte_once(hub, artifact):
 
 def test_parts_are_parts(hub, artifact):
     hub.put(artifact)
-    opened = open_source(f"{hub.url}/org/name")
+    opened = open_artifact(f"{hub.url}/org/name")
     hub.asked.clear()
     assert opened.read_range("weights.bin", 250, 300) == (artifact / "weights.bin").read_bytes()[250:300]
     assert hub.bytes_of("weights.bin") == 50
@@ -332,7 +332,7 @@ def test_a_server_that_is_no_hub_is_said_to_be_none(body, monkeypatch):
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr("eva_dist.store.hub_source._LARGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr("eva_dist.store.hub_repository._LARGEST_ANSWER", 1 << 20)
     with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(StoreError, match=r"does not answer as a Hub does: .*check the URL"):

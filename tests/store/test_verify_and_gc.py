@@ -8,17 +8,18 @@ from datetime import timedelta
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.store.maintenance import collect, garbage, verify
-from eva_dist.store.reader import blob_key, manifest_key, revision_key
+from eva_dist.store.gc import find_garbage, remove_garbage
 from eva_dist.store.snapshot import sealed
 from eva_dist.store.store import Store
+from eva_dist.store.store_reader import blob_key, manifest_key, revision_key
+from eva_dist.store.verify import verify_store
 from tests.store.artifacts import FILES, ONE, TWO, builder
 
 NOW = timedelta(0)
 
 
 def problems(store: Store) -> dict[tuple[str, str | None], str]:
-    return {(c.name, c.path): c.problem for c in verify(store) if c.problem}
+    return {(c.name, c.path): c.problem for c in verify_store(store) if c.problem}
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_sound_store_has_no_problems_and_every_file_was_looked_at(two, monkeyp
     monkeypatch.setattr(
         Store, "verify_file", lambda self, entry: (read.append(entry.sha256), hash_file(self, entry))[1]
     )
-    checked = list(verify(two))
+    checked = list(verify_store(two))
     assert [c.problem for c in checked if c.problem] == []
     assert {(c.name, c.path) for c in checked} == {
         *((name, path) for name in (ONE, TWO) for path in (*FILES, "manifest.json")),
@@ -96,34 +97,34 @@ def test_a_manifest_that_has_changed_tells_so(store):
 
 
 def test_what_is_named_is_no_garbage_however_old(two):
-    found = garbage(two, NOW)
+    found = find_garbage(two, NOW)
     assert (found.manifests, found.blobs, found.paths) == ((), (), ())
 
 
 def test_what_nothing_names_goes_and_the_rest_stays(two):
     two.remove("team/name", "v1")
     two._objects.put(blob_key("f" * 64), b"of a publisher that was killed")
-    found = garbage(two, NOW)
+    found = find_garbage(two, NOW)
     assert found.manifests == (ONE,)
     own = blob_key(two.snapshot(ONE).entry(FILES[0]).sha256)
     assert {blob.key for blob in found.blobs} == {own, blob_key("f" * 64)} and found.size == 33
     assert two.find(ONE) is not None  # a dry run
-    assert collect(two, found) == 33
+    assert remove_garbage(two, found) == 33
     assert two.find(ONE) is None and two.find(TWO) is not None and problems(two) == {}
-    assert garbage(two, NOW).blobs == ()
+    assert find_garbage(two, NOW).blobs == ()
 
 
 def test_what_is_young_is_left_alone(two):
     two.remove("team/name", "v1")
-    found = garbage(two)
+    found = find_garbage(two)
     assert (found.manifests, found.blobs) == ((), ())
 
 
 def test_what_is_named_again_between_looking_and_removing_stays(two):
     two.remove("team/name", "v1")
-    found = garbage(two, NOW)
+    found = find_garbage(two, NOW)
     two.point(ONE, "team/other", "v1")
-    assert collect(two, found) == 0
+    assert remove_garbage(two, found) == 0
     assert two.find(ONE) is not None and problems(two) == {}
 
 
@@ -131,11 +132,11 @@ def test_the_grace_begins_when_the_name_is_taken_away(folder):
     """An artifact of last year whose name went by mistake is there for another day."""
     long_ago(folder, manifest_key(ONE))
     folder.remove("team/name", "v1")
-    assert garbage(folder).manifests == ()
+    assert find_garbage(folder).manifests == ()
     folder.point(ONE, "team/name", "v3")
     long_ago(folder, manifest_key(ONE))
     folder.point(TWO, "team/name", "v3")
-    assert garbage(folder).manifests == ()
+    assert find_garbage(folder).manifests == ()
 
 
 def test_an_old_artifact_that_is_named_again_is_young_before_it_is_named(folder, monkeypatch):
@@ -145,7 +146,7 @@ def test_an_old_artifact_that_is_named_again_is_young_before_it_is_named(folder,
     put, seen = folder._objects.put, []
 
     def look(key, content, create=False):
-        seen.append(garbage(folder).manifests)
+        seen.append(find_garbage(folder).manifests)
         return put(key, content, create)
 
     monkeypatch.setattr(folder._objects, "put", look)
@@ -172,18 +173,18 @@ def test_nothing_is_taken_while_a_name_does_not_say_what_it_points_to(two):
         assert two.revisions_and_broken()[1] == [key] and [one.revision for one in two.revisions()] == ["v2"]
         assert "does not say what it points to" in problems(two)[key, None]
         with pytest.raises(IntegrityError, match=rf"{key} does not say"):
-            garbage(two, NOW)
+            find_garbage(two, NOW)
     two.remove("team/name", "v1")
     assert problems(two) == {}
 
 
 def test_a_blob_that_is_written_again_meanwhile_stays(two):
     two.remove("team/name", "v1")
-    found = garbage(two, NOW)
+    found = find_garbage(two, NOW)
     own = found.blobs[0]
     time.sleep(1.1 if two.url.startswith("s3") else 0.01)  # the finest time that S3 tells
     two._objects.put(own.key, b"one")
-    collect(two, found)
+    remove_garbage(two, found)
     assert two._objects.get(own.key) == b"one"
 
 
@@ -207,7 +208,7 @@ def test_nothing_is_taken_while_a_manifest_cannot_be_read(two):
     """What it names is not known: its files would look like garbage."""
     two._objects.put(manifest_key(TWO), b"{")
     with pytest.raises(IntegrityError, match=TWO):
-        garbage(two, NOW)
+        find_garbage(two, NOW)
 
 
 def test_links_that_are_young_or_somebody_elses_stay(tmp_path):
@@ -216,8 +217,8 @@ def test_links_that_are_young_or_somebody_elses_stay(tmp_path):
     (tmp_path / "datasets/raw").mkdir(parents=True)
     (tmp_path / "datasets/raw/latest").symlink_to("/etc")
     (tmp_path / "snapshots" / TWO).symlink_to("../objects/trees/x")  # of a publisher at work
-    assert garbage(store).paths == ()
-    assert garbage(store, NOW).paths == (tmp_path / "snapshots" / TWO,)
+    assert find_garbage(store).paths == ()
+    assert find_garbage(store, NOW).paths == (tmp_path / "snapshots" / TWO,)
 
 
 def test_leftovers_in_a_folder(tmp_path):
@@ -232,10 +233,10 @@ def test_leftovers_in_a_folder(tmp_path):
     (tmp_path / "team/gone/v1").symlink_to("../../snapshots/" + TWO)
     (tmp_path / "team/mine").mkdir()
     (tmp_path / "team/mine/thesis.txt").write_text("x")
-    found = garbage(store, NOW)
+    found = find_garbage(store, NOW)
     assert {str(path.relative_to(tmp_path)) for path in found.paths} == {
         os.path.relpath(old_tree, tmp_path), "objects/blobs/aa/half#1", ".incoming/half", "team/gone/v1",
     }  # fmt: skip
-    collect(store, found)
+    remove_garbage(store, found)
     assert not any(os.path.lexists(path) for path in found.paths) and (tmp_path / "team/mine/thesis.txt").is_file()
     assert problems(store) == {} and (tmp_path / "team/name/v1" / FILES[0]).read_text() == "new"

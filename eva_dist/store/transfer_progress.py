@@ -1,16 +1,16 @@
-"""A bar for bytes that arrive: on standard error, and only where that is a terminal."""
+"""A progress bar for bytes that arrive: on standard error, and only where that is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = bool | Callable[[int], None] | None
-"""None: a bar where standard error is a terminal; False: none; a function: is told the bytes of each piece instead."""
+"""None: a bar where standard error is a terminal; False: none; a function: called with the size of each piece."""
 
 
 @contextmanager
 def counting(label: str, total: int, progress: Progress) -> Iterator[Callable[[int], None]]:
-    """Give the function to call with the bytes of each piece that arrived, of `total` bytes."""
+    """Give a function to call with the size of each piece that arrived, of `total` bytes."""
     if callable(progress):
         yield progress
     elif progress is False or not total or not sys.stderr.isatty():

@@ -1,8 +1,7 @@
-"""Reading a store: what it holds, by fingerprint and by name, and the bytes of it, verified."""
+"""Read a store: look up artifacts by fingerprint and by name, and read their files, verified."""
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
-from eva_dist.store.folder_view import View
-from eva_dist.store.names import CHECKPOINTS, OBJECTS, SNAPSHOTS, check_fingerprint, check_names
-from eva_dist.store.objects import Found, Objects
+from eva_dist.store.cache import cache_root
+from eva_dist.store.folder_view import FolderView
+from eva_dist.store.name_rules import (
+    CHECKPOINTS,
+    MAIN,
+    OBJECTS,
+    SNAPSHOTS,
+    check_fingerprint,
+    check_names,
+    is_commit_or_fingerprint,
+    is_fingerprint,
+)
+from eva_dist.store.objects import Objects, StoredObject
 from eva_dist.store.snapshot import (
     LARGEST_MANIFEST,
     MANIFEST_FILE,
     FileEntry,
     Revision,
     Snapshot,
+    part_ranges,
     read_snapshot,
     sha256_of,
 )
 
 BLOBS, MANIFESTS, REVISIONS = f"{OBJECTS}/blobs", f"{OBJECTS}/manifests", f"{OBJECTS}/revisions"
-MAIN = "main"
 
 _REMEDY = "publish it again: a run with artifact.overwrite=true, or eva-dist push --force from a sound copy"
 _REQUESTS_AT_ONCE = 16
@@ -36,7 +45,7 @@ _LARGEST_POINTER = 64 << 10
 
 
 def blob_key(sha256: str) -> str:
-    """Return the key of the blob with that content."""
+    """Return the key of the blob whose content has that sha256."""
     return f"{BLOBS}/{sha256[:2]}/{sha256}"
 
 
@@ -46,7 +55,7 @@ def manifest_key(fingerprint: str) -> str:
 
 
 def revision_key(repo_id: str, revision: str) -> str:
-    """Return the key of what a name points to."""
+    """Return the key of the pointer that says which artifact a name means."""
     return f"{REVISIONS}/{repo_id}/{revision}.json"
 
 
@@ -63,7 +72,7 @@ class Published:
     manifest: dict[str, Any]
 
 
-class Reader:
+class StoreReader:
     """Artifacts under `url`: a folder, `memory://`, or a bucket (`s3://`, `gs://`, `az://`, `abfs://`).
 
     Attributes:
@@ -76,46 +85,48 @@ class Reader:
         self.url = url
         self._objects = Objects(url)
         self.root = self._objects.root
-        self._view = View(self.root, lambda sha256: self._objects.path(blob_key(sha256))) if self.root else None
-        self._pointers: dict[str, tuple[Found, Revision]] = {}
+        self._folder_view = FolderView(self.root, self._blob_path) if self.root else None
+        self._pointers: dict[str, tuple[StoredObject, Revision]] = {}
+
+    def _blob_path(self, sha256: str) -> Path:
+        return self._objects.path(blob_key(sha256))
 
     # --- names ---
 
     def revision_url(self, repo_id: str, revision: str) -> str:
         """Return the URL of a revision; `StoreError` for names that leave the store."""
         check_names(repo_id, revision)
-        if self._view is not None:
-            return self._view.revision(repo_id, revision).as_uri()
+        if self._folder_view is not None:
+            return self._folder_view.revision(repo_id, revision).as_uri()
         return f"{self.url.rstrip('/')}/{repo_id}@{revision}"
 
     def snapshot_url(self, fingerprint: str) -> str:
         """Return the URL that stays an artifact's own, wherever its revisions move."""
         check_fingerprint(fingerprint)
-        if self._view is not None:
-            return self._view.snapshot(fingerprint).as_uri()
+        if self._folder_view is not None:
+            return self._folder_view.snapshot(fingerprint).as_uri()
         return f"{self.url.rstrip('/')}/{SNAPSHOTS}/{fingerprint}"
 
     @property
     def checkpoints(self) -> Path:
-        """Where passes under way keep their checkpoints: in a folder store, else in this user's cache."""
+        """Where runs keep their checkpoints while they go on: in a folder store itself, else in this user's cache."""
         if self.root is not None:
             return self.root / CHECKPOINTS
-        cache = os.environ.get("EVA_DIST_CACHE") or "~/.cache/eva_dist"
-        return Path(cache).expanduser() / "checkpoints" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return cache_root() / "checkpoints" / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
     # --- look-up ---
 
     def find(self, fingerprint: str) -> Published | None:
         """Return the artifact with that fingerprint if it is complete: manifest sound, every file there in its size."""
         snapshot = self._whole_snapshot(fingerprint)
-        return None if snapshot is None else self._published(snapshot, fingerprint)
+        return None if snapshot is None else self._published_artifact(snapshot, fingerprint)
 
     def snapshot(self, fingerprint: str) -> Snapshot:
-        """Return what the store holds under a fingerprint; its files are not looked at.
+        """Return the snapshot with a fingerprint, read from its manifest; whether its files are there is not checked.
 
         Raises:
-            ArtifactNotFoundError: nothing.
-            IntegrityError: a manifest that is none, or another artifact's.
+            ArtifactNotFoundError: the store has no manifest under it.
+            IntegrityError: the manifest is not one, or another artifact's.
         """
         check_fingerprint(fingerprint)
         content = self._objects.get(manifest_key(fingerprint), LARGEST_MANIFEST)
@@ -128,17 +139,17 @@ class Reader:
         except IntegrityError as error:
             raise IntegrityError(f"store.url={self.url}, fingerprint {fingerprint}: {error}; {_REMEDY}") from error
 
-    def fingerprints(self) -> dict[str, Found]:
-        """Return the fingerprints of all manifests, with what is known of each manifest as an object."""
+    def fingerprints(self) -> dict[str, StoredObject]:
+        """Return the fingerprints of all manifests, each with the manifest's size, time and version as an object."""
         found = {Path(item.key).stem: item for item in self._objects.list(MANIFESTS) if item.key.endswith(".json")}
-        return {name: item for name, item in found.items() if re.fullmatch(r"[0-9a-f]{8,128}", name)}
+        return {name: item for name, item in found.items() if is_fingerprint(name)}
 
     def revisions(self, repo_id: str | None = None) -> list[Revision]:
-        """Return all revisions, or one repo's, sorted by repo_id and name; those that say nothing are left out."""
+        """Return all revisions, or one repo's, sorted by repo_id and name; unreadable pointers are left out."""
         return self.revisions_and_broken(repo_id)[0]
 
     def revisions_and_broken(self, repo_id: str | None = None) -> tuple[list[Revision], list[str]]:
-        """Return what `revisions` does, and the keys of those that are there but do not say what they point to."""
+        """Return what `revisions` does, and the keys of pointers that are there but do not say what they point to."""
         if repo_id is not None:
             check_names(repo_id, MAIN)
         listed = list(self._objects.list(f"{REVISIONS}/{repo_id}" if repo_id else REVISIONS))
@@ -170,13 +181,16 @@ class Reader:
         by_name = {one.revision: one for one in known}
         if (revision or MAIN) in by_name:
             return by_name[revision or MAIN]
+        # Nobody has to name a revision `main`: where none is, the youngest one answers, as a branch's head does.
         if revision in (None, MAIN) and known:
             return max(known, key=lambda one: (one.moved, one.revision))
-        if revision is not None and re.fullmatch(r"[0-9a-f]{40,128}", revision):
+        if revision is not None and is_commit_or_fingerprint(revision):
             for one in known:
-                if one.fingerprint == revision or self._commit_of(one) == revision:
+                if one.fingerprint == revision or self._commit_or_none(one) == revision:
                     return one
-        raise ArtifactNotFoundError(f"store.url={self.url} has no {self._unknown(repo_id, revision, list(by_name))}")
+        raise ArtifactNotFoundError(
+            f"store.url={self.url} has no {self._describe_unknown(repo_id, revision, list(by_name))}"
+        )
 
     # --- reading ---
 
@@ -189,8 +203,8 @@ class Reader:
         """
         content = self._objects.get(blob_key(entry.sha256))
         if content is None:
-            raise self._gone(entry)
-        self._refuse_other(entry, hashlib.sha256(content).hexdigest(), len(content))
+            raise self._missing_blob_error(entry)
+        self._refuse_other_bytes(entry, hashlib.sha256(content).hexdigest(), len(content))
         return content
 
     def read_range(self, entry: FileEntry, start: int, end: int) -> bytes:
@@ -203,13 +217,13 @@ class Reader:
         end = min(end, entry.size)
         content = self._objects.get_range(blob_key(entry.sha256), start, end)
         if content is None:
-            raise self._gone(entry)
+            raise self._missing_blob_error(entry)
         if len(content) != max(end - start, 0):
             raise IntegrityError(f"store.url={self.url}: {entry.path} is shorter than its manifest says; {_REMEDY}")
         return content
 
-    def stat(self, entry: FileEntry) -> Found | None:
-        """Return what is known of a file's blob without reading it, None if it is gone."""
+    def stat(self, entry: FileEntry) -> StoredObject | None:
+        """Return size, time and version of a file's blob without reading it; None if it is gone."""
         return self._objects.head(blob_key(entry.sha256))
 
     def stream(self, entry: FileEntry, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -220,7 +234,7 @@ class Reader:
         return self._objects.stream(blob_key(entry.sha256), start, entry.size if end is None else min(end, entry.size))
 
     def local_path(self, entry: FileEntry) -> Path | None:
-        """Return where a folder store has a file, inside the store for certain; None for other stores.
+        """Return the path of a file's blob in a folder store; None for other stores.
 
         Raises:
             IntegrityError: a symlink stands in the way.
@@ -228,21 +242,21 @@ class Reader:
         return None if self.root is None else self._objects.path(blob_key(entry.sha256))
 
     def verify_file(self, entry: FileEntry) -> None:
-        """Hash a file, a chunk at a time; errors as for `read`."""
+        """Read a file in parts and compare it with its manifest; errors as for `read`."""
         found = self.stat(entry)
         if found is None:
-            raise self._gone(entry)
+            raise self._missing_blob_error(entry)
         if (path := self.local_path(entry)) is not None:
-            return self._refuse_other(entry, sha256_of(path), found.size)
+            return self._refuse_other_bytes(entry, sha256_of(path), found.size)
         digest, key = hashlib.sha256(), blob_key(entry.sha256)
-        for start in range(0, found.size, 8 << 20):
-            part = self._objects.get_range(key, start, min(start + (8 << 20), found.size))
+        for start, end in part_ranges(found.size):
+            part = self._objects.get_range(key, start, end)
             if part is None:
-                raise self._gone(entry)
+                raise self._missing_blob_error(entry)
             digest.update(part)
-        return self._refuse_other(entry, digest.hexdigest(), found.size)
+        return self._refuse_other_bytes(entry, digest.hexdigest(), found.size)
 
-    # --- how ---
+    # --- helpers ---
 
     def _whole_snapshot(self, fingerprint: str) -> Snapshot | None:
         """Return the snapshot if every file of it is there in its size, else None.
@@ -262,24 +276,27 @@ class Reader:
             found = list(pool.map(self.stat, entries))
         return [entry for entry, one in zip(entries, found, strict=True) if one is None or one.size != entry.size]
 
-    def _published(self, snapshot: Snapshot, fingerprint: str, name: tuple[str, str] | None = None) -> Published:
+    def _published_artifact(
+        self, snapshot: Snapshot, fingerprint: str, name: tuple[str, str] | None = None
+    ) -> Published:
         folder = None
-        if self._view is not None:
-            folder = self._view.revision(*name) if name else self._view.snapshot(fingerprint)
+        if self._folder_view is not None:
+            folder = self._folder_view.revision(*name) if name else self._folder_view.snapshot(fingerprint)
         url = self.revision_url(*name) if name else self.snapshot_url(fingerprint)
         return Published(url, folder, fingerprint, snapshot.manifest)
 
-    def _known_pointer(self, listed: Found) -> Revision | str | None:
-        """Return what `_pointer_or_broken` does, without a request if the pointer is as it was read."""
+    def _known_pointer(self, listed: StoredObject) -> Revision | str | None:
+        """Return what `_pointer_or_broken` does, without a request if the pointer has not changed since it was read."""
+        # A listing tells version and time of each pointer, so a store of a thousand names is one request, not 1,001.
         known = self._pointers.get(listed.key)
         if known is not None and (known[0].version, known[0].second) == (listed.version, listed.second):
             return known[1]
         return self._pointer_or_broken(listed.key)
 
     def _pointer_or_broken(self, key: str) -> Revision | str | None:
-        """Return the revision whose pointer lies there; its key if that is none, None if it has just gone."""
+        """Read a pointer: return its revision; its key if it cannot be understood; None if it has just gone."""
         try:
-            known = self._objects.get_found(key, _LARGEST_POINTER)
+            known = self._objects.get_described(key, _LARGEST_POINTER)
         except IntegrityError:
             return key
         if known is None:
@@ -297,26 +314,26 @@ class Reader:
         self._pointers[key] = found, revision
         return revision
 
-    def _commit_of(self, revision: Revision) -> str | None:
+    def _commit_or_none(self, revision: Revision) -> str | None:
         try:
             return self.snapshot(revision.fingerprint).commit
         except StoreError:
             return None
 
-    def _refuse_other(self, entry: FileEntry, sha256: str, size: int, where: str | None = None) -> None:
+    def _refuse_other_bytes(self, entry: FileEntry, sha256: str, size: int, where: str | None = None) -> None:
         if (sha256, size) != (entry.sha256, entry.size):
             raise IntegrityError(
                 f"{where or f'store.url={self.url}: {entry.path}'} has sha256 {sha256} and {size} bytes, but its "
                 f"manifest says {entry.sha256} and {entry.size}; {_REMEDY}"
             )
 
-    def _gone(self, entry: FileEntry) -> ArtifactNotFoundError:
+    def _missing_blob_error(self, entry: FileEntry) -> ArtifactNotFoundError:
         return ArtifactNotFoundError(
             f"store.url={self.url}: {entry.path} ({entry.sha256}) is missing though its manifest lists it; {_REMEDY}"
         )
 
-    def _unknown(self, repo_id: str, revision: str | None, revisions: list[str]) -> str:
-        """Return what is not there, and what there is instead."""
+    def _describe_unknown(self, repo_id: str, revision: str | None, revisions: list[str]) -> str:
+        """Say, for an error message, what is not there and what there is instead."""
         if revisions:
             near = get_close_matches(revision or "", revisions, _MOST_NAMED, 0.0)
             return f"{repo_id}@{revision}; it has {', '.join(near or revisions[:_MOST_NAMED])}"
@@ -325,7 +342,7 @@ class Reader:
         return f"{repo_id}; " + (f"it has {', '.join(near)}" if near else "it is empty: publish an artifact first")
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _translate_os_errors(self, what: str) -> Iterator[None]:
         """Turn an `OSError` into a `StoreError` that names the store, the reason and the remedy."""
         try:
             yield

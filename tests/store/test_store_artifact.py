@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError
-from eva_dist.store.artifact_ref import fetch, open_source
+from eva_dist.store.open_artifact import fetch, open_artifact
 from eva_dist.store.store import Store
 from tests.small_artifact import FINGERPRINT, contents_of
 
@@ -28,7 +28,7 @@ def test_every_word_for_an_artifact_in_a_folder_store_reads_it_there(folder_stor
     for word in words:
         folder = fetch(word, store_url=folder_store.url)
         assert folder.is_relative_to(root) and contents_of(folder) == contents_of(artifact), word
-        assert open_source(word, folder_store.url).snapshot.commit == commit
+        assert open_artifact(word, folder_store.url).snapshot.commit == commit
     assert not cache.exists()
 
 
@@ -54,7 +54,7 @@ def test_a_folder_that_is_not_its_manifest(artifact, change):
     path = artifact / "weights.bin"
     path.write_bytes(b"\x01" + path.read_bytes()[1:]) if change == "flip" else path.unlink()
     assert fetch(artifact, names=["README.md"]) == artifact
-    for read in (lambda: fetch(artifact), lambda: open_source(artifact).read("weights.bin")):
+    for read in (lambda: fetch(artifact), lambda: open_artifact(artifact).read("weights.bin")):
         with pytest.raises(IntegrityError, match=r"weights.bin (has sha256|is missing)"):
             read()
     with pytest.raises(IntegrityError, match="does not list other"):
@@ -73,7 +73,7 @@ def test_a_bucket_is_asked_once(artifact, cache, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for revision in (FINGERPRINT, commit):
         assert contents_of(fetch(f"{s3_url}/team/name@{revision}")) == contents_of(artifact)
-    assert open_source(f"{s3_url}/team/name@{FINGERPRINT}").where == f"{s3_url}/team/name@{FINGERPRINT}"
+    assert open_artifact(f"{s3_url}/team/name@{FINGERPRINT}").where == f"{s3_url}/team/name@{FINGERPRINT}"
 
 
 def test_a_bit_that_flipped_in_a_bucket_is_not_kept(artifact, cache):
@@ -90,7 +90,7 @@ def test_a_bit_that_flipped_in_a_bucket_is_not_kept(artifact, cache):
 KILLED = """
 import os, sys
 from pathlib import Path
-from eva_dist.store.artifact_ref import fetch
+from eva_dist.store.open_artifact import fetch
 from eva_dist.store.store import Store
 
 Store("memory://killed").publish_folder(Path(sys.argv[1]), "team/name", "v1")

@@ -1,7 +1,7 @@
-"""An artifact on a Hub: the Hub itself, or a gateway of ours, through `huggingface_hub`.
+"""A repository on a Hub, the Hub itself or a gateway of ours, spoken to through `huggingface_hub`.
 
-Only what two requests need is asked of the server: which commit a revision is, and bytes of files at that commit. The
-token is that of the host (`hub_token.py`); it is dropped where that host redirects to another one.
+Two requests are enough: which commit a revision is, and the bytes of files at that commit. Each host gets its own
+token (`hub_token.py`), which is dropped where that host redirects to another one.
 """
 
 import json
@@ -18,45 +18,50 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
-from eva_dist.store.artifact_reader import NoRangesError, OpenedElsewhere
-from eva_dist.store.cache import Cache
+from eva_dist.store.artifact_reader import NoRangesError
 from eva_dist.store.hub_token import how_to_give, token_for
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
+from eva_dist.store.name_rules import MAIN
+from eva_dist.store.snapshot import LARGEST_MANIFEST, MANIFEST_FILE
 
 log = logging.getLogger(__name__)
 
 NETWORK_ERRORS: tuple[type[Exception], ...] = (hub_errors.HTTPError,)
-"""What the client below `huggingface_hub` raises; which library that is depends on its version."""
+"""Raised by the HTTP client below `huggingface_hub`; which library that is depends on its version."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HASH = re.compile(r"[0-9a-f]{40,128}")
-_LARGEST_MANIFEST = 64 << 20
 _LARGEST_ANSWER = 16 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
 _MOST_NAMED = 10
 
 
-class Repository:
+class HubRepository:
     """One model repository of one Hub."""
 
     def __init__(self, endpoint: str, repo_id: str, asked: str, token: str | bool | None = None) -> None:
-        """Send nothing yet. `asked` is what messages call it; no `endpoint`: the environment's; no `token`: its own."""
+        """Send nothing yet.
+
+        Args:
+            endpoint: the Hub's URL; empty: the one of the environment.
+            repo_id: `org/name`.
+            asked: what messages call it.
+            token: None: the token of that host.
+        """
         self.endpoint = endpoint or constants.ENDPOINT
         self.repo_id = repo_id
         self.asked = asked
         self._token = token_for(self.endpoint) if token is None else token
 
     def commit(self, revision: str | None) -> str:
-        """Return the commit that a revision is now."""
+        """Ask which commit a revision is now."""
         if constants.is_offline_mode():
             raise StoreError(
                 f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
             )
         at = f"/revision/{quote(revision, safe='')}" if revision else ""
         try:
-            with self.explained(revision):
-                said = self._json(f"api/models/{self.repo_id}{at}")
+            with self.translate_errors(revision):
+                said = self._read_json(f"api/models/{self.repo_id}{at}")
         except _BrokenError as error:
             raise StoreError(str(error)) from error
         commit = said.get("sha") if isinstance(said, dict) else None
@@ -73,7 +78,7 @@ class Repository:
         try:
             for chunk in self.stream(commit, MANIFEST_FILE, 0, None):
                 content += chunk
-                if len(content) > _LARGEST_MANIFEST:
+                if len(content) > LARGEST_MANIFEST:
                     raise IntegrityError(f"source={self.asked}: its {MANIFEST_FILE} is too large to be one")
         except _NoFileError as error:
             raise ArtifactNotFoundError(
@@ -83,7 +88,7 @@ class Repository:
         return bytes(content)
 
     def stream(self, commit: str, path: str, start: int, end: int | None) -> Iterator[bytes]:
-        """Yield the bytes [start, end) of a file; a connection that breaks is taken up where it broke.
+        """Yield the bytes [start, end) of a file; after a connection breaks, go on from the byte where it broke.
 
         Raises:
             IntegrityError: there is no such file, or it is shorter.
@@ -94,21 +99,23 @@ class Repository:
         while end is None or at < end:
             before = at
             try:
-                with self.explained(commit, path):
-                    for chunk in self._get(url, at, end, partial=start > 0 or at > start):
+                with self.translate_errors(commit, path):
+                    for chunk in self._request_bytes(url, at, end, partial=start > 0 or at > start):
                         at += len(chunk)
                         yield chunk
                     if end is None or at >= end:
                         return
                     raise IntegrityError(f"source={self.asked}: {path} ends at byte {at}, must have {end}")
             except _BrokenError as error:
+                # Only tries that brought nothing count, so a bad line ends a long download no sooner than a short one.
                 tries = 1 if at > before else tries + 1
                 if tries >= _TRIES or end is None:
                     raise StoreError(str(error)) from error
                 log.warning("%s; going on from byte %d", error, at)
                 time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1))
 
-    def _get(self, url: str, at: int, end: int | None, partial: bool) -> Iterator[bytes]:
+    def _request_bytes(self, url: str, at: int, end: int | None, partial: bool) -> Iterator[bytes]:
+        # identity: of a compressed answer, byte positions would mean nothing
         headers = build_hf_headers(token=self._token, library_name="eva_dist") | {"Accept-Encoding": "identity"}
         if end is not None:
             headers["Range"] = f"bytes={at}-{end - 1}"
@@ -126,8 +133,8 @@ class Repository:
             yield from response.iter_bytes()
 
     @contextmanager
-    def explained(self, revision: str | None, path: str = "a file") -> Iterator[None]:
-        """Turn what `huggingface_hub` raises into errors of ours."""
+    def translate_errors(self, revision: str | None, path: str = "a file") -> Iterator[None]:
+        """Turn the errors of `huggingface_hub` into ours, with the remedy."""
         try:
             yield
         except hub_errors.GatedRepoError as error:
@@ -135,9 +142,9 @@ class Repository:
                 f"source={self.asked}: {self.repo_id} is gated; accept its terms, then {how_to_give(self.endpoint)}"
             ) from error
         except hub_errors.RepositoryNotFoundError as error:
-            raise self._no_repository() from error
+            raise self._unknown_repository_error() from error
         except hub_errors.RevisionNotFoundError as error:
-            raise self._no_revision(revision) from error
+            raise self._unknown_revision_error(revision) from error
         except hub_errors.EntryNotFoundError as error:
             raise _NoFileError(
                 f"source={self.asked}: {path} is missing though the manifest lists it; push it again"
@@ -149,14 +156,14 @@ class Repository:
                 f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
             ) from error
         except hub_errors.HfHubHTTPError as error:
-            raise self._refused(error) from error
+            raise self._refusal_error(error) from error
         except NETWORK_ERRORS as error:
             raise _BrokenError(
                 f"source={self.asked}: {self.endpoint} cannot be reached ({first_line(error)}); check the URL and the "
                 "network, or set HF_HUB_OFFLINE=1 to use what is cached"
             ) from error
 
-    def _refused(self, error: hub_errors.HfHubHTTPError) -> StoreError:
+    def _refusal_error(self, error: hub_errors.HfHubHTTPError) -> StoreError:
         status = error.response.status_code
         said = error.server_message or first_line(error)
         if status in (401, 403):
@@ -166,9 +173,9 @@ class Repository:
             )
         return StoreError(f"source={self.asked}: {self.endpoint} answered {status}: {said}; try again later")
 
-    def _no_repository(self) -> ArtifactNotFoundError:
+    def _unknown_repository_error(self) -> ArtifactNotFoundError:
         namespace = self.repo_id.partition("/")[0]
-        listed = self._ask(f"api/models?author={quote(namespace, safe='')}&limit=100")
+        listed = self._ask_for_hints(f"api/models?author={quote(namespace, safe='')}&limit=100")
         names = (
             [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
             if isinstance(listed, list)
@@ -180,24 +187,27 @@ class Repository:
             f"{how_to_give(self.endpoint)}" + (f". It has {', '.join(near)}" if near else "")
         )
 
-    def _no_revision(self, revision: str | None) -> ArtifactNotFoundError:
-        said = self._ask(f"api/models/{self.repo_id}/refs")
+    def _unknown_revision_error(self, revision: str | None) -> ArtifactNotFoundError:
+        said = self._ask_for_hints(f"api/models/{self.repo_id}/refs")
         refs = said if isinstance(said, dict) else {}
-        names = [name for kind in ("branches", "tags") for name in _values(refs.get(kind), "name")]
-        near = get_close_matches(revision or "main", names, _MOST_NAMED, 0.0)
+        names = [name for kind in ("branches", "tags") for name in _values_of_key(refs.get(kind), "name")]
+        near = get_close_matches(revision or MAIN, names, _MOST_NAMED, 0.0)
         return ArtifactNotFoundError(
-            f"source={self.asked}: {self.repo_id} has no revision {revision or 'main'}"
+            f"source={self.asked}: {self.repo_id} has no revision {revision or MAIN}"
             + (f"; it has {', '.join(near)}" if near else "; check its name")
         )
 
-    def _ask(self, route: str) -> object:
-        """Return what the server says, to help a person on; None if it does not. One request, no further pages."""
+    def _ask_for_hints(self, route: str) -> object:
+        """Return what the server says at a route, for hints in an error message; None if it says nothing of use.
+
+        One request, no further pages: the error that is being explained must not be replaced by another one.
+        """
         with suppress(Exception):
-            return self._json(route)
+            return self._read_json(route)
         return None
 
-    def _json(self, route: str) -> object:
-        """Return what the server says at a route; None if that is no JSON, or more than any Hub says."""
+    def _read_json(self, route: str) -> object:
+        """Return the JSON that the server answers at a route; None if it is not JSON, or longer than any Hub's."""
         content = bytearray()
         with http_stream_backoff(
             "GET",
@@ -219,63 +229,6 @@ class Repository:
         return said
 
 
-class OpenedHub(OpenedElsewhere):
-    """An artifact on a Hub at one commit."""
-
-    def __init__(self, repository: Repository, commit: str, snapshot: Snapshot, cache: Cache) -> None:
-        super().__init__(snapshot, repository.asked, cache)
-        self.repository = repository
-        self.commit = commit
-
-    def _chunks(self, entry: FileEntry) -> Iterator[bytes]:
-        return self.repository.stream(self.commit, entry.path, 0, entry.size)
-
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        content = bytearray()
-        for chunk in self.repository.stream(self.commit, name, start, end):
-            content += chunk
-            if len(content) > end - start:
-                raise NoRangesError(f"source={self.where}: more bytes of {name} came than were asked for")
-        return bytes(content)
-
-
-def open_hub(endpoint: str, repo_id: str, revision: str | None, asked: str, cache: Cache) -> OpenedHub:
-    """Return the artifact that a revision of a repository is now.
-
-    A fingerprint that the cache knows, or a commit of a gateway, is answered without a request: the manifest proves
-    it. With `HF_HUB_OFFLINE=1` so is every
-    revision that was asked for before.
-
-    Raises:
-        ArtifactNotFoundError: no such repository or revision, or it is no artifact of ours.
-        IntegrityError: its manifest is none, or another artifact's than the fingerprint that was asked for.
-        StoreError: it cannot be reached, or refuses.
-    """
-    repository = Repository(endpoint, repo_id, asked)
-    place = (repository.endpoint, repo_id)
-    known = cache.recall((*place, revision or "main"))
-    if known is not None and (known.never_moves(revision) or constants.is_offline_mode()):
-        if not known.never_moves(revision) and revision != known.commit:
-            log.warning("%s: offline (HF_HUB_OFFLINE), so answered from the cache; it may have moved since", asked)
-        return OpenedHub(repository, known.commit, known.snapshot, cache)
-    try:
-        commit = repository.commit(revision)
-        known = cache.recall((*place, commit))
-        if known is None or known.commit != commit:
-            snapshot = read_snapshot(repository.manifest(commit))
-        else:
-            snapshot = known.snapshot
-    except IntegrityError as error:
-        raise IntegrityError(f"source={asked}: {error}") from error
-    if _HASH.fullmatch(revision or "") and revision not in (snapshot.fingerprint, commit):  # shorter ones may be names
-        raise IntegrityError(
-            f"source={asked} is the artifact {snapshot.fingerprint!r} at commit {commit}, not {revision}"
-        )
-    for name in {revision or "main", commit}:
-        cache.remember((*place, name), commit, snapshot)
-    return OpenedHub(repository, commit, snapshot, cache)
-
-
 class _NoFileError(IntegrityError):
     """The server does not have a file."""
 
@@ -284,8 +237,8 @@ class _BrokenError(StoreError):
     """The network failed; what came so far is right."""
 
 
-def _values(listed: object, key: str) -> list[str]:
-    """Return what a list of objects, if it is one, has under a key."""
+def _values_of_key(listed: object, key: str) -> list[str]:
+    """Return the values under a key in a list of JSON objects; nothing if it is not such a list."""
     return [str(one[key]) for one in listed if isinstance(one, dict) and key in one] if isinstance(listed, list) else []
 
 
