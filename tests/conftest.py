@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from eva_dist.run.prepare import Prepared, prepare
 from jobs.prepare_demo import cache_folder, docstrings, minilm, smollm2
 from tests.quick_figures import figures_by, write_one_pixel
 from tests.tiny_run import tiny_config, write_tiny_model, write_words
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and so would we start others.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

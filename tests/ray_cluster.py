@@ -123,10 +123,7 @@ class RayCluster:
 
     def _as_client(self, changes: dict[str, Any]) -> dict[str, Any]:
         environment = self.environment | changes.pop("environment", {})
-        return {
-            **{"env": environment, "cwd": Path(__file__).parents[1], "text": True, "preexec_fn": heed_interrupts},
-            **changes,
-        }
+        return {"env": environment, "cwd": Path(__file__).parents[1], "text": True, **changes}
 
     def _kill_what_is_left(self) -> None:
         for pid in self.processes():
@@ -134,11 +131,6 @@ class RayCluster:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-
-
-def heed_interrupts() -> None:
-    """For `preexec_fn`: a shell without job control starts us with SIGINT ignored, as our children would be."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_ports(count: int) -> list[int]:

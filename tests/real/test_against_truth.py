@@ -15,7 +15,7 @@ from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.numerics.subspace import SubspaceTracker
 from tests.collecting import collect_rows
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # the same on made-up rows: tests/numerics/
 
 K, R, TAU = 32, 16, 0.99
 UPDATES, STREAM = 30, 60
@@ -139,7 +139,8 @@ LLAMA_INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.do
 BERT_INPUTS = ("query", "attention.output.dense", "intermediate.dense", "output.dense")
 
 
-@pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.timeout(1800)
 def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches, blocks):
     texts = shuffled(texts)
     llama = make_minibatches(smollm2_folder, texts, STREAM, max_length=256)
@@ -152,7 +153,6 @@ def test_two_real_models(smollm2_folder, minilm_folder, texts, make_minibatches,
     )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_whole_of_smollm2(smollm2_folder, texts, make_minibatches):
     minibatches = make_minibatches(smollm2_folder, shuffled(texts), STREAM, max_length=256)
