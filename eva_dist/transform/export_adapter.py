@@ -20,10 +20,9 @@ from eva_dist.artifact.restore import restore_artifact
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, IntegrityError, StoreError
 from eva_dist.store.artifact_reader import ArtifactReader
 from eva_dist.store.open_artifact import open_artifact
-from eva_dist.transform.adapter_config import check_adapter_config
 from eva_dist.transform.export_card import export_card
 from eva_dist.transform.rank_choice import RankChoice
-from eva_dist.transform.uniform_rank import Uniform, fixed, padded, read_adapter
+from eva_dist.transform.uniform_rank import Uniform, check_adapter_config, fixed, padded, read_adapter
 
 
 @dataclass(frozen=True)
