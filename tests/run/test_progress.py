@@ -148,7 +148,7 @@ def test_a_pass_that_goes_on_from_a_checkpoint_expects_what_its_own_steps_took(s
 def test_a_run_folder_gets_a_line_a_step_and_the_result(tmp_path, state):
     folder = RunFolder(tmp_path)
     for steps in (1, 2):
-        folder(at(state, steps))
+        folder.add_step(at(state, steps))
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert {"layers_converged", "layers_total", "tokens", "elapsed", "seconds", "time"} <= lines[0].keys()
@@ -158,8 +158,8 @@ def test_a_run_folder_gets_a_line_a_step_and_the_result(tmp_path, state):
 
 def test_a_disk_that_takes_no_line_costs_the_line_and_says_so_once(tmp_path, state, caplog):
     folder = RunFolder(tmp_path / "gone")
-    folder(state)
-    folder(state)
+    folder.add_step(state)
+    folder.add_step(state)
     folder.finish(Result("done", 2))
     assert caplog.text.count("cannot be written") == 1
 
