@@ -41,6 +41,12 @@ def test_help_names_targets_that_there_are():
     assert phony() - told <= {"help", "browser"}
 
 
+def test_the_slow_tests_are_found():
+    """They take longer than CI has; whole models are run by hand."""
+    told = make("test-slow", "ARGUMENTS=--collect-only -q").out
+    assert "tests/real/test_against_truth.py::" in told
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
