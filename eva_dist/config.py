@@ -314,7 +314,8 @@ class ClusterConfig:
         shard_size: how many of them hold one copy of the model together.
         offload: keep the shards in the CPU's memory, and bring them to the accelerator when they are needed.
         exchange: how token rows reach the worker that keeps their SVD.
-        address: address of a Ray cluster, or `auto` for the one that this node belongs to; null starts Ray here.
+        address: address of a Ray cluster, or `auto` for the one that this node belongs to; null stays on this machine:
+            one worker runs in a process beside the driver, for more of them Ray is started.
         network_interface: the interface for the workers' own traffic (gloo, NCCL); null lets them choose.
         timeout_s: a worker that does not answer a call within this time counts as lost.
         heartbeat_s: so does one that shows no sign of life for this time.

@@ -10,6 +10,7 @@ Importing this module puts the folder of our Hydra plugins on `sys.path`, howeve
 import dataclasses
 import difflib
 import functools
+import gc
 import json
 import os
 import re
@@ -128,6 +129,7 @@ def exit_code(job: Callable[[], None]) -> int:
             work()
     else:
         first = _failures[0].code if _failures else 0
+    gc.freeze()  # the interpreter looks through all modules for garbage before it ends, for more than a second
     return PREEMPTED if any(failure.code == PREEMPTED for failure in _failures) else first
 
 

@@ -137,16 +137,16 @@ class _KeepsEnds(PassObserver):
 
 
 def scaling(run: Prepared, workers: int, exchange: Exchange, steps: int) -> ScalingRow:
-    """Run a Ray gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
+    """Run a gang for a few steps, one thread a worker; processor time, for workers may outnumber the cores."""
     from eva_dist.cluster.attempts import run_on_gang
-    from eva_dist.cluster.connect import connected
+    from eva_dist.cluster.place import open_place
 
     config = run.config
     cluster = replace(config.cluster, num_workers=workers, exchange=exchange, threads_per_worker=1, address=None)
     config = replace(config, cluster=cluster, eva=replace(config.eva, tau=1.0, max_steps=steps))
-    with connected(cluster):
+    with open_place(cluster) as place:
         observer = _KeepsEnds()
-        run_on_gang(assignment(replace(run, config=config)), observer)
+        run_on_gang(assignment(replace(run, config=config)), observer, place)
     (end,) = observer.ends
     assert isinstance(end, PointResult), end
     state = end.state

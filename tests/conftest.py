@@ -1,5 +1,6 @@
 """Real weights and real text, prepared once; threads bounded, for tests share two cores."""
 
+import gc
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)), len(LONGEST_FIRST))
 
     items.sort(key=place)
+    gc.freeze()  # modules and tests stay to the end; every search for garbage would go through all of them
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +103,16 @@ def ray_here() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def alone_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Gangs of one do without Ray, in processes that begin with their imports done; returns what finds these."""
+    from tests.gang_processes import without_ray
+    from tests.warm.processes import warm_workers
+
+    warm_workers()
+    return without_ray(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,18 @@
-"""One local Ray for the tests of a gang, and a look at the processes it leaves."""
+"""Gangs for tests, on Ray or as one process, and a look at the processes they leave."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from eva_dist.calibration.controller import PointResult
 from eva_dist.calibration.worker import Assignment
+from eva_dist.cluster import one_process
 from eva_dist.cluster.attempts import run_on_gang
+from eva_dist.cluster.place import open_place
 from eva_dist.run.prepare import Prepared, assignment
 from tests.observers import Ends
 
@@ -17,9 +22,10 @@ def assignment_of(run: Prepared, **changes: Any) -> Assignment:
 
 
 def run_alone(assignment: Assignment, on_step: Any, *options: Any) -> PointResult:
-    """Run a pass of one point on a gang; what refused the point is raised."""
+    """Run a pass of one point on a gang, where it would run by its settings; what refused the point is raised."""
     observer = Ends(on_step)
-    run_on_gang(assignment, observer, *options)
+    with open_place(assignment.config.cluster) as place:
+        run_on_gang(assignment, observer, place, *options)
     (end,) = observer.ends.values()
     if isinstance(end, Exception):
         raise end
@@ -50,3 +56,17 @@ def _is_ours(pid: int) -> bool:
         except OSError:
             return False
     return False
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Let gangs of one do without Ray, though this process may be connected to one; return what finds them by pid."""
+    started = []
+    start = one_process.start_process
+
+    def start_noted(*given: Any) -> Any:
+        started.append(start(*given))
+        return started[-1]
+
+    monkeypatch.setattr(one_process, "start_process", start_noted)
+    monkeypatch.setattr("eva_dist.cluster.place.needs_no_ray", lambda cluster: True)
+    return lambda: [process.pid for process in started if process.poll() is None]

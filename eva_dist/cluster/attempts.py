@@ -16,12 +16,13 @@ from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import PassState, first_pass
 from eva_dist.calibration.worker import Assignment
 from eva_dist.cluster.checkpoint import Checkpoint, CheckpointFolder
-from eva_dist.cluster.connect import first_request, wait_for_room
 from eva_dist.cluster.gang import Gang
 from eva_dist.cluster.placement import Request
 from eva_dist.cluster.recovery import Action, Failure, FailureKind, recover, report
+from eva_dist.cluster.room import first_request, wait_for_room
 from eva_dist.cluster.saver import Saver, kept_after
 from eva_dist.cluster.stop_request import StopRequest
+from eva_dist.cluster.workers import Place
 from eva_dist.errors import (
     ClusterBusyError,
     GangError,
@@ -47,30 +48,32 @@ _KINDS = {
 def run_on_gang(
     assignment: Assignment,
     observer: PassObserver,
+    place: Place,
     checkpoints: CheckpointFolder | None = None,
     stop: StopRequest | None = None,
     scratch: Path | None = None,
 ) -> None:
-    """Run a whole pass on `cluster.num_workers` actors of the Ray cluster that this process is connected to.
+    """Run a whole pass on `cluster.num_workers` workers.
 
     Args:
         assignment: what to compute.
         observer: told of each step, and how each point ended.
+        place: where the workers live.
         checkpoints: where to go on from, and where to write; None: nowhere.
         stop: when made, the run writes a checkpoint and ends.
         scratch: a folder for what was summed up of each point, whose results name the files; None: it is not kept.
 
     Raises:
-        PlacementError: the cluster can never hold the gang.
-        GangError: workers failed, were lost or silent more often than `cluster.max_failures`; every actor is gone.
+        PlacementError: the place can never hold the gang.
+        GangError: workers failed, were lost or silent more often than `cluster.max_failures`; every one is gone.
         PreemptedError: `stop` was made.
         EvaDistError: what the pass itself refuses (data, layers).
     """
     cluster = assignment.config.cluster
     stop = stop or StopRequest()
-    request = first_request(cluster, stop)
+    request = first_request(place, cluster, stop)
     failures: list[Failure] = []
-    attempt = _Attempt(assignment, observer, checkpoints, stop, scratch)
+    attempt = _Attempt(assignment, observer, place, checkpoints, stop, scratch)
     while True:
         try:
             attempt.run(request)
@@ -80,7 +83,7 @@ def run_on_gang(
                 stop.check(attempt.kept)
             failures.append(_describe_failure(error, attempt.steps, request.num_workers))
             wait_s = cluster.wait_s if len(failures) <= cluster.max_failures else 0.0
-            room = wait_for_room(replace(request, num_workers=cluster.num_workers), wait_s, stop)
+            room = wait_for_room(place, replace(request, num_workers=cluster.num_workers), wait_s, stop)
             decision = recover(failures, room, cluster.num_workers, cluster.shard_size, cluster.max_failures)
             if decision.action is Action.stop:
                 if cluster.max_failures == 0:
@@ -99,12 +102,13 @@ class _Attempt:
         self,
         assignment: Assignment,
         observer: PassObserver,
+        place: Place,
         checkpoints: CheckpointFolder | None,
         stop: StopRequest,
         scratch: Path | None,
     ) -> None:
         self._assignment, self._observer, self._checkpoints = assignment, observer, checkpoints
-        self._stop, self._scratch = stop, scratch
+        self._place, self._stop, self._scratch = place, stop, scratch
         self.steps = 0
         self._ended: set[str] = set()
 
@@ -118,7 +122,8 @@ class _Attempt:
         """Run the pass on a gang of its own; points that have ended before are not handed over again."""
         every = self._assignment.config.cluster.checkpoint_every
         started = time.perf_counter()
-        with Saver(self._checkpoints, every) as saver, Gang.start(self._assignment, request, self._stop) as gang:
+        begun = Gang.start(self._place, self._assignment, request, self._stop)
+        with Saver(self._checkpoints, every) as saver, begun as gang:
             plan = self._begin_pass(gang, request)
             state = self._first_state(gang, plan)
             saver.begin_at(state.steps)

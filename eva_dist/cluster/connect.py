@@ -15,16 +15,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from eva_dist.cluster.placement import Request, Resources, check_fits, worker_resources, workers_that_fit
+from eva_dist.cluster.placement import Request, Resources, check_fits
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import ClusterConfig
-from eva_dist.errors import ClusterBusyError, GangError, PlacementError, PreemptedError
+from eva_dist.errors import ClusterBusyError, GangError, PreemptedError
 
 _log = logging.getLogger(__name__)
 
 _SAY_AFTER_S = 5.0
 _LOOK_EVERY_S = 1.0
-_NODES_JOIN_S = 5.0
 _CONNECT_S = 5.0
 _SOCKET_NAME_BYTES = 103 if sys.platform == "darwin" else 107
 
@@ -64,40 +63,6 @@ def nodes() -> list[Resources]:
     ]
 
 
-def first_request(cluster: ClusterConfig, stop: StopRequest) -> Request:
-    """Return what the gang asks for; a cluster that has just been started has some seconds to know all its nodes.
-
-    Raises:
-        PlacementError: the cluster can never hold the gang.
-        PreemptedError: `stop` was made while waiting.
-    """
-    deadline = time.monotonic() + (0.0 if is_own_ray(cluster) else _NODES_JOIN_S)
-    while True:
-        try:
-            worker = worker_resources(cluster.resources, cluster.num_workers, known := nodes())
-            request = Request(cluster.num_workers, cluster.shard_size, worker)
-            check_fits(request, known)
-            return request
-        except PlacementError:
-            if time.monotonic() >= deadline:
-                raise
-            stop.check()
-            time.sleep(_LOOK_EVERY_S)
-
-
-def wait_for_room(request: Request, wait_s: float, stop: StopRequest) -> int:
-    """Return how many workers the cluster can hold, once that is all of them or `wait_s` seconds have gone by.
-
-    Raises:
-        PreemptedError: `stop` was made while waiting.
-    """
-    deadline = time.monotonic() + wait_s
-    while (room := workers_that_fit(request, nodes())) < request.num_workers and time.monotonic() < deadline:
-        stop.check()
-        time.sleep(min(_LOOK_EVERY_S, max(0.0, deadline - time.monotonic())))
-    return room
-
-
 @contextmanager
 def reserved(request: Request, timeout_s: float, stop: StopRequest) -> Iterator[PlacementGroup]:
     """Reserve one bundle a shard group, spread over the nodes; give it back when the context closes.
@@ -118,11 +83,6 @@ def reserved(request: Request, timeout_s: float, stop: StopRequest) -> Iterator[
     finally:
         with suppress(RayError):  # the cluster itself is gone
             remove_placement_group(group)
-
-
-def is_own_ray(cluster: ClusterConfig) -> bool:
-    """Tell whether the run starts Ray on this machine for itself."""
-    return cluster.address == "local" or (not cluster.address and os.environ.get("RAY_ADDRESS") in (None, "", "local"))
 
 
 def _wait(group: PlacementGroup, request: Request, timeout_s: float, stop: StopRequest) -> None:

@@ -1,29 +1,21 @@
-"""The gang: all actors of one run, started together, driven in step, and gone together.
+"""The gang: all workers of one run, started together, driven in step, and gone together.
 
 Every call goes to all workers and has a timeout. The first error, a lost worker or a
 worker that gives no sign of life ends the gang: it is killed whole (a worker that raised
 leaves its peers inside a collective, so there is nothing to save). What follows is for
-`attempts.py` to decide; `max_restarts=0` keeps Ray from trying.
+`attempts.py` to decide.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
 from eva_dist.calibration.worker import Assignment
-from eva_dist.cluster.connect import is_own_ray, reserved
 from eva_dist.cluster.placement import Request
-from eva_dist.cluster.ray_worker import as_actor
 from eva_dist.cluster.stop_request import StopRequest
-from eva_dist.config import ClusterConfig
+from eva_dist.cluster.workers import CallError, Place, Workers
 from eva_dist.errors import EvaDistError, GangTimeoutError, WorkerFailedError, WorkerLostError
 
 _GRACE_S = 2.0
@@ -40,7 +32,7 @@ _STEP_MAY_TAKE_S = 20.0
 class Gang:
     """The workers in order of `global_rank`."""
 
-    workers: tuple[Any, ...]
+    workers: Workers
     timeout_s: float
     heartbeat_s: float
     stop: StopRequest
@@ -48,23 +40,11 @@ class Gang:
 
     @classmethod
     @contextmanager
-    def start(cls, assignment: Assignment, request: Request, stop: StopRequest) -> Iterator["Gang"]:
-        """Start one actor a worker; kill them all when the context closes, however it closes."""
+    def start(cls, place: Place, assignment: Assignment, request: Request, stop: StopRequest) -> Iterator["Gang"]:
+        """Start the workers; they are gone when the context closes, however it closes."""
         cluster = assignment.config.cluster
-        environment = _worker_environment(cluster, request)
-        workers: list[Any] = []
-        # all or nothing: a gang that has some of its workers would hold them and wait for the others for ever
-        with reserved(request, cluster.timeout_s, stop) as place:
-            try:
-                for global_rank in range(request.num_workers):
-                    options = _actor_options(place, request, global_rank, environment)
-                    actor = as_actor().options(**options)
-                    workers.append(actor.remote(assignment, global_rank, request.num_workers))
-                yield cls(tuple(workers), cluster.timeout_s, cluster.heartbeat_s, stop)
-            finally:
-                for worker in workers:
-                    with suppress(RayError):  # the cluster itself is gone
-                        ray.kill(worker, no_restart=True)
+        with place.start(assignment, request, stop) as workers:
+            yield cls(workers, cluster.timeout_s, cluster.heartbeat_s, stop)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every worker and return their answers by `global_rank`."""
@@ -82,9 +62,7 @@ class Gang:
 
     def call_some(self, global_ranks: Sequence[int], method: str, *arguments: Any) -> list[Any]:
         """Call a method on some workers and return their answers in that order."""
-        return self._wait_for_all(
-            method, {rank: getattr(self.workers[rank], method).remote(*arguments) for rank in global_ranks}
-        )
+        return self._wait_for_all(method, {rank: self.workers.ask(rank, method, *arguments) for rank in global_ranks})
 
     def move(self, owners: Mapping[int, int], new_owners: Mapping[int, int]) -> None:
         """Hand the SVDs of groups that change their owner to the new one."""
@@ -97,26 +75,27 @@ class Gang:
             self.call_one(owner, "receive", {g: svd for g, svd in given.items() if new_owners[g] == owner})
 
     def _wait_for_all(self, method: str, pending: dict[int, Any]) -> list[Any]:
-        rank_of = {ref: global_rank for global_rank, ref in pending.items()}
+        rank_of = {asked: global_rank for global_rank, asked in pending.items()}
         started = time.monotonic()
         deadline = started + self.timeout_s
         answers: dict[int, Any] = {}
-        failures: dict[int, Exception] = {}
+        failures: dict[int, CallError] = {}
         waiting = list(rank_of)
         signs = _Signs(self.workers, self._heard, self.heartbeat_s)
         while waiting and time.monotonic() < deadline:
             left = max(0.0, min(_LOOK_EVERY_S, deadline - time.monotonic()))
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=left)
-            for ref in ready:
+            ready = self.workers.wait(waiting, left)
+            waiting = [asked for asked in waiting if asked not in ready]
+            for asked in ready:
                 try:
-                    answers[rank_of[ref]] = ray.get(ref)
-                except RayError as error:
-                    failures[rank_of[ref]] = error
+                    answers[rank_of[asked]] = self.workers.answer(asked)
+                except CallError as error:
+                    failures[rank_of[asked]] = error
                     # its peers are stuck in a collective: a moment for other causes to show, then the end
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
             # nobody has answered for a while: are they alive, and has somebody asked us to end?
             if not ready and not failures:
-                signs.look([rank_of[ref] for ref in waiting], method)
+                signs.look([rank_of[asked] for asked in waiting], method)
                 if method in _NOTHING_LOST:
                     self.stop.check()
                 elif self.stop.waited_s > _STEP_MAY_TAKE_S:
@@ -126,7 +105,7 @@ class Gang:
         if failures:
             raise _choose_failure(method, failures)
         if waiting:
-            late = sorted(rank_of[ref] for ref in waiting)
+            late = sorted(rank_of[asked] for asked in waiting)
             raise GangTimeoutError(
                 f"global_rank {', '.join(map(str, late))} did not answer {method} in "
                 f"cluster.timeout_s={self.timeout_s:g}; {signs.describe(late)}; look at its log, or raise "
@@ -141,7 +120,7 @@ class _Signs:
     Only workers that have met are expected to answer: one that is being started cannot yet.
     """
 
-    def __init__(self, workers: Sequence[Any], heard: dict[int, float], heartbeat_s: float) -> None:
+    def __init__(self, workers: Workers, heard: dict[int, float], heartbeat_s: float) -> None:
         self._workers, self._heard, self._heartbeat_s = workers, heard, heartbeat_s
         self._asked: dict[int, Any] = {}
         self._last: dict[int, Any] = {}
@@ -157,7 +136,7 @@ class _Signs:
             self._next = now + min(_ASK_EVERY_S, self._heartbeat_s / 3)
             for rank in global_ranks:
                 if rank not in self._asked:
-                    self._asked[rank] = self._workers[rank].status.remote()
+                    self._asked[rank] = self._workers.ask(rank, "status")
         silent = [rank for rank in global_ranks if now - self._heard.get(rank, now) > self._heartbeat_s]
         if silent:
             raise GangTimeoutError(
@@ -172,74 +151,34 @@ class _Signs:
         return ", ".join(str(self._last.get(rank, f"global_rank {rank} is silent")) for rank in global_ranks)
 
     def _take_answers(self) -> None:
-        for rank, ref in list(self._asked.items()):
-            if ray.wait([ref], timeout=0)[0]:
+        for rank, asked in list(self._asked.items()):
+            if self._workers.wait([asked], 0.0):
                 del self._asked[rank]
-                with suppress(RayError):  # it died: the call that is waited for will say so
-                    self._last[rank] = ray.get(ref)
+                with suppress(CallError):  # it died: the call that is waited for will say so
+                    self._last[rank] = self._workers.answer(asked)
                     if rank in self._heard:
                         self._heard[rank] = time.monotonic()
 
 
-def _choose_failure(method: str, failures: dict[int, Exception]) -> EvaDistError:
+def _choose_failure(method: str, failures: dict[int, CallError]) -> EvaDistError:
     """Return the error to raise: the cause, rather than the peers' broken connections that follow from it."""
     global_rank, error = min(failures.items(), key=lambda item: (_blame_order(item[1]), item[0]))
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, EvaDistError):
-        return cause
-    lost = isinstance(error, RayActorError)
+    if isinstance(error.cause, EvaDistError):
+        return error.cause
     others = (
         f" (then global_rank {', '.join(str(r) for r in sorted(failures) if r != global_rank)})"
         if len(failures) > 1
         else ""
     )
-    kind = WorkerLostError if lost else WorkerFailedError
-    what = "died" if lost else "failed"
+    kind, what = (WorkerLostError, "died") if error.is_lost else (WorkerFailedError, "failed")
     return kind(f"global_rank {global_rank} {what} in {method}{others}; its own report:\n{error}")
 
 
-def _blame_order(error: Exception) -> int:
+def _blame_order(error: CallError) -> int:
     """Order failures by how likely they are the first: our own errors, deaths, others, broken connections."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, EvaDistError):
+    if isinstance(error.cause, EvaDistError):
         return 0
-    if isinstance(error, ActorDiedError):
+    if error.is_lost:
         return 1
     text = str(error).lower()
-    follows = isinstance(error, RayTaskError) and any(word in text for word in ("gloo", "nccl", "connection closed"))
-    return 3 if follows else 2
-
-
-def _actor_options(
-    place: PlacementGroup, request: Request, global_rank: int, environment: dict[str, str]
-) -> dict[str, Any]:
-    asked = dict(request.worker)
-    return {
-        "max_restarts": 0,
-        "num_cpus": asked.pop("CPU", 0),
-        "num_gpus": asked.pop("GPU", 0),
-        "resources": asked,
-        "runtime_env": {"env_vars": environment},
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(place, global_rank // request.shard_size),
-    }
-
-
-def _threads_per_worker(cluster: ClusterConfig, request: Request) -> int:
-    if cluster.threads_per_worker is not None:
-        return cluster.threads_per_worker
-    if is_own_ray(cluster):
-        return max(1, (os.cpu_count() or 1) // request.num_workers)
-    return max(1, int(request.worker.get("CPU", 1)))
-
-
-def _worker_environment(cluster: ClusterConfig, request: Request) -> dict[str, str]:
-    fixed = {
-        "OMP_NUM_THREADS": str(_threads_per_worker(cluster, request)),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    if request.shard_size > 1:
-        fixed["THP_MEM_ALLOC_ENABLE"] = "1"  # on a CPU, units that are gathered and freed fault in fewer, larger pages
-    if cluster.network_interface is not None:
-        fixed |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), cluster.network_interface)
-    return fixed
+    return 3 if any(word in text for word in ("gloo", "nccl", "connection closed")) else 2

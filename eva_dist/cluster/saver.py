@@ -5,14 +5,13 @@ import threading
 from collections.abc import Mapping
 from types import TracebackType
 
-import ray
-from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from eva_dist.calibration.pass_state import PassState
 from eva_dist.cluster.checkpoint import CheckpointFolder
 from eva_dist.cluster.gang import Gang
+from eva_dist.cluster.workers import CallError
 
 _log = logging.getLogger(__name__)
 
@@ -73,25 +72,27 @@ class Saver:
 
     def _write_checkpoint(self, gang: Gang, holders: Mapping[int, int], state: PassState) -> None:
         def fetch(group: int) -> Mapping[str, Tensor]:
-            found: Mapping[str, Tensor] = ray.get(gang.workers[holders[group]].fetch.remote(state.steps, group))
+            asked = gang.workers.ask(holders[group], "fetch", state.steps, group)
+            found: Mapping[str, Tensor] = gang.workers.answer(asked)
             return found
 
         assert self._folder is not None
         try:
             self._folder.write(state, fetch)
             self._saved = state.steps
-        except (OSError, SafetensorError, RayTaskError) as error:
+        except (OSError, SafetensorError, CallError) as error:
+            if isinstance(error, CallError) and error.is_lost:  # the gang is gone, and the steps say why
+                _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
+                return
             _log.warning(
                 "the checkpoint after step %d could not be written (%s); the run goes on, and would go on from step %d",
                 state.steps,
                 str(error).strip().rpartition("\n")[2],
                 self._saved,
             )
-        except RayError as error:  # the gang is gone, and the steps say why
-            _log.info("the checkpoint after step %d was given up: %s", state.steps, str(error).partition("\n")[0])
         finally:
-            for worker in gang.workers:
-                worker.forget.remote(state.steps)
+            for global_rank in range(len(gang.workers)):
+                gang.workers.ask(global_rank, "forget", state.steps)
 
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

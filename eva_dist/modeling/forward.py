@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,8 +22,8 @@ from eva_dist.modeling.packing import Layout, agrees, attention_by_segment, can_
 from eva_dist.modeling.taps import ForwardCut, SelectRows, own_rows, tap_inputs
 from eva_dist.modeling.transformers_internals import weights_are_moved_by_hooks
 
-_LAYERS_OF_LONG_CHECK = 32
-"""Of the first target layers: enough blocks to meet each kind of attention, few enough to cost little."""
+_BLOCKS_OF_LONG_CHECK = 2
+"""At least: what leaves the first one's attention enters layers of the second."""
 
 _WRAPPED = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 """Classes of torch that wrap a model, and what they call it; by name, as torch's compiler takes seconds to import."""
@@ -173,21 +174,31 @@ def find_layout(
     """Return the best layout in which every layer of `model` receives what it does in the padded one.
 
     Three short pieces of the minibatch's text, of different lengths, are forwarded in each.
-    As some models look at the length of the whole row, the first layers must also agree on
-    pieces that make up `row_tokens`, the longest row there will be. Workers that hold a model together
-    take a layout that holds for all of them (`all_agree`): each verdict decides what is forwarded next.
+    As some models look at the length of the whole row, the first blocks must also agree on
+    pieces that make up `row_tokens`, the longest row there will be: the same three again and again. Padded,
+    each piece has a row of its own, so that one forward of the three tells what all of them receive.
+    Workers that hold a model together take a layout that holds for all of them (`all_agree`): each verdict
+    decides what is forwarded next.
     """
     most = int(real_tokens(minibatch).sum(1).max())  # no piece is longer than a sample may be
-    short = _sample_pieces(minibatch, 3, [min(length, most) for length in (16, 48, 32)])
-    long = _sample_pieces(minibatch, -(-row_tokens // min(46, most)), [min(length, most) for length in (44, 48, 46)])
-    first = layers[:_LAYERS_OF_LONG_CHECK]
+    short = _sample_pieces(minibatch, [min(length, most) for length in (16, 48, 32)])
+    three = _sample_pieces(minibatch, [min(length, most) for length in (44, 48, 46)])
+    times = -(-row_tokens // int(three["attention_mask"].sum()))
+    long = {name: tensor.repeat(times, 1) for name, tensor in three.items()}
+    first = _first_blocks(forward.trunk.module, layers)
+
+    def enter(laid: Layout, inside: Sequence[str], pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return entering(model, inside, replace(forward, layout=laid), pieces)
+
+    def enter_long(laid: Layout) -> dict[str, Tensor]:
+        if laid is not Layout.padded:
+            return enter(laid, first, long)
+        return {name: rows_TD.repeat(times, 1) for name, rows_TD in enter(laid, first, three).items()}
 
     def holds(layout: Layout) -> bool:
-        def on(inside: Sequence[str], pieces: Mapping[str, Tensor]) -> bool:
-            found = agrees(layout, lambda laid: entering(model, inside, replace(forward, layout=laid), pieces))
-            return all_agree(found)
-
-        return on(layers, short) and on(first, long)
+        return all_agree(agrees(layout, lambda laid: enter(laid, layers, short))) and all_agree(
+            agrees(layout, enter_long)
+        )
 
     allowed = [Layout.segments] if can_segment(forward.trunk.module) else []
     return next((layout for layout in [*allowed, Layout.packed] if holds(layout)), Layout.padded)
@@ -212,11 +223,25 @@ def entering(
     return {name: torch.cat(calls) for name, calls in rows.items()}
 
 
-def _sample_pieces(minibatch: Mapping[str, Tensor], count: int, lengths: Sequence[int]) -> dict[str, Tensor]:
-    """Return `count` pieces of the minibatch's text, `lengths` tokens in turn, padded, without labels."""
+def _first_blocks(module: nn.Module, layers: Sequence[str]) -> Sequence[str]:
+    """Return the layers up to the block by which every kind has been met that the config tells apart, in lists."""
+    config = module.config.get_text_config() if isinstance(module, PreTrainedModel) else None
+    blocks = getattr(config, "num_hidden_layers", 0)
+    lists = (
+        [kinds for kinds in vars(config).values() if isinstance(kinds, list) and len(kinds) == blocks > 0]
+        if config
+        else []
+    )
+    last_new = max((kinds.index(kind) + 1 for kinds in lists for kind in kinds), default=0)
+    count = max(last_new, _BLOCKS_OF_LONG_CHECK)
+    numbers = [re.search(r"\.(\d+)\.", name) for name in layers]
+    return [name for name, number in zip(layers, numbers, strict=True) if number and int(number[1]) < count] or layers
+
+
+def _sample_pieces(minibatch: Mapping[str, Tensor], lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Return pieces of the minibatch's text, of these lengths, padded, without labels."""
     text = minibatch["input_ids"][real_tokens(minibatch)]
-    wanted = [lengths[i % len(lengths)] for i in range(count)]
-    pieces = text.repeat(-(-sum(wanted) // len(text)))[: sum(wanted)].split(wanted)
+    pieces = text.repeat(-(-sum(lengths) // len(text)))[: sum(lengths)].split(lengths)
     mask_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in pieces], batch_first=True)
     return {"input_ids": pad_sequence(pieces, batch_first=True), "attention_mask": mask_BT}
 

@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from eva_dist.artifact.card.figures import prepare_to_draw
 from eva_dist.calibration.controller import PointEnd, PointState
 from eva_dist.calibration.observer import PassObserver
 from eva_dist.calibration.pass_state import PassState
+from eva_dist.cluster.attempts import run_on_gang
 from eva_dist.cluster.checkpoint import CheckpointFolder
+from eva_dist.cluster.place import open_place
 from eva_dist.cluster.stop_request import StopRequest
+from eva_dist.cluster.workers import Place
 from eva_dist.config import ArtifactConfig, EvaConfig, Resume, SweepMode
 from eva_dist.errors import ConfigError, EvaDistError, PreemptedError
 from eva_dist.hashing import fingerprint
@@ -149,38 +153,30 @@ class _Sweep:
 
     def _compute_groups(self, groups: Sequence[tuple[int, ...]]) -> None:
         """Compute groups on one cluster."""
-        # ray is imported when a gang is really wanted
-        from eva_dist.cluster.connect import connected
-
         try:
-            with connected(self._runs[groups[0][0]].config.cluster):
+            with open_place(self._runs[groups[0][0]].config.cluster) as place:
                 for group in groups:
-                    self._compute_group(group)
+                    self._compute_group(group, place)
         except PreemptedError:
             raise
         except EvaDistError as error:
             for group in groups:
                 self._fail_points(group, error)
 
-    def _compute_group(self, group: tuple[int, ...]) -> None:
-        from eva_dist.cluster.lock import exclusive_run
-
+    def _compute_group(self, group: tuple[int, ...], place: Place) -> None:
         name = _pass_name([self._runs[point] for point in group])
         try:
-            with exclusive_run(name, self._stop):
+            with place.exclusive_run(name, self._stop):
                 self._answer_from_store(group)  # another driver may have been here meanwhile
                 if left := self._without_answer(group):
-                    self._run_pass(left, self._runs[group[0]], name)
+                    self._run_pass(left, self._runs[group[0]], name, place)
         except PreemptedError:
             raise
         except EvaDistError as error:
             self._fail_points(group, error)
 
-    def _run_pass(self, points: Sequence[int], stream: Prepared, name: str) -> None:
+    def _run_pass(self, points: Sequence[int], stream: Prepared, name: str, place: Place) -> None:
         """Compute points that share the forwards of `stream`, and publish each while the others go on."""
-        from eva_dist.cluster.attempts import run_on_gang
-        from eva_dist.cluster.metrics import PassMetrics
-
         first = self._runs[points[0]]
         remove_older(first.store.checkpoints, _FORGOTTEN_S)
         checkpoints = self._checkpoint_folder(points, name)
@@ -190,13 +186,14 @@ class _Sweep:
         for point in points:
             of_key[self._runs[point].pass_key].append(point)
         computed = [self._runs[same[0]] for same in of_key.values()]
-        metrics = {run.pass_key: PassMetrics(run.fingerprint, run.repo_id) for run in computed}
+        metrics = {run.pass_key: place.metrics(run.fingerprint, run.repo_id) for run in computed}
         # without checkpoints, what a point came to is only in memory: then it is published come what may
         publishing = _Publishing(self, resumable=first.config.cluster.checkpoint_every > 0)
         with _scratch_folder(first) as scratch, publishing:
             run_on_gang(
                 assignment(*computed, stream=stream),
                 _PassWatch(self, of_key, metrics, publishing),
+                place,
                 checkpoints,
                 self._stop,
                 scratch,
@@ -276,6 +273,7 @@ class _Publishing:
         self._resumable = resumable
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._under_way: dict[int, Future[Answer]] = {}
+        self._pool.submit(prepare_to_draw)  # while workers load the model
 
     def __enter__(self) -> "_Publishing":
         return self

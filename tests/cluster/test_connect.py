@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from eva_dist.cluster.connect import connected, is_own_ray
+from eva_dist.cluster.connect import connected
+from eva_dist.cluster.environment import is_own_ray
 from eva_dist.config import ClusterConfig
 from eva_dist.errors import GangError
 

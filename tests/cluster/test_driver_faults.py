@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,16 @@ def overrides(settings, tmp_path):
 
 @pytest.fixture(scope="module")
 def truth(settings, tmp_path_factory):
-    """The outcome of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("truth")
-    outcome, steps = finish(settings(folder / "store"), folder / "run")
-    assert steps == list(range(1, STEPS + 1))
-    return outcome
+    """The outcome of a run that nothing disturbed, by its number of workers."""
+
+    @cache
+    def of(workers):
+        folder = tmp_path_factory.mktemp("truth")
+        outcome, steps = finish(settings(folder / "store", f"cluster.num_workers={workers}"), folder / "run")
+        assert steps == list(range(1, STEPS + 1))
+        return outcome
+
+    return of
 
 
 def step_of(folder):
@@ -93,19 +99,24 @@ def interrupt(overrides, folder, how, at=20):
     ],
     ids=["SIGTERM", "SIGINT", "SIGKILL"],
 )
-def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_path, table, how, code, says):
+@pytest.mark.parametrize("workers", [2, 1])
+def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_path, table, how, code, says, workers):
     store = tmp_path / "store"
-    found, seconds, reached = interrupt(overrides(), tmp_path / "first", how)
+    topology = f"cluster.num_workers={workers}"
+    found, seconds, reached = interrupt(overrides(topology), tmp_path / "first", how)
     assert found == code and says in (tmp_path / "first/log").read_text()
     assert not (store / "snapshots").exists()
-    outcome, steps = finish(overrides(), tmp_path / "second")
+    outcome, steps = finish(overrides(topology), tmp_path / "second")
     assert steps[0] > 1 and steps[-1] == STEPS == outcome["steps"]
     if how == signal.SIGTERM:
         assert steps[0] == reached + 1  # nothing was lost
-    assert artifact_of(path_of(outcome)) == artifact_of(path_of(truth))
+    assert artifact_of(path_of(outcome)) == artifact_of(path_of(truth(workers)))
     assert half_written(store) == [] and not (store / ".checkpoints").exists()
     table.add(
-        f"{how.name} to the driver, same command again", seconds, reached + 1 - steps[0], f"exit {code}; same bits"
+        f"{how.name} to the driver of {workers}, same command again",
+        seconds,
+        reached + 1 - steps[0],
+        f"exit {code}; same bits",
     )
 
 
@@ -138,7 +149,7 @@ def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left_or_comes_back(
     steps = [line["step"] for line in lines]
     said = "retry with 2 workers" if comes_back else "the cluster has room for 1 of 2 workers"
     assert said in log and steps[-1] == STEPS
-    least = least_cosine(outcome["url"], truth["url"])
+    least = least_cosine(outcome["url"], truth(2)["url"])
     assert least >= 0.9999 and half_written(tmp_path / "store") == []
     back = next(line["time"] for before, line in zip(lines, lines[1:], strict=False) if line["step"] <= before["step"])
     lost = len(steps) - len(set(steps))

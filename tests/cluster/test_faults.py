@@ -124,7 +124,8 @@ def test_a_worker_hangs(prepared, truth, table, caplog):
 
 @pytest.fixture
 def trapped(monkeypatch):
-    monkeypatch.setattr("eva_dist.cluster.gang.as_actor", tests.cluster.trap.as_actor)
+    monkeypatch.setattr("eva_dist.cluster.ray_place.as_actor", tests.cluster.trap.as_actor)
+    monkeypatch.setattr("eva_dist.cluster.gang_worker.make_alone", tests.cluster.trap.make_alone)
 
 
 @pytest.mark.usefixtures("trapped")
@@ -223,3 +224,8 @@ def test_a_run_may_begin_anew_although_there_is_a_checkpoint(prepared, truth):
     watch = Watch(-1, None)
     check(run, precompute(run, time.perf_counter(), watch), truth)
     assert watch.times[0][0] == 1
+
+
+def test_one_worker_without_ray_gives_the_same_bits(prepared, truth, alone_here):
+    run, outcome = run_with(prepared, Watch(-1, None), cluster={"num_workers": 1})
+    check(run, outcome, truth, workers=1)

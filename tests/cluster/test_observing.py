@@ -17,6 +17,7 @@ from eva_dist.cluster.gang import Gang
 from eva_dist.cluster.lock import exclusive_run
 from eva_dist.cluster.metrics import PassMetrics
 from eva_dist.cluster.placement import Request
+from eva_dist.cluster.ray_place import RayPlace
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import ClusterConfig
 from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
@@ -31,15 +32,17 @@ FINGERPRINT = "ab" * 32
 def test_status_answers_while_a_worker_waits_in_a_collective(prepared):
     """One member joins, the other never does."""
     assignment = assignment_of(prepared())
-    with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
+    with Gang.start(
+        RayPlace(assignment.config.cluster), assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()
+    ) as gang:
         address = gang.call_one(0, "address")
-        waiting = gang.workers[0].join.remote(address)
+        waiting = gang.workers.ask(0, "join", address)
         first, second = gang.call("status")
         while first.doing != "join":
             first = gang.call_one(0, "status")
         time.sleep(1.0)
         later = gang.call_one(0, "status")
-        assert ray.wait([waiting], timeout=0)[0] == []
+        assert gang.workers.wait([waiting], 0.0) == []
         assert (later.doing, later.global_rank, later.pid in worker_pids()) == ("join", 0, True)
         assert later.for_s >= 1.0 and second.doing == "start"
         assert re.fullmatch(rf"global_rank 0 \(\S+, pid {later.pid}\) is in join for \d+ s", str(later))
@@ -122,7 +125,9 @@ def test_metrics_reach_rays_endpoint(prepared):
 
 def test_a_worker_that_stands_still_is_named_with_what_it_was_doing(prepared):
     assignment = assignment_of(prepared(cluster={"heartbeat_s": 6.0}))
-    with Gang.start(assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()) as gang:
+    with Gang.start(
+        RayPlace(assignment.config.cluster), assignment, Request(2, 1, {"CPU": 1.0}), StopRequest()
+    ) as gang:
         gang.meet()
         gang.call("load")
         pid = gang.call_one(1, "status").pid

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import ray
+import torch
 
-from eva_dist.cluster.ray_worker import GROUPS, RayWorker
+from eva_dist.cluster.gang_worker import GangWorker
+from eva_dist.cluster.ray_place import RayWorker
+from eva_dist.cluster.workers import THREADS
 
 
-class TrapWorker(RayWorker):
+class Trap(GangWorker):
     """Raises in `step` when there is a file `trap` beside the store: once for `once`, else for ever."""
 
     def step(self, decision):
@@ -19,5 +22,13 @@ class TrapWorker(RayWorker):
         return super().step(decision)
 
 
+class TrapWorker(Trap, RayWorker):
+    """As an actor."""
+
+
 def as_actor():
-    return ray.remote(concurrency_groups=GROUPS)(TrapWorker)
+    return ray.remote(concurrency_groups=dict.fromkeys(THREADS.values(), 1))(TrapWorker)
+
+
+def make_alone(assignment, has_gpu):
+    return Trap(assignment, 0, 1, torch.device("cpu"), "127.0.0.1")

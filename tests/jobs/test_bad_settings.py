@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -18,7 +19,8 @@ def run(monkeypatch, tmp_path, tiny_model, words_file, capfd):
 
     def start(*overrides):
         monkeypatch.setattr("sys.argv", ["precompute.py", *good, *overrides])
-        monkeypatch.setattr(jobs.precompute, "precompute", lambda *_: pytest.fail("actors were started"))
+        monkeypatch.setattr("eva_dist.run.sweep.precompute", lambda *_: pytest.fail("actors were started"))
+        monkeypatch.setattr(jobs.precompute, "worker_ahead", lambda cluster: nullcontext())
         code = exit_code(jobs.precompute.main)
         out, err = capfd.readouterr()
         return code, out, err

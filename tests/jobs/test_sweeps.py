@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import ModuleType, SimpleNamespace
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 import jobs.fingerprint
 import jobs.plan
 import jobs.precompute
-import jobs.shared_points
+import jobs.shared_batch
 from eva_dist.calibration.controller import first_state
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.errors import NotConvergedError, PreemptedError
@@ -65,7 +66,7 @@ class Computing:
         if run.config.eva.tau == 1.0:
             answer = NotConvergedError("eva.max_steps=5 reached")
         else:
-            jobs.shared_points.logging.getLogger("eva_dist").info("computed %s", run.revision)
+            jobs.shared_batch.logging.getLogger("eva_dist").info("computed %s", run.revision)
             answer = outcome_of(run)
         observer.on_answer(at, answer)
         return answer
@@ -74,8 +75,8 @@ class Computing:
 @pytest.fixture
 def computing(monkeypatch):
     computing = Computing()
-    monkeypatch.setattr(jobs.shared_points, "compute_points", computing.together)
-    monkeypatch.setattr(jobs.precompute, "precompute", computing.alone)
+    monkeypatch.setattr(jobs.shared_batch, "compute_points", computing.together)
+    monkeypatch.setattr("eva_dist.run.sweep.precompute", computing.alone)
     return computing
 
 
@@ -101,6 +102,7 @@ def run(monkeypatch, tmp_path, tiny_model, words_file, capfd, computing, summari
     """Run a job with overrides in this process, its sweeps in `sweep/`; return code, outcomes and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(jobs.precompute, "worker_ahead", lambda cluster: nullcontext())
     Recorder.told.clear()
     Recorder.ended.clear()
     given = [
@@ -204,8 +206,8 @@ def test_a_point_that_cannot_be_composed_costs_no_other(run, monkeypatch, comput
 
 def test_interpolations_of_hydra_are_each_point_s_own(run, monkeypatch, tmp_path):
     urls = []
-    really = jobs.shared_points.prepare
-    monkeypatch.setattr(jobs.shared_points, "prepare", lambda c, known: urls.append(c.store.url) or really(c))
+    really = jobs.shared_batch.prepare
+    monkeypatch.setattr(jobs.shared_batch, "prepare", lambda c, known: urls.append(c.store.url) or really(c))
     code, _, _ = run("-m", SHARED, "eva.rho=1,2", "store.url=${hydra:runtime.output_dir}/store")
     assert (code, urls) == (0, [str(tmp_path / f"sweep/{n}/store") for n in (0, 1)])
 
@@ -215,7 +217,7 @@ def test_a_signal_in_the_pass_keeps_what_was_published_and_ends_the_rest(run, mo
         observer.on_answer(1, outcome_of(runs[1]))
         raise PreemptedError("asked to end (SIGTERM): checkpoint after step 3")
 
-    monkeypatch.setattr(jobs.shared_points, "compute_points", stopped)
+    monkeypatch.setattr(jobs.shared_batch, "compute_points", stopped)
     code, outcomes, err = run("-m", SHARED, "eva.rho=0.5,1,2,3")
     assert code == 75  # the same command goes on, whatever else failed
     assert [outcome["revision"] for outcome in outcomes] == ["rho2.0-tau0.99"]
@@ -233,7 +235,7 @@ def test_a_request_to_end_lets_no_other_point_begin(run, launcher, monkeypatch, 
     monkeypatch.setattr(jobs.precompute, "_stop", stop)
     monkeypatch.setattr(jobs.precompute._shared, "_stop", stop)
     really = computing.alone
-    monkeypatch.setattr(jobs.precompute, "precompute", lambda *given: stop.make() or really(*given))
+    monkeypatch.setattr("eva_dist.run.sweep.precompute", lambda *given: stop.make() or really(*given))
     if launcher == SHARED:
         stop.make()
     code, outcomes, err = run("-m", launcher, "eva.rho=1,2,3")
@@ -249,8 +251,8 @@ def test_what_nobody_foresaw_has_its_traceback_once_and_is_exit_code_1(run, laun
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(jobs.shared_points, "compute_points", broken)
-    monkeypatch.setattr(jobs.precompute, "precompute", broken)
+    monkeypatch.setattr(jobs.shared_batch, "compute_points", broken)
+    monkeypatch.setattr("eva_dist.run.sweep.precompute", broken)
     code, outcomes, err = run("-m", launcher, "eva.rho=1,2")
     assert (code, outcomes) == (1, [])
     assert err.count("RuntimeError: a bug") == (1 if launcher == SHARED else 2)
@@ -258,14 +260,14 @@ def test_what_nobody_foresaw_has_its_traceback_once_and_is_exit_code_1(run, laun
 
 
 def test_one_point_whose_preparation_breaks_costs_no_other(run, monkeypatch, computing):
-    really = jobs.shared_points.prepare
+    really = jobs.shared_batch.prepare
 
     def prepare(config, known):
         if config.eva.rho == 1.0:
             raise RuntimeError("a bug")
         return really(config, known)
 
-    monkeypatch.setattr(jobs.shared_points, "prepare", prepare)
+    monkeypatch.setattr(jobs.shared_batch, "prepare", prepare)
     code, outcomes, _ = run("-m", SHARED, "eva.rho=1,2")
     assert (code, len(outcomes), computing.batches) == (1, 1, [["rho2.0-tau0.99"]])
 

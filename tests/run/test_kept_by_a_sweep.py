@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -35,7 +34,7 @@ class Alone:
         return getattr(self.session, method)(*arguments)
 
 
-def run_here(assignment, observer, checkpoints, stop, scratch):
+def run_here(assignment, observer, place, checkpoints, stop, scratch):
     """What `run_on_gang` does when nothing fails."""
     session = Worker(assignment, 0, 1, torch.device("cpu"))
     session.load()
@@ -64,10 +63,7 @@ def sweep(monkeypatch, tmp_path, no_figures):
         passes.append(assignment)
         run_here(assignment, *rest)
 
-    monkeypatch.setattr("eva_dist.cluster.attempts.run_on_gang", run_once)
-    monkeypatch.setattr("eva_dist.cluster.connect.connected", lambda cluster: nullcontext())
-    monkeypatch.setattr("eva_dist.cluster.lock.exclusive_run", lambda name, stop: nullcontext())
-    monkeypatch.setattr("eva_dist.cluster.metrics.PassMetrics", lambda *tags: lambda state: None)
+    monkeypatch.setattr("eva_dist.run.sweep.run_on_gang", run_once)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))

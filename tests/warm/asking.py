@@ -1,7 +1,11 @@
 """What is said between a server of warm processes and who asks it; the bare standard library, for all import it."""
 
 import json
+import os
+import select
+import signal
 import socket
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,3 +37,37 @@ def listen(connection: socket.socket) -> tuple[list[int], dict[str, Any]]:
 def next_line(connection: socket.socket) -> bytes:
     """Read a line and not a byte more; empty if the other side is gone."""
     return b"".join(iter(lambda: connection.recv(1).strip(), b""))
+
+
+class WarmProcess:
+    """A process that a server has forked: what we use of `subprocess.Popen`."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid, self._connection = pid, connection
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        return self._exit_code(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; `subprocess.TimeoutExpired` if it is not there in time."""
+        code = self._exit_code(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("job", timeout or 0.0)
+        return code
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close what the process told us through."""
+        self._connection.close()
+
+    def _exit_code(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
+            self.returncode = int(next_line(self._connection))
+            self._connection.close()
+        return self.returncode

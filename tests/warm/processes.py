@@ -7,7 +7,6 @@ seconds of its imports are gone. Some tests start each command cold all the same
 import os
 import secrets
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.warm import server
-from tests.warm.asking import ask, next_line
+from tests.warm.asking import WarmProcess, ask
 
 ROOT = Path(__file__).parents[2]
 _servers: list[subprocess.Popen[bytes]] = []
@@ -35,37 +34,22 @@ def server_name() -> str:
 
 
 def warm_workers() -> None:
-    """Let every raylet that this process starts from now on fork its workers from our server."""
+    """Let workers that this process starts from now on, with Ray or without, be forked from our server."""
     server.start_workers_with(server_name())
 
 
-class WarmJob:
-    """A script that runs as the leader of a new session; what the tests use of `subprocess.Popen`."""
+class WarmJob(WarmProcess):
+    """A script that runs as the leader of a new session; standard output is kept."""
 
     def __init__(self, command: list[str], cwd: Path, stderr: int, environment: dict[str, str]) -> None:
         reading, writing = os.pipe()
         try:
             with open(os.devnull) as nothing:
-                self.pid, self._connection = ask(
-                    server_name(),
-                    [nothing.fileno(), writing, stderr],
-                    **{"argv": command, "cwd": str(cwd), "environment": environment, "is_driver": True},
-                )
+                asked = {"argv": command, "cwd": str(cwd), "environment": environment, "is_driver": True}
+                super().__init__(*ask(server_name(), [nothing.fileno(), writing, stderr], **asked))
         finally:
             os.close(writing)
         self.stdout = os.fdopen(reading, encoding="utf-8")
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Return the exit code, or None while it runs; as `subprocess` has it, minus the signal that killed it."""
-        return self._exit_code(0.0)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; `subprocess.TimeoutExpired` if it is not there in time."""
-        code = self._exit_code(timeout)
-        if code is None:
-            raise subprocess.TimeoutExpired("job", timeout or 0.0)
-        return code
 
     def communicate(self, timeout: float) -> tuple[str, None]:
         """Return all of its standard output, when it has ended."""
@@ -79,16 +63,7 @@ class WarmJob:
         self.wait(max(0.0, deadline - time.monotonic()))
         return b"".join(parts).decode(), None
 
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        os.kill(self.pid, signal.SIGKILL)
-
     def close(self) -> None:
         """Close what the process told us through."""
         self.stdout.close()
-        self._connection.close()
-
-    def _exit_code(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
-            self.returncode = int(next_line(self._connection))
-        return self.returncode
+        super().close()

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from tests.warm.asking import VARIABLE, address, listen
+from eva_dist.cluster import one_process
+from tests.warm.asking import VARIABLE, WarmProcess, address, ask, listen
 
 MODULES = (
-    *("eva_dist.calibration.worker", "eva_dist.run.prepare", "eva_dist.run.publish", "hydra"),
+    *("eva_dist.cluster.gang_worker", "eva_dist.run.prepare", "eva_dist.run.sweep", "hydra"),
     "transformers.models.llama.modeling_llama",
 )
 
@@ -65,12 +66,15 @@ def become(asked: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     sys.argv = asked["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[0] = str(Path(sys.argv[0]).parent) if sys.argv[0].endswith(".py") else asked["cwd"]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     if asked.get("is_driver"):
         os.setsid()
         _serve_own_workers()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def _serve_own_workers() -> None:
@@ -96,11 +100,17 @@ def listen_at(name: str) -> socket.socket:
 
 
 def start_workers_with(name: str) -> None:
-    """Let every raylet that this process starts fork its workers from the server of that name."""
+    """Let every raylet that this process starts, and the process itself, fork workers from the server of that name."""
     from ray._private import ray_constants
 
     os.environ[VARIABLE] = name
     ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).with_name("launcher.py"))
+
+    def start_process(connection: socket.socket, environment: dict[str, str]) -> WarmProcess:
+        command = {"argv": ["eva_dist.cluster.worker_process"], "cwd": os.getcwd(), "environment": environment}
+        return WarmProcess(*ask(name, [connection.fileno(), 2, 2], **command))
+
+    one_process.start_process = start_process
 
 
 if __name__ == "__main__":

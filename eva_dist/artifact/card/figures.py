@@ -4,6 +4,7 @@ Drawn through matplotlib's objects on the Agg canvas (no pyplot, hence no global
 no display). Colours are cividis and Okabe-Ito, which colour-blind readers can tell apart.
 """
 
+import importlib
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,6 +42,11 @@ def write_plots(folder: Path, layers: Sequence[LayerFacts], state: PointState, r
     if state.history:
         _save_png(draw_convergence(state, tau), folder / CONVERGENCE_FIGURE)
     _save_png(draw_spectra(layers, by_name), folder / SPECTRA_FIGURE)
+
+
+def prepare_to_draw() -> None:
+    """Import what draws, which takes a second, before there is anything to draw."""
+    importlib.import_module("matplotlib.backends.backend_agg")
 
 
 def draw_ranks(ranks: dict[str, int], by_name: dict[str, Place], r: int, budget: Budget = Budget.ranks) -> "Figure":

@@ -1,12 +1,10 @@
-"""One Ray actor: a session that finds its device and its address by Ray, and can be asked how it is."""
+"""A worker of a gang: a session that can be asked how it is, and hands out its state beside the steps."""
 
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
@@ -14,9 +12,6 @@ from eva_dist.calibration.group_svds import Svds, to_checkpoint
 from eva_dist.calibration.worker import Assignment, Worker
 from eva_dist.distributed.process_group import free_address, interface_address
 from eva_dist.logs import log_to_stderr
-
-GROUPS = {"status": 1, "io": 1}
-"""Ray's concurrency groups: threads of their own, beside the one in which the session runs."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +29,20 @@ class Status:
         return f"global_rank {self.global_rank} ({self.node}, pid {self.pid}) is in {self.doing} for {self.for_s:.0f} s"
 
 
-class RayWorker(Worker):
+class GangWorker(Worker):
     """Methods are called by the driver, one at a time, on all workers alike; see `Gang` for the order.
 
-    `status` and `fetch` run beside them: the one answers while a worker hangs, the other hands
+    `status` and `fetch` run beside them (`workers.THREADS`): the one answers while a worker hangs, the other hands
     out what `mark` set aside while the next steps run.
     """
 
-    def __init__(self, assignment: Assignment, global_rank: int, world_size: int) -> None:
-        self._node = ray.util.get_node_ip_address()
+    def __init__(
+        self, assignment: Assignment, global_rank: int, world_size: int, device: torch.device, node: str
+    ) -> None:
+        self._node = node
         self._doing, self._since = "start", time.monotonic()
         self._marked: tuple[int, Svds] = (-1, {})
-        log_to_stderr(global_rank=global_rank, node=self._node)
-        device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+        log_to_stderr(global_rank=global_rank, node=node)
         super().__init__(assignment, global_rank, world_size, device)
 
     def address(self) -> str:
@@ -63,20 +59,17 @@ class RayWorker(Worker):
         self._marked = (step, {group: dict(by_point) for group, by_point in self.svds.items()})
         return tuple(self.svds)
 
-    @ray.method(concurrency_group="io")
     def fetch(self, step: int, group: int) -> Mapping[str, Tensor]:
         """Return the tracker states of a group that were set aside after `step` steps."""
         marked, svds = self._marked
         assert marked == step, (marked, step)
         return to_checkpoint(svds[group])
 
-    @ray.method(concurrency_group="io")
     def forget(self, step: int) -> None:
         """Let go of what was set aside after `step` steps; what was set aside since then stays."""
         if self._marked[0] == step:
             self._marked = (-1, {})
 
-    @ray.method(concurrency_group="status")
     def status(self) -> Status:
         """Return what this worker is doing; answers while it hangs."""
         return Status(self._global_rank, self._node, os.getpid(), self._doing, time.monotonic() - self._since)
@@ -86,6 +79,7 @@ class RayWorker(Worker):
         self._doing, self._since = phase, time.monotonic()
 
 
-def as_actor() -> Any:
-    """Return the actor class, with its threads."""
-    return ray.remote(concurrency_groups=GROUPS)(RayWorker)  # type: ignore[call-overload]
+def make_alone(assignment: Assignment, has_gpu: bool) -> GangWorker:
+    """Return the worker of a gang of one, on the machine of its driver."""
+    device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+    return GangWorker(assignment, 0, 1, device, "127.0.0.1")
