@@ -25,8 +25,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 LONGEST_FIRST = (
-    *("tests/cluster/test_sweep_on_actors.py", "tests/cluster/test_faults.py", "tests/cluster/test_driver_faults.py"),
-    *("tests/jobs/test_ray_jobs.py", "tests/cluster/", "tests/jobs/", "tests/real/", "tests/modeling/"),
+    *("tests/cluster/test_observing.py", "tests/cluster/", "tests/jobs/", "tests/real/", "tests/modeling/"),
     *("tests/calibration/", "tests/run/", "tests/preflight/", "tests/gateway/"),
 )
 """Files and folders in the order in which they are begun, all others after them; the end is left to short ones."""
@@ -105,14 +104,18 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def alone_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """Gangs of one do without Ray, in processes that begin with their imports done; returns what finds these."""
+@pytest.fixture(params=["processes", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def gangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where gangs live: in processes of ours, or in Ray, which is slow; all that follows must be the same."""
     from tests.gang_processes import without_ray
-    from tests.warm.processes import warm_workers
+    from tests.several_processes import SeveralProcesses
 
-    warm_workers()
-    return without_ray(monkeypatch)
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
+        yield
+        return
+    with without_ray(SeveralProcesses):
+        yield
 
 
 @pytest.fixture(scope="session")

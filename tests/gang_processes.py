@@ -1,7 +1,8 @@
 """Gangs for tests, on Ray or as one process, and a look at the processes they leave."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from eva_dist.calibration.controller import PointResult
 from eva_dist.calibration.worker import Assignment
 from eva_dist.cluster import one_process
 from eva_dist.cluster.attempts import run_on_gang
+from eva_dist.cluster.one_process import OneProcess
 from eva_dist.cluster.place import open_place
 from eva_dist.run.prepare import Prepared, assignment
 from tests.observers import Ends
+from tests.warm.processes import warm_workers
 
 
 def assignment_of(run: Prepared, **changes: Any) -> Assignment:
@@ -32,8 +35,17 @@ def run_alone(assignment: Assignment, on_step: Any, *options: Any) -> PointResul
     return end
 
 
+_started: list[Any] = []
+"""Processes of gangs that did without Ray."""
+
+
 def worker_pids() -> list[int]:
-    """Return the processes that are gang workers now, from /proc."""
+    """Return the processes that are gang workers now, by global rank where there is no Ray."""
+    return [process.pid for process in _started if process.poll() is None] or ray_pids()
+
+
+def ray_pids() -> list[int]:
+    """Return the actors of gangs, from /proc."""
     pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -46,6 +58,24 @@ def worker_pids() -> list[int]:
     return sorted(pids)
 
 
+@contextmanager
+def without_ray(place: type[OneProcess] = OneProcess) -> Iterator[None]:
+    """Let gangs live in a place without Ray, though this process may be connected to one; they begin warm."""
+    warm_workers()
+    start = one_process.start_process
+
+    def start_noted(*given: Any) -> Any:
+        _started.append(start(*given))
+        return _started[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_process, "start_process", start_noted)
+        patch.setattr("eva_dist.cluster.place.needs_no_ray", lambda cluster: True)
+        patch.setattr("eva_dist.cluster.place.OneProcess", place)
+        yield
+    _started.clear()
+
+
 def _is_ours(pid: int) -> bool:
     """Tell whether a process descends from this one, so that other runs on the machine do not count."""
     while pid > 1:
@@ -56,17 +86,3 @@ def _is_ours(pid: int) -> bool:
         except OSError:
             return False
     return False
-
-
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
-    """Let gangs of one do without Ray, though this process may be connected to one; return what finds them by pid."""
-    started = []
-    start = one_process.start_process
-
-    def start_noted(*given: Any) -> Any:
-        started.append(start(*given))
-        return started[-1]
-
-    monkeypatch.setattr(one_process, "start_process", start_noted)
-    monkeypatch.setattr("eva_dist.cluster.place.needs_no_ray", lambda cluster: True)
-    return lambda: [process.pid for process in started if process.poll() is None]

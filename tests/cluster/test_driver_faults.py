@@ -13,7 +13,7 @@ from tests.cluster.faults import artifact_of, half_written, job, least_cosine, p
 
 pytestmark = pytest.mark.ray
 
-STEPS = 150
+STEPS = 60
 RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's agents look for their node once a minute; of a driver that was killed they are the last to go."""
 
@@ -75,7 +75,7 @@ def finish(overrides, folder):
     return json.loads(out.splitlines()[-1]), [line["step"] for line in progress_of(folder)]
 
 
-def interrupt(overrides, folder, how, at=20):
+def interrupt(overrides, folder, how, at=10):
     """Send a signal once a step is done; return exit code, seconds until all processes are gone, and the last step."""
     with job(overrides, folder) as process:
         wait_until(lambda: step_of(folder) >= at or process.poll() is not None, 90)
@@ -90,17 +90,22 @@ def interrupt(overrides, folder, how, at=20):
         return code, seconds, step_of(folder)
 
 
+ENDS = {
+    "SIGTERM": (signal.SIGTERM, 75, r"error: asked to end (SIGTERM): checkpoint after step "),
+    "SIGINT": (signal.SIGINT, 1, "interrupted; nothing half-done has been published"),
+    "SIGKILL": (signal.SIGKILL, -9, ""),
+}
+
+
 @pytest.mark.parametrize(
-    ("how", "code", "says"),
+    ("workers", "how", "code", "says"),
     [
-        (signal.SIGTERM, 75, r"error: asked to end (SIGTERM): checkpoint after step "),
-        (signal.SIGINT, 1, "interrupted; nothing half-done has been published"),
-        (signal.SIGKILL, -9, ""),
+        pytest.param(workers, *end, id=f"{workers} workers, {name}", marks=[pytest.mark.slow] * (workers > 1))
+        for workers in (1, 2)
+        for name, end in ENDS.items()
     ],
-    ids=["SIGTERM", "SIGINT", "SIGKILL"],
 )
-@pytest.mark.parametrize("workers", [2, 1])
-def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_path, table, how, code, says, workers):
+def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_path, table, workers, how, code, says):
     store = tmp_path / "store"
     topology = f"cluster.num_workers={workers}"
     found, seconds, reached = interrupt(overrides(topology), tmp_path / "first", how)
@@ -120,7 +125,8 @@ def test_the_driver_is_ended_and_the_same_command_goes_on(overrides, truth, tmp_
     )
 
 
-@pytest.mark.parametrize("comes_back", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("comes_back", [False, True])
 def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left_or_comes_back(
     overrides, truth, tmp_path, table, comes_back
 ):
@@ -132,7 +138,7 @@ def test_a_node_is_lost_and_the_gang_goes_on_with_what_is_left_or_comes_back(
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         more = [f"cluster.address={cluster.address}", "cluster.wait_s=15", "cluster.heartbeat_s=20"]
         with job(overrides(*more), tmp_path / "run") as process:
-            wait_until(lambda: step_of(tmp_path / "run") >= 20 or process.poll() is not None, 90)
+            wait_until(lambda: step_of(tmp_path / "run") >= 10 or process.poll() is not None, 90)
             assert process.poll() is None, (tmp_path / "run/log").read_text()[-3000:]
             hurt = time.time()
             cluster.remove_node(nodes[0], allow_graceful=False)

@@ -22,9 +22,11 @@ from eva_dist.run.observer import SweepObserver
 from eva_dist.run.prepare import prepare
 from eva_dist.run.sweep import precompute
 from tests.cluster.faults import artifact_of, half_written, least_cosine, wait_until
-from tests.gang_processes import worker_pids
+from tests.gang_processes import without_ray, worker_pids
+from tests.several_processes import SeveralProcesses
+from tests.tiny_run import tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+pytestmark = pytest.mark.usefixtures("gangs")
 
 STEPS = 12
 LONG = {
@@ -35,16 +37,15 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def truth(tiny_model, words_file, tmp_path_factory):
-    """Artifacts of runs that nothing disturbed, by number of workers."""
-    from tests.tiny_run import tiny_config
-
+    """Artifacts of runs that nothing disturbed, by number of workers; Ray's have to be the same."""
     found = {}
-    for workers in (1, 2):
-        folder = tmp_path_factory.mktemp("truth")
-        cluster = {**LONG["cluster"], "num_workers": workers}
-        run = prepare(tiny_config(tiny_model, words_file, folder, eva=LONG["eva"], cluster=cluster))
-        found[workers] = precompute(run, time.perf_counter())
-        assert not run.store.checkpoints.exists()
+    with without_ray(SeveralProcesses):
+        for workers in (1, 2):
+            folder = tmp_path_factory.mktemp("truth")
+            cluster = {**LONG["cluster"], "num_workers": workers}
+            run = prepare(tiny_config(tiny_model, words_file, folder, eva=LONG["eva"], cluster=cluster))
+            found[workers] = precompute(run, time.perf_counter())
+            assert not run.store.checkpoints.exists()
     return found
 
 
@@ -125,7 +126,7 @@ def test_a_worker_hangs(prepared, truth, table, caplog):
 @pytest.fixture
 def trapped(monkeypatch):
     monkeypatch.setattr("eva_dist.cluster.ray_place.as_actor", tests.cluster.trap.as_actor)
-    monkeypatch.setattr("eva_dist.cluster.gang_worker.make_alone", tests.cluster.trap.make_alone)
+    monkeypatch.setattr("tests.several_processes.make_worker", tests.cluster.trap.make_worker)
 
 
 @pytest.mark.usefixtures("trapped")
@@ -224,8 +225,3 @@ def test_a_run_may_begin_anew_although_there_is_a_checkpoint(prepared, truth):
     watch = Watch(-1, None)
     check(run, precompute(run, time.perf_counter(), watch), truth)
     assert watch.times[0][0] == 1
-
-
-def test_one_worker_without_ray_gives_the_same_bits(prepared, truth, alone_here):
-    run, outcome = run_with(prepared, Watch(-1, None), cluster={"num_workers": 1})
-    check(run, outcome, truth, workers=1)

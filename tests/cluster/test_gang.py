@@ -19,7 +19,7 @@ from eva_dist.errors import (
 )
 from tests.gang_processes import assignment_of, run_alone, worker_pids
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+pytestmark = pytest.mark.usefixtures("gangs")
 
 
 def ignore(state):

@@ -22,8 +22,10 @@ from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.config import ClusterConfig
 from eva_dist.errors import GangError, GangTimeoutError, PreemptedError
 from eva_dist.run.sweep import precompute
-from tests.gang_processes import assignment_of, run_alone, worker_pids
+from tests.cluster.faults import artifact_of
+from tests.gang_processes import assignment_of, run_alone, without_ray, worker_pids
 from tests.observers import Watching
+from tests.several_processes import SeveralProcesses
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 FINGERPRINT = "ab" * 32
@@ -46,6 +48,26 @@ def test_status_answers_while_a_worker_waits_in_a_collective(prepared):
         assert (later.doing, later.global_rank, later.pid in worker_pids()) == ("join", 0, True)
         assert later.for_s >= 1.0 and second.doing == "start"
         assert re.fullmatch(rf"global_rank 0 \(\S+, pid {later.pid}\) is in join for \d+ s", str(later))
+
+
+def test_a_gang_that_loses_an_actor_goes_on_to_the_bits_of_one_without_ray(prepared, tmp_path):
+    """What else may happen to a gang is in test_faults, with Ray among the slow tests."""
+    cluster = {"checkpoint_every": 2, "max_failures": 1, "wait_s": 2.0}
+    whole, hurt = (prepared(cluster=cluster, store={"url": str(tmp_path / name)}) for name in ("whole", "hurt"))
+    with without_ray(SeveralProcesses):
+        expected = precompute(whole, time.perf_counter())
+    killed = []
+
+    def kill(state):
+        if state.steps == 5 and not killed:
+            killed.append(worker_pids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    found = precompute(hurt, time.perf_counter(), Watching(kill))
+    assert killed and found.steps == expected.steps > 5
+    assert artifact_of(tmp_path / "hurt/tests/tiny" / found.revision) == artifact_of(
+        tmp_path / "whole/tests/tiny" / expected.revision
+    )
 
 
 def test_one_driver_computes_and_the_others_wait(caplog):

@@ -30,7 +30,7 @@ from eva_dist.errors import (
 from eva_dist.run.sweep import precompute
 from tests.cluster.faults import artifact_of, half_written
 from tests.cluster.trap import make_alone
-from tests.gang_processes import assignment_of, run_alone
+from tests.gang_processes import assignment_of, run_alone, without_ray, worker_pids
 from tests.observers import Watching
 
 ONE = {"num_workers": 1}
@@ -46,9 +46,11 @@ def ignore(state):
 
 
 @pytest.fixture
-def pids(alone_here):
-    yield alone_here
-    assert alone_here() == []
+def pids():
+    """What finds the processes that were started."""
+    with without_ray():
+        yield worker_pids
+        assert worker_pids() == []
 
 
 def compute(run, *options):
@@ -178,6 +180,11 @@ def test_status_answers_while_another_call_runs(pids, prepared):
 
 
 class TestStartedAhead:
+    @pytest.fixture(autouse=True)
+    def not_connected(self, monkeypatch):
+        monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests of this process may be
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
     def test_the_run_takes_it(self, pids, prepared, configure):
         with worker_ahead(configure(cluster=ONE).cluster):
             ahead = pids()

@@ -30,5 +30,9 @@ def as_actor():
     return ray.remote(concurrency_groups=dict.fromkeys(THREADS.values(), 1))(TrapWorker)
 
 
+def make_worker(assignment, global_rank, world_size):
+    return Trap(assignment, global_rank, world_size, torch.device("cpu"), "127.0.0.1")
+
+
 def make_alone(assignment, has_gpu):
-    return Trap(assignment, 0, 1, torch.device("cpu"), "127.0.0.1")
+    return make_worker(assignment, 0, 1)

@@ -35,8 +35,7 @@ def published(store):
     return sorted(str(path.relative_to(store)) for path in store.glob("*/*")) if store.exists() else []
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("gangs")
 class TestOnAGang:
     def test_published_then_answered_from_the_store(self, prepared, tmp_path):
         run = prepared()

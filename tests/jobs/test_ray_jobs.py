@@ -61,6 +61,7 @@ def test_little_is_uploaded(tmp_path):
     assert package.stat().st_size < 1.2 * sum((ROOT / name).stat().st_size for name in names if not name.endswith("/"))
 
 
+@pytest.mark.slow
 def test_a_job_from_submission_to_its_end(settings):
     with RayCluster() as cluster:
         cluster.start_head(num_cpus=1)

@@ -11,12 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eva_dist.config import ArtifactConfig, ClusterConfig, Config, DataConfig, EvaConfig, ModelConfig, StoreConfig
 from eva_dist.run.prepare import prepare
 from eva_dist.run.sweep import precompute
+from tests.gang_processes import without_ray
+from tests.several_processes import SeveralProcesses
 
-pytestmark = [pytest.mark.real, pytest.mark.ray]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
-def folder(smollm2_folder, docstrings_file, tmp_path_factory, ray_here):
+def folder(smollm2_folder, docstrings_file, tmp_path_factory):
     """Folder of an artifact for the first two blocks of SmolLM2, computed on two workers."""
     config = Config(
         model=ModelConfig(name_or_path=str(smollm2_folder), config_overrides={"num_hidden_layers": 2}),
@@ -26,7 +28,8 @@ def folder(smollm2_folder, docstrings_file, tmp_path_factory, ray_here):
         store=StoreConfig(url=str(tmp_path_factory.mktemp("store"))),
         artifact=ArtifactConfig(repo_id="team/cut"),
     )
-    outcome = precompute(prepare(config), time.perf_counter())
+    with without_ray(SeveralProcesses):
+        outcome = precompute(prepare(config), time.perf_counter())
     assert outcome.status == "done"
     assert dataclasses.asdict(outcome)["layers_converged"] == 14
     return outcome.url.removeprefix("file://")

@@ -1,5 +1,6 @@
 """Topology: one worker, two, two that hold the model together, four as two such pairs: one result."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -17,9 +18,10 @@ from eva_dist.config import (
     StoreConfig,
 )
 from eva_dist.run.prepare import prepare
-from tests.gang_processes import assignment_of, run_alone
+from tests.gang_processes import assignment_of, run_alone, without_ray
+from tests.several_processes import SeveralProcesses
 
-pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+pytestmark = pytest.mark.real
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def compute(smollm2_folder, minilm_folder, docstrings_file, tmp_path_factory):
     }
     alone = {}
 
-    def run(model: str, topology: Topology):
+    def run(model: str, topology: Topology, on_ray: bool = False):
         if topology == Topology() and model in alone:
             return alone[model]
         workers, shard, exchange = topology.num_workers, topology.shard_size, topology.exchange
@@ -60,7 +62,8 @@ def compute(smollm2_folder, minilm_folder, docstrings_file, tmp_path_factory):
             store=StoreConfig(url=str(tmp_path_factory.mktemp("store"))),
             artifact=ArtifactConfig(repo_id="tests/topology"),
         )
-        result = run_alone(assignment_of(prepare(config)), lambda state: None)
+        with nullcontext() if on_ray else without_ray(SeveralProcesses):
+            result = run_alone(assignment_of(prepare(config)), lambda state: None)
         if topology == Topology():
             alone[model] = result
         return result
@@ -111,3 +114,10 @@ def test_an_encoder_comes_out_the_same(compute, topology):
 @pytest.mark.parametrize("topology", ways())
 def test_a_language_model_comes_out_the_same(compute, topology):
     check_same(compute("smollm2", topology), compute("smollm2", Topology()))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_actors_come_to_the_same(compute, ray_here):
+    """Four, in pairs that hold the model together: all of the topology at once, for Ray is in it with no number."""
+    check_same(compute("minilm", Topology(4, 2), on_ray=True), compute("minilm", Topology()))

@@ -1,4 +1,4 @@
-"""A sweep on real actors: each point as its own run, failures apart, and nothing computed twice."""
+"""A sweep on a gang: each point as its own run, failures apart, and nothing computed twice."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from eva_dist.run.sweep import compute_points, precompute
 from tests.gang_processes import worker_pids
 from tests.observers import Watching
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+pytestmark = pytest.mark.usefixtures("gangs")
 ONE = {"num_workers": 1, "checkpoint_every": 2}
 POINTS = {
     "rho 1": {"rho": 1.0, "tau": 0.9},
