@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from eva_dist.distributed.process_group import free_address, process_group
 
 DEADLINE_S = 60.0
-_PRELOAD = ["eva_dist.calibration.worker", "transformers.models.llama.modeling_llama"]
+PRELOAD = ["eva_dist.calibration.worker", "transformers.models.llama.modeling_llama"]
 """What members need and takes seconds to import: once in the process that all are forked from."""
 
 
@@ -22,7 +22,7 @@ def run(world_size: int, work: Callable[[int, int], Any], folder: Path, timeout_
         ProcessRaisedException: with the traceback of the first process that failed.
     """
     arguments = (world_size, free_address("127.0.0.1"), work, str(folder), timeout_s)
-    mp.set_forkserver_preload(_PRELOAD)
+    mp.set_forkserver_preload(PRELOAD)
     context = mp.start_processes(_member, arguments, nprocs=world_size, join=False, start_method="forkserver")
     deadline = time.monotonic() + DEADLINE_S
     try:

@@ -1,34 +1,26 @@
 """A sweep by the very command, on a gang: the launcher changes how points are computed, and no number."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-JOB = Path(__file__).parents[2] / "jobs" / "precompute.py"
+from tests.cluster.faults import job
 
 
-@pytest.mark.ray
 def test_both_launchers_publish_the_same(tiny_model, words_file, tmp_path):
     published = {}
     for launcher in ("shared_pass", "basic"):
-        done = subprocess.run(
-            [
-                *(sys.executable, str(JOB), "-m", f"hydra/launcher={launcher}", f"hydra.sweep.dir={launcher}"),
-                *(f"model.name_or_path={tiny_model}", f"data.path={words_file}", "data.max_length=64"),
-                *("data.step_size=6", "data.batch_size=2", "eva.r=4", "eva.tau=0.9", "eva.target_modules=all-linear"),
-                *("cluster.threads_per_worker=1", f"store.url={tmp_path / launcher / 'store'}", "eva.rho=1,0.5,2"),
-            ],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=240,
-        )
-        assert done.returncode == 2, done.stderr  # of the one bad point
-        assert done.stderr.count("error: eva.rho=0.5 must be") == 1
-        outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+        words = [
+            *("-m", f"hydra/launcher={launcher}", f"hydra.sweep.dir={launcher}"),
+            *(f"model.name_or_path={tiny_model}", f"data.path={words_file}", "data.max_length=64"),
+            *("data.step_size=6", "data.batch_size=2", "eva.r=4", "eva.tau=0.9", "eva.target_modules=all-linear"),
+            *("cluster.threads_per_worker=1", f"store.url={tmp_path / launcher / 'store'}", "eva.rho=1,0.5,2"),
+        ]
+        with job(words, tmp_path) as process:
+            out, _ = process.communicate(timeout=240)
+        said = (tmp_path / "log").read_text()
+        assert process.returncode == 2, said  # of the one bad point
+        assert said.count("error: eva.rho=0.5 must be") == 1
+        outcomes = [json.loads(line) for line in out.splitlines()]
         for n, outcome in zip((0, 2), outcomes, strict=True):
             folder = tmp_path / f"{launcher}/{n}"
             assert json.loads((folder / "result.json").read_text()) == outcome

@@ -107,6 +107,7 @@ def test_a_parameter_budget_changes_what_is_handed_out_and_nothing_else(llamas):
     assert "A and B, whatever the ranks" in to_text(params)
 
 
+@pytest.mark.slow
 def test_a_70b_llama_needs_shards(llamas):
     alone = plan_of(llamas["70b"], data={"batch_size": 1})
     assert alone.model.parameters == pytest.approx(70.55e9, rel=1e-3)
@@ -127,6 +128,7 @@ def test_a_shard_group_that_no_node_holds_is_noted(llamas):
     assert any("cluster.shard_size=16 is more than the 8 of a node" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_rows_of_many_steps_are_what_does_not_fit(llamas):
     found = plan_of(llamas["70b"], cluster={"num_workers": 8, "shard_size": 8})
     assert found.memory.rows == 8 * 2 * 512 * 2 * 80 * (3 * 8192 + 28672)  # 16 samples are the shares of 8 steps
@@ -135,6 +137,7 @@ def test_rows_of_many_steps_are_what_does_not_fit(llamas):
     assert any("data.batch_size=2 holds those of one step" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_offload_is_tried_where_no_shard_fits_and_then_given_up(llamas):
     small = plan_of(llamas["70b"], replace(A100_40, memory_gib=32), data={"batch_size": 1, "step_size": 2})
     assert (small.fit.shard_size, small.fit.offload) == (8, False)

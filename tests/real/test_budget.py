@@ -18,7 +18,7 @@ from eva_dist.plan import Plan
 from eva_dist.run.prepare import Prepared, prepare, provenance
 from jobs.contenders import begin, session
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BLOCKS, STEPS, R = 3, 6, 8
 

@@ -14,7 +14,7 @@ from eva_dist.errors import DerivationError
 from eva_dist.transform.derive import derive_and_publish
 from tests.own_run import own_run
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_figures")]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def apart(ours, theirs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rho": 1.5}, pytest.param({"rho": 1.25}, marks=pytest.mark.slow), {"r": 4}, {"tau": 0.9}],
+    [{"rho": 1.5}, {"rho": 1.25}, {"r": 4}, {"tau": 0.9}],
     ids=str,
 )
 def test_derived_is_near_to_a_run(compute, source, tmp_path, changes):

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from eva_dist.calibration.group_svds import Updates
+from tests.distributed.gang_of_processes import PRELOAD
 
 from .conftest import ATTENTION, assert_same, build, eva, lora, ranks, token_minibatches
 
@@ -87,7 +88,8 @@ def work(rank, folder):
 def outcomes(tmp_path_factory):
     """Scenario to what the two processes came to, by `global_rank`."""
     folder = tmp_path_factory.mktemp("gloo")
-    context = mp.spawn(work, args=(folder,), nprocs=2, join=False)
+    mp.set_forkserver_preload(PRELOAD)
+    context = mp.start_processes(work, (folder,), nprocs=2, join=False, start_method="forkserver")
     deadline = time.monotonic() + 2 * LIMIT_S
     try:
         while not context.join(timeout=1):

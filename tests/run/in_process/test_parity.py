@@ -61,10 +61,12 @@ def test_rank_pattern_of_a_tiny_model(pattern):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rho": 1.0},
+        pytest.param({"rho": 1.0}, marks=pytest.mark.slow),
         {"rho": 2.0},
-        {"rho": 2.0, "rank_pattern": {"query": 4, "layer.1.intermediate.dense": 12}},
-        {"rho": 2.0, "use_label_mask": False},
+        pytest.param(
+            {"rho": 2.0, "rank_pattern": {"query": 4, "layer.1.intermediate.dense": 12}}, marks=pytest.mark.slow
+        ),
+        pytest.param({"rho": 2.0, "use_label_mask": False}, marks=pytest.mark.slow),
     ],
     ids=["rho 1", "rho 2", "rank_pattern", "no label mask"],
 )

@@ -64,6 +64,7 @@ def test_order_of_the_data_hardly_matters(settings):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS[:2])
 def test_order_of_real_text_hardly_matters(settings, real_model, real_minibatches):
     generator = torch.Generator()

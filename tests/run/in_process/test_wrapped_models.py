@@ -49,7 +49,14 @@ WAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own compiler
-@pytest.mark.parametrize(("way", "used"), [*((way, False) for way in WAYS), ("base", True), ("adapter inside", True)])
+@pytest.mark.parametrize(
+    ("way", "used"),
+    [
+        ("adapter inside", True),  # the others compile as long, one after another
+        *(pytest.param(way, False, marks=pytest.mark.slow) for way in WAYS),
+        pytest.param("base", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_model_gives_what_it_gives_uncompiled_by_peft_s_names(way, used):
     data = token_minibatches(padding=True)
     plain = eva(build("llama"), data, lora(**SETTINGS))
