@@ -32,7 +32,3 @@ def as_actor():
 
 def make_worker(assignment, global_rank, world_size):
     return Trap(assignment, global_rank, world_size, torch.device("cpu"), "127.0.0.1")
-
-
-def make_alone(assignment, has_gpu):
-    return make_worker(assignment, 0, 1)
