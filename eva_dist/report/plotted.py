@@ -126,15 +126,15 @@ def _series_of(
     x: Callable[[int], float],
     y: Callable[[PointFigures], float],
 ) -> tuple[Series, ...]:
-    lines: dict[str, list[int]] = defaultdict(list)
+    along, lines = encoding.along, defaultdict[str, list[int]](list)
     for place in found.compared:
         settings = found.points[place].settings
-        others = {key: settings.get(key) for key in found.varied if key != encoding.along}
-        lines[same(others) if encoding.along else str(place)].append(place)
+        others = {key: settings.get(key) for key in found.varied if key != along}
+        lines[same(others) if along else str(place)].append(place)
     texts = {key: [same(value) for value in _values_of(found, key)] for key in (encoding.colour, encoding.shape) if key}
     drawn = []
     for places in lines.values():
-        ordered = sorted(places, key=lambda place: _place_along(found, encoding.along, place))
+        ordered = sorted(places, key=lambda place: found.points[place].settings[along] if along else place)
         marks = tuple(
             Mark(x(place), y(found.known(place)), found.points[place].number, point_words(found, place))
             for place in ordered
@@ -146,10 +146,6 @@ def _series_of(
         )
         drawn.append(Series(marks, colour, form))
     return tuple(drawn)
-
-
-def _place_along(found: Comparison, along: str | None, place: int) -> float:
-    return float(place if along is None else found.points[place].settings[along])
 
 
 def _legend_of(found: Comparison, encoding: Encoding) -> list[tuple[str, list[tuple[Markup, str]]]]:
