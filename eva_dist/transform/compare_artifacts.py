@@ -1,7 +1,6 @@
 """Compare two opened artifacts, layer by layer and by module kind; `compare.py` has the mathematics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,29 +15,6 @@ from eva_dist.transform.compare import ArtifactComparison, LayerPair, compare_la
 
 _EQUAL_OVERLAP = 1 - 1e-6
 """Subspaces that overlap more differ by rounding alone."""
-
-
-@dataclass(frozen=True)
-class KindComparison:
-    """The layers of one module kind in both artifacts.
-
-    Attributes:
-        kind: of module, e.g. `self_attn.q_proj`.
-        layers: how many there are.
-        rank_a: sum of their ranks in A.
-        rank_b: sum of their ranks in B.
-        equal_share: share of them whose ranks are equal, 0..1.
-        overlap: mean over the layers in which both keep components; None if there is none.
-        largest_deg: largest angle of those layers, in degrees; None if there is none.
-    """
-
-    kind: str
-    layers: int
-    rank_a: int
-    rank_b: int
-    equal_share: float
-    overlap: float | None
-    largest_deg: float | None
 
 
 def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactComparison:
@@ -61,11 +37,13 @@ def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactCompariso
         raise IntegrityError(f"{a.where} and {b.where} cannot be compared: {error}") from error
 
 
-def compare_kinds(found: ArtifactComparison) -> list[KindComparison]:
-    """Return a comparison for each module kind, in the order of a transformer block."""
+def compare_kinds(found: ArtifactComparison) -> dict[str, ArtifactComparison]:
+    """Return the comparison of each module kind's layers, in the order of a transformer block."""
     where = places([pair.name for pair in found.comparable])
-    kinds = kinds_in_order(where)
-    return [_compare_kind(kind, [pair for pair in found.comparable if where[pair.name].kind == kind]) for kind in kinds]
+    return {
+        kind: ArtifactComparison(tuple(pair for pair in found.comparable if where[pair.name].kind == kind), (), ())
+        for kind in kinds_in_order(where)
+    }
 
 
 def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
@@ -80,19 +58,6 @@ def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
         if pair.rank_a != pair.rank_b or (pair.angles is not None and pair.angles.overlap < _EQUAL_OVERLAP)
     ]
     return sorted(different, key=likeness)[:most]
-
-
-def _compare_kind(kind: str, pairs: Sequence[LayerPair]) -> KindComparison:
-    angles = [pair.angles for pair in pairs if pair.angles is not None]
-    return KindComparison(
-        kind,
-        len(pairs),
-        sum(pair.rank_a for pair in pairs),
-        sum(pair.rank_b for pair in pairs),
-        sum(pair.rank_a == pair.rank_b for pair in pairs) / len(pairs),
-        sum(one.overlap for one in angles) / len(angles) if angles else None,
-        max((one.largest_deg for one in angles), default=None),
-    )
 
 
 def _read_rows(artifact: ArtifactReader) -> dict[str, Any]:
