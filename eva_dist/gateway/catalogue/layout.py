@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup
 
 import eva_dist
 from eva_dist.artifact.reading import plain, shown
-from eva_dist.gateway.catalogue.assets import icon, script, style_sheet
+from eva_dist.gateway.catalogue.assets import ASSETS
 from eva_dist.render.templates import template_environment
 from eva_dist.render.words import NONE, amount
 from eva_dist.report.settings import whole_text
-
-if TYPE_CHECKING:
-    from eva_dist.store.snapshot import Revision
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -31,11 +28,6 @@ def render_page(template: str, title: str, *, trail: Sequence[tuple[str, str | N
 def render_fragment(template: str, **values: Any) -> Markup:
     """Return a piece of a page."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
-
-
-def artifact_url(revision: "Revision") -> str:
-    """Return where an artifact's page is."""
-    return f"/artifact/{url_path(revision.repo_id)}/{url_path(revision.revision)}"
 
 
 def compare_url(a: str, b: str | None = None) -> str:
@@ -67,13 +59,7 @@ def _heading_id(heading: str) -> str:
 
 
 _ENVIRONMENT = template_environment(Path(__file__).parent / "templates")
-_ENVIRONMENT.globals |= {
-    "version": eva_dist.__version__,
-    "icon": icon,
-    "style_sheet": style_sheet,
-    "script": script,
-    "compare_url": compare_url,
-}
+_ENVIRONMENT.globals |= {"version": eva_dist.__version__, "compare_url": compare_url, **ASSETS}
 _ENVIRONMENT.filters |= {
     "shown": shown,
     "whole_text": whole_text,
