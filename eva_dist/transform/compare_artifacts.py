@@ -1,6 +1,5 @@
 """Compare two opened artifacts, layer by layer and by module kind; `compare.py` has the mathematics."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safetensors import SafetensorError
@@ -25,14 +24,13 @@ def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactCompariso
         ConfigError: they have no layer in common.
     """
     rows_a, rows_b = _read_rows(a), _read_rows(b)
-    shapes_a, shapes_b = _layer_shapes(a, rows_a), _layer_shapes(b, rows_b)
-    if not set(shapes_a) & set(shapes_b):
+    if not set(rows_a) & set(rows_b):
         raise ConfigError(
-            f"A and B have no layer in common: {next(iter(shapes_a), 'none')}, ... and "
-            f"{next(iter(shapes_b), 'none')}, ...; compare artifacts of one base model"
+            f"A and B have no layer in common: {next(iter(rows_a), 'none')}, ... and "
+            f"{next(iter(rows_b), 'none')}, ...; compare artifacts of one base model"
         )
     try:
-        return compare_layers(shapes_a, shapes_b, rows_a.__getitem__, rows_b.__getitem__)
+        return compare_layers(rows_a, rows_b)
     except ValueError as error:
         raise IntegrityError(f"{a.where} and {b.where} cannot be compared: {error}") from error
 
@@ -61,15 +59,12 @@ def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
 
 
 def _read_rows(artifact: ArtifactReader) -> dict[str, Any]:
+    """Return each layer's rows, in the order of the manifest, after checking that the names agree."""
     try:
-        return load(artifact.read(STATE_DICT_FILE))
+        rows = load(artifact.read(STATE_DICT_FILE))
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} is no safetensors file ({error})") from error
-
-
-def _layer_shapes(artifact: ArtifactReader, rows: Mapping[str, Any]) -> dict[str, Sequence[int]]:
-    """Return the shape of each layer's rows, in the order of the manifest, after checking that the names agree."""
     names = [layer.name for layer in described_layers(artifact.snapshot.manifest)]
     if set(names) != set(rows) or any(tensor.ndim != 2 for tensor in rows.values()):
         raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} has other layers than its manifest")
-    return {name: rows[name].shape for name in names}
+    return {name: rows[name] for name in names}

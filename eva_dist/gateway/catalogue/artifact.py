@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eva_dist.artifact.reading import Reading, shown
+from eva_dist.artifact.reading import Reading, plain, shown
 from eva_dist.artifact.summary import NOT_CONVERGED, LayerRow
 from eva_dist.gateway.catalogue.detail import CONVERGENCE_FILE, SPECTRUM_FILE, Detail
 from eva_dist.gateway.catalogue.figures import convergence_figure, ranks_figure, spectra_figure
-from eva_dist.gateway.catalogue.layout import render_page, setting
+from eva_dist.gateway.catalogue.layout import render_page
 from eva_dist.gateway.catalogue.snippets import Server, snippets
 from eva_dist.report.settings import flatten_parts, whole_text
 
@@ -66,7 +66,7 @@ def describe_in_words(one: ListedArtifact) -> str:
     """Return what the artifact is, in a sentence or two."""
     facts = one.facts
     known = [
-        f"{key}\u00a0=\u00a0{setting(value)}"
+        f"{key}\u00a0=\u00a0{plain(value)}"
         for key, value in (("r", facts.r), ("rho", facts.rho), ("tau", facts.tau))
         if value is not None
     ]

@@ -48,11 +48,6 @@ def file_size(count: int) -> str:
     return f"{count}\u00a0B"
 
 
-def setting(value: float | None) -> str:
-    """Return a setting, or a dash."""
-    return NONE if value is None else plain(value)
-
-
 def _heading_id(heading: str) -> str:
     """Return what a link to a heading names it by."""
     return "".join(c if c.isalnum() else "-" for c in heading.lower()).strip("-")
@@ -67,6 +62,6 @@ _ENVIRONMENT.filters |= {
     "slug": _heading_id,
     "url_path": url_path,
     "file_size": file_size,
-    "setting": setting,
+    "setting": lambda value: NONE if value is None else plain(value),
     "amount_or_dash": lambda value: NONE if value is None else amount(value),
 }
