@@ -6,7 +6,6 @@ may have written: they are shown as `rich.text.Text`, never as markup, without c
 
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.render.words import NONE, amount, printable
+from eva_dist.render.words import NONE, amount, printable, without_odd_floats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +71,7 @@ def say(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on standard output; it is ASCII, so a terminal is safe from it."""
-    print(json.dumps(_without_nan(document), indent=2, default=str, allow_nan=False))
+    print(json.dumps(without_odd_floats(document, lambda odd: None), indent=2, default=str, allow_nan=False))
 
 
 def print_outcome(outcome: Mapping[str, Any], unconverged: str) -> None:
@@ -165,14 +164,3 @@ def duration(words: str) -> timedelta | None:
         return timedelta(seconds=seconds) if seconds >= 0 else None
     except (ValueError, KeyError, OverflowError):
         return None
-
-
-def _without_nan(value: Any) -> Any:
-    """Return what JSON can hold: null for NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value

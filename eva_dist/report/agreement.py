@@ -28,8 +28,7 @@ class Agreement:
 
     def of(self, a: int, b: int) -> tuple[float | None, float | None]:
         """Return overlap and share of equal ranks of two artifacts by their places; None for NaN."""
-        found = (float(self.overlap_NN[a, b]), float(self.equal_ranks_NN[a, b]))
-        return none_if_nan(found[0]), none_if_nan(found[1])
+        return none_if_nan(float(self.overlap_NN[a, b])), none_if_nan(float(self.equal_ranks_NN[a, b]))
 
 
 def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:

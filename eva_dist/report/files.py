@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import eva_dist
 from eva_dist.errors import StoreError
+from eva_dist.render.words import without_odd_floats
 from eva_dist.report.agreement import none_if_nan
 from eva_dist.report.compare_points import Comparison
 from eva_dist.report.point import Point
@@ -107,9 +107,8 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON for people and programs; NaN and infinity, which a setting can hold, as text."""
-    return (
-        json.dumps(_replace_infinities(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
-    ).encode()
+    plain = without_odd_floats(value, str)
+    return (json.dumps(plain, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
 
 
 def put(path: Path, content: bytes) -> None:
@@ -150,11 +149,3 @@ def _describe_point(point: Point, varied: Sequence[str], figures: dict[str, Any]
         "error": None if point.problem is None else dataclasses.asdict(point.problem),
         "figures": figures,
     }
-
-
-def _replace_infinities(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _replace_infinities(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_replace_infinities(item) for item in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
