@@ -1,15 +1,15 @@
 """`eva-dist derive`: an artifact of other settings from a stored one, with no model and no data."""
 
 import contextlib
-import dataclasses
-import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from eva_dist.cli.options import STORE, StoreUrl, check_destination
 from eva_dist.cli.overrides import eva_overrides
+from eva_dist.cli.terminal import print_outcome
 
 
 def derive(
@@ -37,11 +37,5 @@ def derive(
     with contextlib.redirect_stdout(sys.stderr):
         from eva_dist.transform.derive import derive_and_publish
 
-        outcome = derive_and_publish(source, changes, store, repo_id, revision)
-    if outcome.layers_converged < outcome.layers_total:
-        print(
-            f"{outcome.layers_total - outcome.layers_converged} of {outcome.layers_total} layers have not converged to "
-            "eva.tau; they were taken as they are (eva.on_max_steps=accept)",
-            file=sys.stderr,
-        )
-    print(json.dumps(dataclasses.asdict(outcome)))
+        outcome = asdict(derive_and_publish(source, changes, store, repo_id, revision))
+    print_outcome(outcome, "have not converged to eva.tau; they were taken as they are (eva.on_max_steps=accept)")

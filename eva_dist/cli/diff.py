@@ -9,30 +9,30 @@ import typer
 from eva_dist.cli.completion import complete_names
 from eva_dist.cli.options import STORE, AsJson, StoreUrl
 from eva_dist.cli.terminal import Column, cell, fitting_table, print_json, print_parts, results_console, say
-from eva_dist.render.words import share
+from eva_dist.render.words import overlap, share
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from eva_dist.store.artifact_reader import ArtifactReader
-    from eva_dist.transform.compare import ArtifactComparison, LayerPair
+    from eva_dist.transform.compare import ArtifactComparison
 
 _MOST_LAYERS = 20
 _KIND_COLUMNS = (
-    Column("module kind"),
-    Column("layers", right=True),
-    Column("ranks of A", right=True),
-    Column("ranks of B", right=True),
-    Column("equal", right=True, drop=2),
-    Column("overlap", right=True),
-    Column("largest angle", right=True, drop=1),
+    Column("module kind", lambda item: item[0]),
+    Column("layers", lambda item: len(item[1].both), right=True),
+    Column("ranks of A", lambda item: f"{sum(pair.rank_a for pair in item[1].both):,}", right=True),
+    Column("ranks of B", lambda item: f"{sum(pair.rank_b for pair in item[1].both):,}", right=True),
+    Column("equal", lambda item: share(item[1].equal_ranks / len(item[1].both), 0), right=True, drop=2),
+    Column("overlap", lambda item: overlap(item[1].overlap), right=True),
+    Column("largest angle", lambda item: angle_text(item[1].largest_deg), right=True, drop=1),
 )
 _LAYER_COLUMNS = (
-    Column("layer"),
-    Column("rank A", right=True),
-    Column("rank B", right=True),
-    Column("overlap", right=True),
-    Column("largest angle", right=True, drop=1),
+    Column("layer", lambda pair: pair.name),
+    Column("rank A", lambda pair: pair.rank_a, right=True),
+    Column("rank B", lambda pair: pair.rank_b, right=True),
+    Column("overlap", lambda pair: overlap(pair.angles and pair.angles.overlap), right=True),
+    Column("largest angle", lambda pair: angle_text(pair.angles and pair.angles.largest_deg), right=True, drop=1),
 )
 
 Artifact = Annotated[
@@ -70,29 +70,25 @@ def print_comparison(
     words: tuple[str, str], settings: dict[str, Any], found: "ArtifactComparison", every: bool
 ) -> None:
     """Print settings that differ, totals, ranks by module kind, and the layers that differ most, or every layer."""
-    from eva_dist.transform.compare_artifacts import most_different
+    from eva_dist.transform.compare_artifacts import compare_kinds, most_different
 
     console = results_console()
     print_parts(console, cell(f"A  {words[0]}"), cell(f"B  {words[1]}"), "")
     if not settings:
         print_parts(console, cell("settings: the same"))
     else:
-        columns = (Column("differs"), Column("A"), Column("B"))
-        rows = [
-            [cell(key), cell(setting_cell_text(a, console)), cell(setting_cell_text(b, console))]
-            for key, (a, b) in settings.items()
-        ]
-        print_parts(console, fitting_table(columns, rows, console.width))
-    print_parts(console, "", cell(summarise_layers(found), "bold"), "", kinds_table(found, console))
+        columns = (
+            Column("differs", lambda item: item[0]),
+            Column("A", lambda item: setting_cell_text(item[1][0], console)),
+            Column("B", lambda item: setting_cell_text(item[1][1], console)),
+        )
+        print_parts(console, fitting_table(columns, settings.items(), console.width))
+    kinds = fitting_table(_KIND_COLUMNS, compare_kinds(found).items(), console.width)
+    print_parts(console, "", cell(summarise_layers(found), "bold"), "", kinds)
     layers = found.comparable if every else most_different(found, _MOST_LAYERS)
     if layers:
         head = "every layer" if every else f"the {len(layers)} layers that differ most"
-        print_parts(
-            console,
-            "",
-            cell(head, "bold"),
-            fitting_table(_LAYER_COLUMNS, [layer_row(pair) for pair in layers], console.width),
-        )
+        print_parts(console, "", cell(head, "bold"), fitting_table(_LAYER_COLUMNS, layers, console.width))
     for head, names in (
         ("other in_features, so not compared", [pair.name for pair in found.both if pair.other_width]),
         ("only in A", found.only_a),
@@ -111,37 +107,6 @@ def summarise_layers(found: "ArtifactComparison") -> str:
     layers = len(found.comparable)
     angles = "" if found.overlap is None else f"; overlap {found.overlap:.4f}, largest angle {found.largest_deg:.2f}°"
     return f"{found.equal_ranks} of {layers} layers have equal ranks{angles}"
-
-
-def kinds_table(found: "ArtifactComparison", console: "Console") -> Any:
-    """Return a table with a row for each module kind."""
-    from eva_dist.transform.compare_artifacts import compare_kinds
-
-    rows = [
-        [
-            cell(one.kind),
-            cell(one.layers),
-            cell(f"{one.rank_a:,}"),
-            cell(f"{one.rank_b:,}"),
-            cell(share(one.equal_share, 0)),
-            cell(overlap_text(one.overlap)),
-            cell(angle_text(one.largest_deg)),
-        ]
-        for one in compare_kinds(found)
-    ]
-    return fitting_table(_KIND_COLUMNS, rows, console.width)
-
-
-def layer_row(pair: "LayerPair") -> list[Any]:
-    """Return a layer's row; its cells are those of `_LAYER_COLUMNS`."""
-    overlap = None if pair.angles is None else pair.angles.overlap
-    angle = None if pair.angles is None else pair.angles.largest_deg
-    return [cell(pair.name), cell(pair.rank_a), cell(pair.rank_b), cell(overlap_text(overlap)), cell(angle_text(angle))]
-
-
-def overlap_text(value: float | None) -> str | None:
-    """Return an overlap with four digits."""
-    return None if value is None else f"{value:.4f}"
 
 
 def angle_text(value: float | None) -> str | None:

@@ -3,30 +3,25 @@
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eva_dist.cli.options import STORE, AsJson, StoreUrl
 from eva_dist.cli.store_access import command_on_store, open_existing_store
-from eva_dist.cli.terminal import (
-    Column,
-    cell,
-    duration,
-    fitting_table,
-    print_json,
-    print_parts,
-    results_console,
-    say,
-    size_text,
-)
+from eva_dist.cli.terminal import Column, duration, print_json, print_table, say, size_text
 from eva_dist.errors import ConfigError, EvaDistError
 
 if TYPE_CHECKING:
     from eva_dist.store.gc import Garbage
     from eva_dist.store.store import Store
 
-_GARBAGE_COLUMNS = (Column("what"), Column("size", right=True), Column("why", drop=1))
+_GARBAGE_COLUMNS = (
+    Column("what", itemgetter(0)),
+    Column("size", lambda item: size_text(item[1]), right=True),
+    Column("why", itemgetter(2), drop=1),
+)
 _LONGEST_PATH = 40
 _MOST_LISTED = 20
 
@@ -84,9 +79,7 @@ def print_garbage(store: "Store", found: "Garbage", removed: int | None, older_t
         say(f"freed {size_text(removed)} in {store.url}: {count_garbage(found)}")
         return
     rows = list(list_garbage(store, found))
-    cells = [[cell(what), cell(None if size is None else size_text(size)), cell(why)] for what, size, why in rows]
-    console = results_console()
-    print_parts(console, fitting_table(_GARBAGE_COLUMNS, cells[:_MOST_LISTED], console.width))
+    print_table(_GARBAGE_COLUMNS, rows[:_MOST_LISTED])
     if len(rows) > _MOST_LISTED:
         say(f"and {len(rows) - _MOST_LISTED} more; --json has them all")
     given = "" if older_than == "24h" else f" --older-than {older_than}"

@@ -1,42 +1,42 @@
 """`eva-dist ls`: the artifacts of a store, a row each."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eva_dist.cli.completion import complete_names
 from eva_dist.cli.options import STORE, AsJson, StoreUrl
 from eva_dist.cli.store_access import open_store
-from eva_dist.cli.terminal import (
-    Column,
-    age_text,
-    cell,
-    fitting_table,
-    print_json,
-    print_parts,
-    results_console,
-    say,
-    size_text,
-    status_cell,
-)
+from eva_dist.cli.terminal import Column, age_text, cell, print_json, print_table, say, size_text
 from eva_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eva_dist.artifact.listing import ListedName
     from eva_dist.store.store import Store
 
+
+def _last_part(path: str | None) -> str | None:
+    from eva_dist.artifact.listing import short_path
+
+    return short_path(path)
+
+
+def _number_text(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+_STYLES = {"done": "green", "not_converged": "yellow", "broken": "bold red"}
 _ARTIFACT_COLUMNS = (
-    Column("artifact"),
-    Column("status"),
-    Column("base model", drop=5),
-    Column("r", right=True, drop=2),
-    Column("rho", right=True, drop=2),
-    Column("tau", right=True, drop=3),
-    Column("data", drop=6),
-    Column("size", right=True, drop=1),
-    Column("age", right=True, drop=4),
-    Column("fingerprint", drop=7),
+    Column("artifact", lambda row: row.name),
+    Column("status", lambda row: cell(row.status, _STYLES.get(row.status, ""))),
+    Column("base model", lambda row: _last_part(row.facts["base_model"]), drop=5),
+    Column("r", lambda row: _number_text(row.facts["r"]), right=True, drop=2),
+    Column("rho", lambda row: _number_text(row.facts["rho"]), right=True, drop=2),
+    Column("tau", lambda row: _number_text(row.facts["tau"]), right=True, drop=3),
+    Column("data", lambda row: _last_part(row.facts["data"]), drop=6),
+    Column("size", lambda row: size_text(row.facts["size"]), right=True, drop=1),
+    Column("age", lambda row: age_text(row.moved, datetime.now(UTC)), right=True, drop=4),
+    Column("fingerprint", lambda row: row.fingerprint[:12], drop=7),
 )
 _SORTS = "name, age, size, r, rho, tau, status, model"
 
@@ -77,32 +77,12 @@ def ls(
     if not found:
         explain_empty_list(opened, pattern)
         return
-    now = datetime.now(UTC)
-    console = results_console()
-    print_parts(console, fitting_table(_ARTIFACT_COLUMNS, [artifact_cells(row, now) for row in shown], console.width))
+    print_table(_ARTIFACT_COLUMNS, shown)
     for row in shown:
         if row.problem:
             say(f"broken: {row.name}: {row.problem}")
     if len(shown) < len(found):
         say(f"{len(shown)} of {len(found)} shown; --limit {len(found)} shows all")
-
-
-def artifact_cells(row: "ListedName", now: datetime) -> list[Any]:
-    """Return a row of the table; its cells are those of `_ARTIFACT_COLUMNS`."""
-    from eva_dist.artifact.listing import short_path
-
-    facts = row.facts
-    numbers = (None if number is None else f"{number:g}" for number in (facts["r"], facts["rho"], facts["tau"]))
-    return [
-        cell(row.name),
-        status_cell(row.status),
-        cell(short_path(facts["base_model"])),
-        *map(cell, numbers),
-        cell(short_path(facts["data"])),
-        cell(size_text(facts["size"])),
-        cell(age_text(row.moved, now)),
-        cell(row.fingerprint[:12]),
-    ]
 
 
 def explain_empty_list(store: "Store", pattern: str | None) -> None:

@@ -1,16 +1,16 @@
 """`eva-dist merge`: one artifact of several, as if all had been one run."""
 
 import contextlib
-import dataclasses
-import json
 import re
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from eva_dist.cli.options import STORE, StoreUrl, check_destination
 from eva_dist.cli.overrides import eva_overrides
+from eva_dist.cli.terminal import print_outcome
 
 _SETTING_WORD = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 
@@ -47,11 +47,5 @@ def merge(
     with contextlib.redirect_stdout(sys.stderr):
         from eva_dist.transform.merge import merge_and_publish
 
-        outcome = merge_and_publish(artifacts, weight or [], changes, store, repo_id, revision)
-    if outcome.layers_converged < outcome.layers_total:
-        print(
-            f"{outcome.layers_total - outcome.layers_converged} of {outcome.layers_total} layers had not converged to "
-            "eva.tau in every source; manifest.json names them",
-            file=sys.stderr,
-        )
-    print(json.dumps(dataclasses.asdict(outcome)))
+        outcome = asdict(merge_and_publish(artifacts, weight or [], changes, store, repo_id, revision))
+    print_outcome(outcome, "had not converged to eva.tau in every source; manifest.json names them")

@@ -41,7 +41,7 @@ def eva_overrides(words: Sequence[str]) -> dict[str, Any]:
         group, _, name = key.partition(".")
         if not equals or group != _GROUP or name not in hints:
             problems.append(_explain_refusal(word, key, bool(equals)))
-        elif name in found and not _adds_up(found[name], word):
+        elif name in found and not (isinstance(found[name], dict) and word.lstrip("+").startswith(_PATTERN_KEY)):
             problems.append(f"{word}: {key} is given twice; give it once")
         else:
             try:
@@ -62,10 +62,6 @@ def _split_word(word: str) -> tuple[str, str, str]:
         quote = "'" if '"' in pattern else '"'
         return _PATTERN_KEY.rstrip("."), equals, f"{{{quote}{pattern}{quote}: {text}}}"
     return bare.partition("=")
-
-
-def _adds_up(known: Any, word: str) -> bool:
-    return isinstance(known, dict) and word.lstrip("+").startswith(_PATTERN_KEY)
 
 
 def _explain_refusal(word: str, key: str, is_setting: bool) -> str:
@@ -92,7 +88,9 @@ def _parse_value(text: str, hint: Any) -> Any:
             raise ValueError("a whole number")
         return int(text)
     if hint is float:
-        return _parse_number(text)
+        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) or not math.isfinite(float(text)):
+            raise ValueError("a number")
+        return float(text)
     if isinstance(hint, type) and issubclass(hint, Enum):
         if text not in hint.__members__:
             raise ValueError(f"one of {', '.join(hint.__members__)}")
@@ -100,12 +98,6 @@ def _parse_value(text: str, hint: Any) -> Any:
     if hint == dict[str, int]:
         return _parse_rank_pattern(text)
     return _parse_names(text)
-
-
-def _parse_number(text: str) -> float:
-    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) or not math.isfinite(float(text)):
-        raise ValueError("a number")
-    return float(text)
 
 
 def _parse_rank_pattern(text: str) -> dict[str, int]:

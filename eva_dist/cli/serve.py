@@ -8,7 +8,9 @@ import typer
 
 from eva_dist.cli.options import STORE, StoreUrl, TokenFile, missing_aiohttp
 from eva_dist.cli.store_access import open_existing_store
+from eva_dist.cli.terminal import say
 from eva_dist.errors import ConfigError
+from eva_dist.render.words import counted
 
 if TYPE_CHECKING:
     from eva_dist.gateway.access import Access
@@ -45,7 +47,7 @@ def serve(
 
     from eva_dist.gateway.access import Access
     from eva_dist.gateway.app import make_app
-    from eva_dist.gateway.server import check_host, say, serve_until_asked
+    from eva_dist.gateway.server import check_host, serve_until_asked
     from eva_dist.gateway.upstream import upstream_of
     from eva_dist.logs import log_to_stderr
 
@@ -59,7 +61,7 @@ def serve(
 
     def started(bound: int) -> None:
         url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
-        found = f"{count:,} artifact{'' if count == 1 else 's'}" if count else "no artifact yet"
+        found = counted(count, "artifact") if count else "no artifact yet"
         say(f"serving {store}, {found}, at {url} ({describe_access(access)})")
         token = "" if token_file is None else "HF_TOKEN=... "
         say(f"use it: HF_ENDPOINT={url} {token}hf download team/name --revision rho2.0-tau0.99")

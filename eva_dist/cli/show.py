@@ -23,6 +23,7 @@ from eva_dist.render.words import NONE, amount, share
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from eva_dist.artifact.layer_table import DescribedLayer, ModuleKind
     from eva_dist.artifact.tables import Spectrum
@@ -34,26 +35,22 @@ _WIDEST = 120
 _WIDEST_SPECTRUM = 24
 _SHOWN_SETTINGS = ("r", "rho", "tau", "whiten", "budget", "lora_alpha")
 _SHOWN_DATA = ("split", "num_samples")
-_KIND_COLUMNS = (
-    Column("module kind"),
-    Column("layers", right=True, drop=2),
-    Column("ranks"),
-    Column("rank 0", right=True, drop=4),
-    Column("parameters", right=True, drop=3),
-    Column("explained", right=True),
-    Column("spectrum", drop=1),
+_FILE_COLUMNS = (
+    Column("file", lambda file: file.path),
+    Column("size", lambda file: size_text(file.size), right=True),
+    Column("sha256", lambda file: file.sha256, drop=1),
 )
-_FILE_COLUMNS = (Column("file"), Column("size", right=True), Column("sha256", drop=1))
+_NARROW_FILE_COLUMNS = (*_FILE_COLUMNS[:2], Column("sha256", lambda file: f"{file.sha256[:16]}…", drop=1))
 _LAYER_COLUMNS = (
-    Column("layer"),
-    Column("rank", right=True),
-    Column("r", right=True, drop=4),
-    Column("most", right=True, drop=3),
-    Column("in", right=True, drop=2),
-    Column("out", right=True, drop=2),
-    Column("explained", right=True, drop=1),
-    Column("updates", right=True, drop=5),
-    Column("ended", drop=6),
+    Column("layer", lambda layer: layer.name),
+    Column("rank", lambda layer: layer.rank, right=True),
+    Column("r", lambda layer: layer.r, right=True, drop=4),
+    Column("most", lambda layer: layer.max_rank, right=True, drop=3),
+    Column("in", lambda layer: layer.in_features, right=True, drop=2),
+    Column("out", lambda layer: layer.out_features, right=True, drop=2),
+    Column("explained", lambda layer: share(layer.explained), right=True, drop=1),
+    Column("updates", lambda layer: layer.updates, right=True, drop=5),
+    Column("ended", lambda layer: layer.stop_reason, drop=6),
 )
 
 
@@ -76,12 +73,13 @@ def show(
         print_json(artifact_document(source, snapshot, found, layers, kinds, with_layers))
         return
     console = results_console()
+    file_columns = _NARROW_FILE_COLUMNS if console.width < 100 else _FILE_COLUMNS
     sections: list[list[Any]] = [
         [facts_table(artifact_facts(snapshot, found))],
         list(draw_kinds(kinds, spectrum, console)),
         list(draw_rank_map(layers, console)),
-        [layers_table(layers, console)] if with_layers else [],
-        [files_table(snapshot, console)],
+        [fitting_table(_LAYER_COLUMNS, layers, console.width)] if with_layers else [],
+        [fitting_table(file_columns, snapshot.files.values(), console.width)],
         [facts_table(loading_lines(source, found))],
     ]
     for number, section in enumerate(filter(None, sections)):
@@ -112,7 +110,7 @@ def artifact_facts(snapshot: "Snapshot", found: "ArtifactLocation") -> dict[str,
     from eva_dist.artifact.summary import read_summary
 
     facts, manifest = read_summary(snapshot), snapshot.manifest
-    first = first_published_name(manifest)
+    first, revision = first_published_name(manifest), at(manifest, "model", "revision")
 
     def said(*keys: str) -> str:
         return setting_text(at(manifest, *keys))
@@ -125,7 +123,7 @@ def artifact_facts(snapshot: "Snapshot", found: "ArtifactLocation") -> dict[str,
         "at": found.where,
         "status": f"{facts.status}: {said('layers_converged')} of {said('layers_total')} layers converged, "
         f"after {said('steps')} steps and {said('tokens')} tokens",
-        "base model": " ".join(filter(None, [facts.base_model, text_or_none(at(manifest, "model", "revision"))])),
+        "base model": " ".join(filter(None, [facts.base_model, revision if isinstance(revision, str) else None])),
         "method": " ".join([said("method"), *settings]),
         "data": " ".join([facts.data or NONE, *samples]),
         "adapter": f"{said('trainable_parameters')} parameters, largest rank {said('largest_rank')}",
@@ -143,19 +141,20 @@ def draw_kinds(kinds: "Sequence[ModuleKind]", spectrum: "Spectrum | None", conso
     ink = ink_for(console.encoding)
     values = [value for kind in kinds for value in kind.spectrum if value > 0]
     low, high = (min(values), max(values)) if values else (1.0, 1.0)
-    rows = [
-        [
-            cell(kind.name),
-            cell(len(kind.ranks)),
-            cell(f"{kind.ranks[0]} - {kind.median_rank:g} - {kind.ranks[-1]}"),
-            cell(kind.ranks.count(0)),
-            cell(amount(kind.parameters)),
-            cell(share(kind.explained)),
-            cell(spectrum_bars(kind.spectrum, low, high, _WIDEST_SPECTRUM, ink), "cyan"),
-        ]
-        for kind in kinds
-    ]
-    yield fitting_table(_KIND_COLUMNS, rows, console.width)
+
+    def draw_spectrum(kind: "ModuleKind") -> "Text":
+        return cell(spectrum_bars(kind.spectrum, low, high, _WIDEST_SPECTRUM, ink), "cyan")
+
+    columns = (
+        Column("module kind", lambda kind: kind.name),
+        Column("layers", lambda kind: len(kind.ranks), right=True, drop=2),
+        Column("ranks", lambda kind: f"{kind.ranks[0]} - {kind.median_rank:g} - {kind.ranks[-1]}"),
+        Column("rank 0", lambda kind: kind.ranks.count(0), right=True, drop=4),
+        Column("parameters", lambda kind: amount(kind.parameters), right=True, drop=3),
+        Column("explained", lambda kind: share(kind.explained), right=True),
+        Column("spectrum", draw_spectrum, drop=1),
+    )
+    yield fitting_table(columns, kinds, console.width)
     if spectrum and values:
         most = max(len(kind.spectrum) for kind in kinds)
         yield cell(
@@ -183,29 +182,6 @@ def draw_rank_map(layers: "Sequence[DescribedLayer]", console: "Console") -> Ite
         line.append_text(cell(row[label:], "cyan"))
         yield line
     yield cell(axis, "dim")
-
-
-def layers_table(layers: "Sequence[DescribedLayer]", console: "Console") -> Any:
-    """Return a table with a row for each layer; its cells are those of `_LAYER_COLUMNS`."""
-    rows = [
-        [
-            cell(one.name),
-            *(cell(number) for number in (one.rank, one.r, one.max_rank, one.in_features, one.out_features)),
-            cell(share(one.explained)),
-            cell(one.updates),
-            cell(one.stop_reason),
-        ]
-        for one in layers
-    ]
-    return fitting_table(_LAYER_COLUMNS, rows, console.width)
-
-
-def files_table(snapshot: "Snapshot", console: "Console") -> Any:
-    """Return a table with a row for each file."""
-    rows = [[cell(one.path), cell(size_text(one.size)), cell(one.sha256)] for one in snapshot.files.values()]
-    if console.width < 100:
-        rows = [[path, size, cell(sha256.plain[:16] + "…")] for path, size, sha256 in rows]
-    return fitting_table(_FILE_COLUMNS, rows, console.width)
 
 
 def artifact_document(
@@ -238,13 +214,12 @@ def artifact_document(
         "load": loading_lines(source, found),
     }
     if with_layers:
-        document["layers"] = [_layer_document(layer) for layer in layers]
+        keys = ("rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained")
+        document["layers"] = [
+            {"name": one.name, "place": asdict(one.place), **{key: getattr(one, key) for key in (*keys, "parameters")}}
+            for one in layers
+        ]
     return document
-
-
-def _layer_document(layer: "DescribedLayer") -> dict[str, Any]:
-    keys = ("rank", "r", "max_rank", "in_features", "out_features", "updates", "stop_reason", "explained", "parameters")
-    return {"name": layer.name, "place": asdict(layer.place), **{key: getattr(layer, key) for key in keys}}
 
 
 def setting_text(value: object) -> str:
@@ -256,8 +231,3 @@ def setting_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else NONE
-
-
-def text_or_none(value: object) -> str | None:
-    """Return a text; None for anything else, which a manifest may hold in its place."""
-    return value if isinstance(value, str) else None

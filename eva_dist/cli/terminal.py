@@ -6,15 +6,14 @@ may have written: they are shown as `rich.text.Text`, never as markup, without c
 
 import io
 import json
-import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.render.words import NONE, amount, printable
+from eva_dist.render.words import NONE, amount, printable, without_odd_floats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,14 +22,17 @@ if TYPE_CHECKING:
 
 GAP = 2
 _UNBOUNDED = 10_000
-_STYLES = {"done": "green", "not_converged": "yellow", "broken": "bold red"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: of those that do not fit, the one with the largest `drop` goes first; 0 stays."""
+    """A column of a table: its head, and what its cells say of a row's subject.
+
+    Of those that do not fit, the one with the largest `drop` goes first; 0 stays.
+    """
 
     head: str
+    say: Callable[[Any], object]
     right: bool = False
     drop: int = 0
 
@@ -69,7 +71,14 @@ def say(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on standard output; it is ASCII, so a terminal is safe from it."""
-    print(json.dumps(_without_nan(document), indent=2, default=str, allow_nan=False))
+    print(json.dumps(without_odd_floats(document, lambda odd: None), indent=2, default=str, allow_nan=False))
+
+
+def print_outcome(outcome: Mapping[str, Any], unconverged: str) -> None:
+    """Print what was published as one JSON line; `unconverged` is said of layers that have not converged, if any."""
+    if (left := outcome["layers_total"] - outcome["layers_converged"]) > 0:
+        print(f"{left} of {outcome['layers_total']} layers {unconverged}", file=sys.stderr)
+    print(json.dumps(outcome))
 
 
 def printable_lines(message: str) -> str:
@@ -84,15 +93,14 @@ def cell(value: object, style: str = "") -> "Text":
     return Text(NONE if value is None else printable(str(value)), style, no_wrap=True, overflow="fold")
 
 
-def status_cell(status: str) -> "Text":
-    """Return a status in its colour."""
-    return cell(status, _STYLES.get(status, ""))
-
-
-def fitting_table(columns: Sequence[Column], rows: Sequence[Sequence["Text"]], width: int) -> "Table":
-    """Return a table of the columns that fit into `width`, all of them if there is room."""
+def fitting_table(columns: Sequence[Column], subjects: Iterable[Any], width: int) -> "Table":
+    """Return a table with a row for each subject, of the columns that fit into `width`: all if there is room."""
     from rich.table import Table
+    from rich.text import Text
 
+    rows = [
+        [said if isinstance(said := column.say(one), Text) else cell(said) for column in columns] for one in subjects
+    ]
     needed = [
         max([len(column.head), *(row[at].cell_len for row in rows)], default=0) for at, column in enumerate(columns)
     ]
@@ -109,6 +117,12 @@ def fitting_table(columns: Sequence[Column], rows: Sequence[Sequence["Text"]], w
     for row in rows:
         table.add_row(*(row[at] for at in shown))
     return table
+
+
+def print_table(columns: Sequence[Column], subjects: Iterable[Any]) -> None:
+    """Print a table with a row for each subject."""
+    console = results_console()
+    print_parts(console, fitting_table(columns, subjects, console.width))
 
 
 def facts_table(facts: Mapping[str, object]) -> "Table":
@@ -150,14 +164,3 @@ def duration(words: str) -> timedelta | None:
         return timedelta(seconds=seconds) if seconds >= 0 else None
     except (ValueError, KeyError, OverflowError):
         return None
-
-
-def _without_nan(value: Any) -> Any:
-    """Return what JSON can hold: null for NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value

@@ -71,7 +71,7 @@ def new_token(name: str, namespaces: Collection[str]) -> tuple[str, Token]:
         ConfigError: the name or a namespace cannot stand in a token file, or there is no namespace.
     """
     secret = f"eva_{secrets.token_urlsafe(32)}"
-    token = Token(name, _sha256(secret), None if "*" in namespaces else frozenset(namespaces))
+    token = Token(name, _hash_secret(secret), None if "*" in namespaces else frozenset(namespaces))
     return secret, read_tokens(token.line(), "--namespace")[0]
 
 
@@ -81,7 +81,7 @@ def read_tokens(text: str, where: str) -> tuple[Token, ...]:
     Raises:
         ConfigError: a line is no token; the message names the line, never what is in it: it may be a secret.
     """
-    tokens, broken = _readable(text)
+    tokens, broken = _parse_tokens(text)
     if broken:
         raise ConfigError(
             f"{where}: line {broken[0]} must be `{_LINE}`; make one with `eva-dist token NAME --namespace ...`"
@@ -89,7 +89,7 @@ def read_tokens(text: str, where: str) -> tuple[Token, ...]:
     return tokens
 
 
-def _readable(text: str) -> tuple[tuple[Token, ...], list[int]]:
+def _parse_tokens(text: str) -> tuple[tuple[Token, ...], list[int]]:
     """Return the tokens of a file, and the numbers of the lines that are none."""
     tokens, broken = [], []
     for number, line in enumerate(text.splitlines(), 1):
@@ -116,7 +116,7 @@ class Access:
         self._looked = 0.0
         if file is not None:
             try:
-                self._stamp = _stamp(file)
+                self._stamp = _file_stamp(file)
                 self.tokens = read_tokens(file.read_text(encoding="utf-8"), str(file))
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(
@@ -136,7 +136,7 @@ class Access:
 
     def token_of(self, secret: str) -> Token | None:
         """Return the token that a secret is; every one is compared, in constant time, whichever matches."""
-        given = _sha256(secret)
+        given = _hash_secret(secret)
         found = None
         for token in self.tokens:
             if hmac.compare_digest(token.sha256, given):
@@ -154,7 +154,7 @@ class Access:
             return
         self._looked = now
         try:
-            stamp = _stamp(self.file)
+            stamp = _file_stamp(self.file)
             if stamp == self._stamp:
                 return
             text = self.file.read_text(encoding="utf-8", errors="replace")
@@ -164,7 +164,7 @@ class Access:
             self._stamp = None
             return
         self._stamp = stamp
-        self.tokens, broken = _readable(text)
+        self.tokens, broken = _parse_tokens(text)
         for number in broken:
             log.error("%s: line %d is left out: it must be `%s`", self.file, number, _LINE)
         log.info("%s has changed: %d tokens are valid", self.file, len(self.tokens))
@@ -190,7 +190,7 @@ def check_of(access: Access) -> Middleware:
             secret = secret_of(request.headers.get("Authorization", ""))
             token = access.token_of(secret or "")
             if secret is None or token is None:
-                raise _unauthorised(given=secret is not None)
+                raise _token_refusal(given=secret is not None)
             request[SEES], request[TOKEN_NAME] = token.opens, token.name
         return await handler(request)
 
@@ -242,7 +242,7 @@ def append_token(file: Path, token: Token) -> None:
         ) from error
 
 
-def _unauthorised(given: bool) -> Refused:
+def _token_refusal(given: bool) -> Refused:
     # The words for a wrong one are the Hub's own: by them clients tell it from a repo that is not there.
     message = "Invalid credentials in Authorization header" if given else "a token is needed: set HF_TOKEN, or log in"
     return Refused(401, message, headers={"WWW-Authenticate": 'Basic realm="eva-dist", charset="UTF-8"'})
@@ -257,10 +257,10 @@ def _refuse_foreign_host(request: web.Request) -> None:
         )
 
 
-def _sha256(secret: str) -> str:
+def _hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
+def _file_stamp(file: Path) -> tuple[int, ...]:
     found = file.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino

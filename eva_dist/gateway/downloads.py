@@ -83,7 +83,7 @@ class Downloads:
         if span is None:
             raise Refused(416, f"{path} has {file.size} bytes", headers={"Content-Range": f"bytes */{file.size}"})
         if span.partial:
-            headers["Content-Range"] = span.content_range
+            headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{span.size}"
         response = web.StreamResponse(status=206 if span.partial else 200, headers=headers)
         response.content_length = span.end - span.start
         try:

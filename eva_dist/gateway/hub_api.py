@@ -68,7 +68,7 @@ class HubApi:
         """Declare the routes. The first that fits counts; the last ones take whatever no other does."""
         of_entry = self._of_entry
         router.add_get(f"{_API}/models{_END}", self._list_repos)
-        router.add_get(f"{_API}/whoami-v2{_END}", self._whoami)
+        router.add_get(f"{_API}/whoami-v2{_END}", self._answer_whoami)
         router.add_get(f"{_API_REPO}{_END}", of_entry(self._describe_repo))
         router.add_get(f"{_API_REPO}/revision/{_REVISION}{_REST}", of_entry(self._describe_repo))
         router.add_get(f"{_API_REPO}/tree/{_REVISION}{{folder:(?:/.*)?}}", of_entry(self._list_folder))
@@ -121,7 +121,7 @@ class HubApi:
             if entry := entry or self._index.find(await self._current_view(request), repo_id, revision):
                 return entry
             if problem := (await self._current_view(request)).broken.get((repo_id, revision)):
-                raise _damaged(repo_id, revision, problem.passes)
+                raise _damage_refusal(repo_id, revision, problem.passes)
         entries = await self._find_repo(request, (namespace, names["name"]))
         if not entries:
             return None
@@ -140,7 +140,7 @@ class HubApi:
             if entries := view.by_repo.get(repo_id, ()):
                 return entries
             if problems := [problem for (broken_id, _), problem in view.broken.items() if broken_id == repo_id]:
-                raise _damaged(repo_id, "its revisions", any(problem.passes for problem in problems))
+                raise _damage_refusal(repo_id, "its revisions", any(problem.passes for problem in problems))
         # Names on the Hub are the same in any case.
         if namespace.casefold() in {name.casefold() for name in view.namespaces | self._access.namespaces}:
             raise no_repo(repo_id)
@@ -231,7 +231,7 @@ class HubApi:
         page, link = cut_to_page(request, repos)
         return json_answer(page, link)
 
-    async def _whoami(self, request: web.Request) -> web.Response:
+    async def _answer_whoami(self, request: web.Request) -> web.Response:
         name = request.get(TOKEN_NAME)
         if name is None:
             raise Refused(401, "this gateway has no tokens: everybody on this machine may read")
@@ -255,7 +255,7 @@ def _no_route() -> Refused:
     return Refused(404, "there is no such route here", ENTRY_NOT_FOUND)
 
 
-def _damaged(repo_id: str, revision: str, passes: bool) -> Refused:
+def _damage_refusal(repo_id: str, revision: str, passes: bool) -> Refused:
     if passes:
         message = f"{repo_id}: {revision} cannot be read from the store at the moment; try again later"
         return Refused(503, message, headers={"Retry-After": "5"})

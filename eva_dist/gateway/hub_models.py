@@ -33,7 +33,7 @@ def model(entry: Entry, entries: Sequence[Entry], private: bool, blobs: bool = F
         "lastModified": timestamp(entry.revision.moved),
         "disabled": False,
         "cardData": card(entry),
-        "siblings": [_sibling(file) if blobs else {"rfilename": file.path} for file in files],
+        "siblings": [_describe_sibling(file) if blobs else {"rfilename": file.path} for file in files],
         "spaces": [],
         "usedStorage": sum(
             {file.sha256: file.size for one in entries for file in one.snapshot.files.values()}.values()
@@ -98,9 +98,9 @@ def tree(entry: Entry, folder: str, recursive: bool, expand: bool) -> list[dict[
         return None
     found: dict[str, dict[str, Any]] = {}
     for path, file in inside.items():
-        for parent in _parents(path, folder):
-            found.setdefault(parent, _folder(entry, parent, expand))
-        found[path] = _file(entry, file, expand)
+        for parent in _parent_folders(path, folder):
+            found.setdefault(parent, _describe_folder(entry, parent, expand))
+        found[path] = _describe_file(entry, file, expand)
     depth = folder.count("/") + 1 if folder else 0
     return [item for path, item in found.items() if recursive or path.count("/") == depth]
 
@@ -108,13 +108,13 @@ def tree(entry: Entry, folder: str, recursive: bool, expand: bool) -> list[dict[
 def paths(entry: Entry, asked: Sequence[str], expand: bool) -> list[dict[str, Any]]:
     """Return the files and folders of those that were asked for; what is not there is left out."""
     files = entry.snapshot.files
-    folders = {parent for path in files for parent in _parents(path, "")}
+    folders = {parent for path in files for parent in _parent_folders(path, "")}
     found = []
     for path in dict.fromkeys(one.strip("/") for one in asked):
         if path in files:
-            found.append(_file(entry, files[path], expand))
+            found.append(_describe_file(entry, files[path], expand))
         elif path in folders:
-            found.append(_folder(entry, path, expand))
+            found.append(_describe_folder(entry, path, expand))
     return found
 
 
@@ -129,34 +129,29 @@ def _base_model(entry: Entry) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _parents(path: str, below: str) -> Iterator[str]:
+def _parent_folders(path: str, below: str) -> Iterator[str]:
     parts = path.split("/")
     start = below.count("/") + 2 if below else 1
     return ("/".join(parts[:depth]) for depth in range(start, len(parts)))
 
 
-def _sibling(file: FileEntry) -> dict[str, Any]:
-    oid, pointer_size = _pointer(file.sha256, file.size)
+def _describe_sibling(file: FileEntry) -> dict[str, Any]:
+    oid, pointer_size = _lfs_pointer(file.sha256, file.size)
     lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": pointer_size}
     return {"rfilename": file.path, "size": file.size, "blobId": oid, "lfs": lfs}
 
 
-def _file(entry: Entry, file: FileEntry, expand: bool) -> dict[str, Any]:
-    oid, pointer_size = _pointer(file.sha256, file.size)
+def _describe_file(entry: Entry, file: FileEntry, expand: bool) -> dict[str, Any]:
+    oid, pointer_size = _lfs_pointer(file.sha256, file.size)
     lfs = {"oid": file.sha256, "size": file.size, "pointerSize": pointer_size}
     last = {"lastCommit": _last_commit(entry)} if expand else {}
     return {"type": "file", "oid": oid, "size": file.size, "path": file.path, "lfs": lfs, **last}
 
 
-def _folder(entry: Entry, path: str, expand: bool) -> dict[str, Any]:
+def _describe_folder(entry: Entry, path: str, expand: bool) -> dict[str, Any]:
     oid = hashlib.sha256(f"{entry.snapshot.commit}/{path}".encode()).hexdigest()[:40]
-    return {
-        "type": "directory",
-        "oid": oid,
-        "size": 0,
-        "path": path,
-        **({"lastCommit": _last_commit(entry)} if expand else {}),
-    }
+    last = {"lastCommit": _last_commit(entry)} if expand else {}
+    return {"type": "directory", "oid": oid, "size": 0, "path": path, **last}
 
 
 def _last_commit(entry: Entry) -> dict[str, Any]:
@@ -165,7 +160,7 @@ def _last_commit(entry: Entry) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=10_000)
-def _pointer(sha256: str, size: int) -> tuple[str, int]:
+def _lfs_pointer(sha256: str, size: int) -> tuple[str, int]:
     """Return the git id and the size of a file's LFS pointer."""
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
     blob = b"blob %d\0" % len(text) + text

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Self
 
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
@@ -79,13 +80,10 @@ class StoreView:
     ) -> Self:
         """Sort and look up by repo_id; `held`: namespaces of the view before."""
         ordered = tuple(sorted(entries, key=lambda entry: (entry.revision.repo_id, entry.revision.revision)))
-        by_repo: dict[str, list[Entry]] = {}
-        for entry in ordered:
-            by_repo.setdefault(entry.revision.repo_id, []).append(entry)
+        by_repo = {name: tuple(of_it) for name, of_it in groupby(ordered, key=lambda entry: entry.revision.repo_id)}
         by_name = {(entry.revision.repo_id, entry.revision.revision): entry for entry in ordered}
         namespaces = held.union(repo_id.partition("/")[0] for repo_id in (*by_repo, *(name for name, _ in broken)))
-        repos = {repo_id: tuple(of_it) for repo_id, of_it in by_repo.items()}
-        return cls(ordered, broken, repos, by_name, namespaces)
+        return cls(ordered, broken, by_repo, by_name, namespaces)
 
     def find(self, repo_id: str, revision: str) -> Entry | None:
         """Return what a name, `main`, a commit or a fingerprint means in a repo."""

@@ -74,11 +74,6 @@ class ByteRange:
     size: int
     partial: bool
 
-    @property
-    def content_range(self) -> str:
-        """The header's value of a 206."""
-        return f"bytes {self.start}-{self.end - 1}/{self.size}"
-
 
 def has_current(request: web.Request, etag: str) -> bool:
     """Tell whether the client has this representation (`If-None-Match`, compared weakly): 304."""

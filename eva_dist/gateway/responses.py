@@ -32,15 +32,15 @@ class Refused(Exception):
     def response(self) -> web.Response:
         """Return the response; aiohttp leaves the body out for HEAD."""
         message = str(self)
-        headers = {**self.headers, "X-Error-Message": _plain(message), "Cache-Control": "no-store"}
+        headers = {**self.headers, "X-Error-Message": _header_text(message), "Cache-Control": "no-store"}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
-        return web.json_response({"error": message}, status=self.status, headers=headers, dumps=_dumps)
+        return web.json_response({"error": message}, status=self.status, headers=headers, dumps=_dump_json)
 
 
 def json_answer(content: Any, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return JSON that is asked for anew each time."""
-    return web.json_response(content, headers={"Cache-Control": "no-cache", **(headers or {})}, dumps=_dumps)
+    return web.json_response(content, headers={"Cache-Control": "no-cache", **(headers or {})}, dumps=_dump_json)
 
 
 def no_repo(repo_id: str) -> Refused:
@@ -62,11 +62,11 @@ def no_entry(entry: Entry, path: str) -> Refused:
     return Refused(404, f"{where} has no {path}", ENTRY_NOT_FOUND, {COMMIT_HEADER: entry.snapshot.commit})
 
 
-def _dumps(content: Any) -> str:
+def _dump_json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=True, default=str)
 
 
-def _plain(message: str) -> str:
+def _header_text(message: str) -> str:
     """Return a message as a header may carry it: one line of printable ASCII."""
     line = "".join(c if c.isascii() and c.isprintable() else "?" for c in " ".join(message.split()))
     return line[:_LONGEST_MESSAGE]

@@ -78,7 +78,7 @@ async def serving(
     await runner.setup()
     try:
         assert runner.server is not None
-        factory = _limited(runner.server, _most_connections())
+        factory = _limit_connections(runner.server, _most_connections())
         try:
             listening = await asyncio.get_running_loop().create_server(factory, host, port, backlog=512)
         except (OSError, OverflowError) as error:
@@ -139,7 +139,7 @@ def _of_http() -> logging.Logger:
     return logger
 
 
-def _limited(server: web.Server, most: int) -> Callable[[], asyncio.BaseProtocol]:
+def _limit_connections(server: web.Server, most: int) -> Callable[[], asyncio.BaseProtocol]:
     """Return a factory of protocols that tells connections beyond `most` to come again."""
     return lambda: server() if len(server.connections) < most else _Busy()
 
@@ -181,8 +181,3 @@ class AccessLog(AbstractAccessLogger):
             "agent": request.headers.get("User-Agent", "")[:100],
         }
         self.logger.info("request", extra={"facts": {name: value for name, value in facts.items() if value != ""}})
-
-
-def say(message: str) -> None:
-    """Tell the person who started the gateway."""
-    print(message, file=sys.stderr, flush=True)

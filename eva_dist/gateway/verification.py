@@ -73,12 +73,12 @@ class Verdicts:
             IntegrityError: it is gone, has another size, or lies behind a symlink.
             StoreError: it cannot be read.
         """
-        opened = await asyncio.to_thread(self._open, entry)
+        opened = await asyncio.to_thread(self._open_blob, entry)
         if opened is not None:
-            return Blob(entry, _version(opened.fileno()), opened)
+            return Blob(entry, _file_version(opened.fileno()), opened)
         found = await asyncio.to_thread(self._store.stat, entry)
         if found is None:
-            raise _gone(entry)
+            raise _gone_error(entry)
         if found.size != entry.size:
             raise IntegrityError(f"the blob {entry.sha256} has {found.size} bytes, its manifest says {entry.size}")
         return Blob(entry, found.version)
@@ -102,7 +102,7 @@ class Verdicts:
             if running is None:
                 # A descriptor of its own: who asked first may be gone, and have closed the file, before its turn comes.
                 descriptor = None if blob.opened is None else os.dup(blob.opened.fileno())
-                running = self._running[blob.key] = asyncio.create_task(self._judge(blob, descriptor))
+                running = self._running[blob.key] = asyncio.create_task(self._judge_blob(blob, descriptor))
                 running.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
             # Not awaited itself: a client that leaves must not end what others wait for.
             done, _ = await asyncio.wait([running], timeout=patience_s)
@@ -112,27 +112,27 @@ class Verdicts:
 
     def judge_sent(self, blob: Blob, sha256: str) -> None:
         """Take the hash of what was sent of a blob, but for its end; `IntegrityError` if the end must not follow."""
-        problem = None if sha256 == blob.entry.sha256 else _differs(blob.entry, sha256, blob.entry.size)
+        problem = None if sha256 == blob.entry.sha256 else _describe_difference(blob.entry, sha256, blob.entry.size)
         if blob.key not in self._known:
-            self._note(blob, problem, None if blob.opened is None else blob.opened.fileno())
+            self._note_verdict(blob, problem, None if blob.opened is None else blob.opened.fileno())
         if problem is not None:
             raise IntegrityError(problem)
 
-    async def _judge(self, blob: Blob, descriptor: int | None) -> None:
+    async def _judge_blob(self, blob: Blob, descriptor: int | None) -> None:
         try:
             async with self._turns:
                 if descriptor is None:
                     problem = await self._hash_remote(blob)
                 else:
-                    problem = await asyncio.to_thread(_hash, descriptor, blob.entry)
-            self._note(blob, problem, descriptor)
+                    problem = await asyncio.to_thread(_hash_file, descriptor, blob.entry)
+            self._note_verdict(blob, problem, descriptor)
         finally:
             if descriptor is not None:
                 os.close(descriptor)
             del self._running[blob.key]
 
-    def _note(self, blob: Blob, problem: str | None, descriptor: int | None) -> None:
-        if descriptor is not None and _version(descriptor) != blob.version:
+    def _note_verdict(self, blob: Blob, problem: str | None, descriptor: int | None) -> None:
+        if descriptor is not None and _file_version(descriptor) != blob.version:
             log.warning("%s of sha256 %s changed while it was hashed", blob.entry.path, blob.entry.sha256)
             return
         if problem is not None:
@@ -141,14 +141,14 @@ class Verdicts:
         while len(self._known) > _MOST_VERDICTS:
             self._known.popitem(last=False)
 
-    def _open(self, entry: FileEntry) -> BinaryIO | None:
+    def _open_blob(self, entry: FileEntry) -> BinaryIO | None:
         path = self._store.local_path(entry)
         if path is None:
             return None
         try:
             return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
         except FileNotFoundError as error:
-            raise _gone(entry) from error
+            raise _gone_error(entry) from error
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}; grant the gateway the right") from error
 
@@ -171,7 +171,7 @@ class Verdicts:
                 part.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
         sha256 = digest.hexdigest()
-        return None if sha256 == blob.entry.sha256 else _differs(blob.entry, sha256, size)
+        return None if sha256 == blob.entry.sha256 else _describe_difference(blob.entry, sha256, size)
 
 
 async def read_part(store: Store, entry: FileEntry, start: int, end: int) -> bytes:
@@ -184,13 +184,13 @@ async def read_part(store: Store, entry: FileEntry, start: int, end: int) -> byt
     return content
 
 
-def _version(descriptor: int) -> tuple[int, ...]:
+def _file_version(descriptor: int) -> tuple[int, ...]:
     found = os.fstat(descriptor)
     # Any program can set st_mtime back; st_ctime is the system's own.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _hash(descriptor: int, entry: FileEntry) -> str | None:
+def _hash_file(descriptor: int, entry: FileEntry) -> str | None:
     """Return what is wrong with an open file, None if nothing."""
     digest, size = hashlib.sha256(), 0
     while part := os.pread(descriptor, _READ_BYTES, size):
@@ -200,12 +200,12 @@ def _hash(descriptor: int, entry: FileEntry) -> str | None:
             break
     if (digest.hexdigest(), size) == (entry.sha256, entry.size):
         return None
-    return _differs(entry, digest.hexdigest(), size)
+    return _describe_difference(entry, digest.hexdigest(), size)
 
 
-def _differs(entry: FileEntry, sha256: str, size: int) -> str:
+def _describe_difference(entry: FileEntry, sha256: str, size: int) -> str:
     return f"the blob has sha256 {sha256} and {size} bytes, its manifest says {entry.sha256} and {entry.size}"
 
 
-def _gone(entry: FileEntry) -> IntegrityError:
+def _gone_error(entry: FileEntry) -> IntegrityError:
     return IntegrityError(f"the blob {entry.sha256} of {entry.path} is missing though its manifest lists it")

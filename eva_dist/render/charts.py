@@ -79,7 +79,9 @@ def draw_chart(chart: Chart) -> Markup:
     parts = [draw_y_axis(_FRAME, chart.y_label, y_marks), draw_x_axis(_FRAME, chart.x_label, x_marks, 17)]
     parts += [_draw_line(series, place) for series in chart.series if len(series.marks) > 1]
     placed = [(series, mark, place(mark.x, mark.y)) for series in chart.series for mark in series.marks]
-    parts += [_draw_mark(series, mark, at) for series, mark, at in placed]
+    for series, mark, at in placed:
+        shape = _draw_shape(series.colour, series.shape, *at)
+        parts.append(element("g", element("title", mark.words), shape, class_="point"))
     parts += _draw_numbers([(mark.number, at) for _, mark, at in placed])
     return svg(_FRAME.width, _FRAME.height, chart.name, *parts, class_="chart")
 
@@ -97,11 +99,6 @@ def _draw_shape(colour: int | None, kind: int, x: float, y: float) -> Markup:
         return element("circle", cx=x, cy=y, r=4.5, class_=f"mark{of_colour}")
     path = " ".join(f"{number(x + a)},{number(y + b)}" for a, b in _CORNERS[kind])
     return element("polygon", points=path, class_=f"mark hollow{of_colour}")
-
-
-def _draw_mark(series: Series, mark: Mark, at: tuple[float, float]) -> Markup:
-    drawn = _draw_shape(series.colour, series.shape, *at)
-    return element("g", element("title", mark.words), drawn, class_="point")
 
 
 def _draw_line(series: Series, place: Place) -> Markup:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -48,7 +48,8 @@ def draw_curves(plot: CurvePlot) -> Markup:
     if plot.logarithmic:
         y_ticks = round_decades(low, high)
     else:
-        y_ticks = [tick for tick in round_ticks([low, high], 4) if _is_within(tick, low, high)]
+        margin = 1e-9 * max(abs(low), abs(high), 1e-300)
+        y_ticks = [tick for tick in round_ticks([low, high], 4) if low - margin <= tick <= high + margin]
     low, high = min(low, *y_ticks), max(high, *y_ticks)
     first, last = min(xs), max(xs)
     x_ticks = [tick for tick in round_ticks([first, last], 5) if float(tick).is_integer() and first <= tick <= last]
@@ -71,24 +72,16 @@ def _thin_out(curve: Curve, logarithmic: bool) -> Curve:
     """Return the curve with as many points as can be seen, its last one among them."""
     every = -(-len(curve.points) // _MOST_POINTS) or 1
     last = len(curve.points) - 1
-    band = curve.band or ((0.0, 0.0),) * len(curve.points)
     kept = [
-        (point, around)
-        for at, (point, around) in enumerate(zip(curve.points, band, strict=True))
-        if (at % every == 0 or at == last) and (not logarithmic or point[1] > 0)
+        at for at, (_, y) in enumerate(curve.points) if (at % every == 0 or at == last) and (not logarithmic or y > 0)
     ]
-    points = tuple(point for point, _ in kept)
-    return Curve(curve.words, points, curve.colour, curve.dashes, tuple(b for _, b in kept) if curve.band else ())
+    band = tuple(curve.band[at] for at in kept) if curve.band else ()
+    return replace(curve, points=tuple(curve.points[at] for at in kept), band=band)
 
 
 def _heights_of(curve: Curve, logarithmic: bool) -> list[float]:
     found = [y for _, y in curve.points] + [y for around in curve.band for y in around]
     return [y for y in found if y > 0] if logarithmic else found
-
-
-def _is_within(tick: float, low: float, high: float) -> bool:
-    margin = 1e-9 * max(abs(low), abs(high), 1e-300)
-    return low - margin <= tick <= high + margin
 
 
 def _draw_band(curve: Curve, lowest: float, place: Place) -> Markup:

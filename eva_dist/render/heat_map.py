@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -77,21 +78,18 @@ def _draw_cells(heat: Heat, width: float) -> list[Markup]:
     thick = heat.row_height - (1.2 if heat.row_height >= _GAP_FROM else 0)
     empty = []
     for y, row in enumerate(heat.grid):
-        levels = [None if value is None else _colour_level(heat, value) for value in row]
         x = 0
-        while x < len(levels):
-            end = x + 1
-            while end < len(levels) and levels[end] == levels[x]:
-                end += 1
-            left, long = heat.left + x * width, (end - x) * width
-            if (level := levels[x]) is None:
+        for level, cells in groupby(None if value is None else _colour_level(heat, value) for value in row):
+            count = len(list(cells))
+            left, long = heat.left + x * width, count * width
+            if level is None:
                 empty.append(
                     element("rect", class_="void", x=left, y=_TOP + y * heat.row_height, width=long, height=thick)
                 )
             else:
                 middle = _TOP + (y + 0.5) * heat.row_height
                 runs[level].append(f"M{number(left)} {number(middle)}h{number(long)}")
-            x = end
+            x += count
     return empty + [
         element("path", stroke=heat.palette.colour(level / LEVELS), stroke_width=thick, d="".join(path))
         for level, path in sorted(runs.items())

@@ -1,13 +1,12 @@
 """Ranks as heat maps: of one artifact by module kind and block, and of several points as small multiples."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from eva_dist.artifact.layer_names import Place, kinds_in_order, places
+from eva_dist.artifact.layer_names import BlockGrid, Place, block_grid, places
 from eva_dist.artifact.reading import shown
 from eva_dist.render.colours import AMOUNT, DIFFERENCE, Palette
 from eva_dist.render.heat_map import Heat, draw_heat
@@ -43,15 +42,10 @@ def draw_rank_map(
 
     `ends` are the ends of the map's colours; differences are written with their sign.
     """
-    inside = {layer: place for layer, place in where.items() if place.block is not None}
-    kinds = kinds_in_order(inside)[:_MOST_KINDS]
-    blocks = sorted({place.block for place in inside.values() if place.block is not None})
+    grid = block_grid(where)
+    kinds, blocks = grid.kinds[:_MOST_KINDS], grid.blocks
     if not kinds:
         return Markup("")
-    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for layer, place in inside.items():
-        if layer in ranks and place.block is not None:
-            cells[place.kind, place.block].append(ranks[layer])
     words = [shown(kind, 40) for kind in kinds]
     left = min(14 + 6.1 * max(map(len, words)), 0.45 * width)
     is_numbered = (width - left) / len(blocks) >= _NARROWEST_NUMBERED
@@ -59,7 +53,7 @@ def draw_rank_map(
     write = _write_signed if palette is DIFFERENCE else "{:.0f}".format
     heat = Heat(
         name=name,
-        grid=[[_mean_or_none(cells.get((kind, block), [])) for block in blocks] for kind in kinds],
+        grid=[[grid.mean_of(ranks, kind, block) for block in blocks] for kind in kinds],
         row_names=words,
         column_names=[str(block) for block in blocks],
         row_words=words,
@@ -81,47 +75,44 @@ def draw_rank_maps(points: Sequence[PointRanks]) -> Markup:
     """Return a heat map a module kind, points by blocks, and their means as a table."""
     where = places(list(dict.fromkeys(name for point in points for name in point.ranks)))
     largest = max((rank for point in points for rank in point.ranks.values()), default=0)
-    kinds = kinds_in_order(where)
+    grid = block_grid(where, outside=True)
     panels = [
-        (_panel_heading(kind, columns), draw_heat(_panel_heat(points, kind, columns, float(max(largest, 1)))))
-        for kind, columns in _columns_by_kind(where).items()
+        (_panel_heading(kind, columns), draw_heat(_panel_heat(points, kind, columns, grid, float(max(largest, 1)))))
+        for kind, columns in _columns_by_kind(grid).items()
     ]
-    rows = [(point.name, [_mean_in_words(point, kind, where) for kind in kinds]) for point in points]
-    return render_shared("rank_maps.html", panels=panels, largest=largest, kinds=kinds, rows=rows)
+    heads = [element("code", kind) for kind in grid.kinds]
+    rows = [(point.name, [_mean_in_words(point, kind, where) for kind in grid.kinds]) for point in points]
+    return render_shared("rank_maps.html", panels=panels, largest=largest, kinds=heads, rows=rows)
 
 
-def _columns_by_kind(where: dict[str, Place]) -> dict[str, dict[str, list[str]]]:
-    """Return kind to column to the layers there; all kinds have the same blocks, layers outside them one panel."""
-    blocks = sorted({place.block for place in where.values() if place.block is not None})
-    panels: dict[str, dict[str, list[str]]] = {}
-    for kind in kinds_in_order(where):
-        for name, place in where.items():
-            if place.kind == kind and place.block is not None:
-                empty: dict[str, list[str]] = {str(block): [] for block in blocks}
-                panels.setdefault(kind, empty)[str(place.block)].append(name)
-            elif place.kind == kind:
-                panels.setdefault(_OUTSIDE, {}).setdefault(kind, []).append(name)
+def _columns_by_kind(grid: BlockGrid) -> dict[str, list[tuple[str, int | None]]]:
+    """Return kind to the cells of its panel; all kinds have the same blocks, layers outside them one panel."""
+    blocks = [block for block in grid.blocks if block is not None]
+    panels: dict[str, list[tuple[str, int | None]]] = {}
+    for kind in grid.kinds:
+        if (kind, None) in grid.names:
+            panels.setdefault(_OUTSIDE, []).append((kind, None))
+        if any((kind, block) in grid.names for block in blocks):
+            panels[kind] = [(kind, block) for block in blocks]
     return panels
 
 
-def _panel_heading(kind: str, columns: Mapping[str, list[str]]) -> str:
+def _panel_heading(kind: str, columns: Sequence[tuple[str, int | None]]) -> str:
     if kind != _OUTSIDE:
         return element("code", kind)
-    return f"{kind} ({'; '.join(f'{at}: {column}' for at, column in enumerate(columns))})"
+    return f"{kind} ({'; '.join(f'{at}: {column}' for at, (column, _) in enumerate(columns))})"
 
 
-def _panel_heat(points: Sequence[PointRanks], kind: str, columns: Mapping[str, list[str]], largest: float) -> Heat:
-    outside = kind == _OUTSIDE
+def _panel_heat(
+    points: Sequence[PointRanks], kind: str, columns: Sequence[tuple[str, int | None]], grid: BlockGrid, largest: float
+) -> Heat:
     return Heat(
         name=f"Ranks of {kind} by point and block",
-        grid=[
-            [_mean_or_none([point.ranks[name] for name in names if name in point.ranks]) for names in columns.values()]
-            for point in points
-        ],
+        grid=[[grid.mean_of(point.ranks, *cell) for cell in columns] for point in points],
         row_names=[point.name for point in points],
-        column_names=[str(at) for at in range(len(columns))] if outside else list(columns),
+        column_names=[str(at if block is None else block) for at, (_, block) in enumerate(columns)],
         row_words=[point.words for point in points],
-        column_words=[column if outside else f"{kind}, block {column}" for column in columns],
+        column_words=[name if block is None else f"{name}, block {block}" for name, block in columns],
         low=0.0,
         high=largest,
         digits=0,
@@ -133,10 +124,6 @@ def _mean_in_words(point: PointRanks, kind: str, where: Mapping[str, Place]) -> 
     """Return the mean rank of a module kind, and the least and the largest of its layers."""
     ranks = [rank for name, rank in point.ranks.items() if where[name].kind == kind]
     return f"{math.fsum(ranks) / len(ranks):.1f} ({min(ranks)}–{max(ranks)})" if ranks else NONE
-
-
-def _mean_or_none(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
 
 
 def _write_signed(value: float) -> str:

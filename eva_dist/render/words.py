@@ -1,6 +1,8 @@
 """Numbers as text, the same on the page and on a terminal."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 NONE = "–"
 
@@ -67,3 +69,12 @@ def listed(items: Sequence[str]) -> str:
 def printable(message: str) -> str:
     """Return a line without what would steer a terminal."""
     return "".join(c if c.isprintable() or c == "\u00a0" else "?" for c in message)
+
+
+def without_odd_floats(value: Any, write: Callable[[float], str | None]) -> Any:
+    """Return what JSON can hold: in place of NaN and infinity what `write` makes of them."""
+    if isinstance(value, Mapping):
+        return {str(key): without_odd_floats(item, write) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_odd_floats(item, write) for item in value]
+    return write(value) if isinstance(value, float) and not math.isfinite(value) else value

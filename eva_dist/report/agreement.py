@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+from safetensors import safe_open
 
+from eva_dist.artifact.file_names import STATE_DICT_FILE
 from eva_dist.report.point import StoredArtifact
-from eva_dist.report.read_artifact import open_rows
 from eva_dist.transform.compare import Array, orthonormal_rows, subspace_overlap
 
 
@@ -27,8 +28,7 @@ class Agreement:
 
     def of(self, a: int, b: int) -> tuple[float | None, float | None]:
         """Return overlap and share of equal ranks of two artifacts by their places; None for NaN."""
-        found = (float(self.overlap_NN[a, b]), float(self.equal_ranks_NN[a, b]))
-        return none_if_nan(found[0]), none_if_nan(found[1])
+        return none_if_nan(float(self.overlap_NN[a, b])), none_if_nan(float(self.equal_ranks_NN[a, b]))
 
 
 def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
@@ -36,16 +36,16 @@ def agreement(artifacts: Sequence[StoredArtifact]) -> Agreement:
     count = len(artifacts)
     overlaps, compared = np.zeros((count, count)), np.zeros((count, count))
     equal, together = np.zeros((count, count)), np.zeros((count, count))
-    ranks = [{layer.name: layer.rank for layer in artifact.layers} for artifact in artifacts]
+    ranks = [artifact.ranks for artifact in artifacts]
     with ExitStack() as opened:
-        rows = [opened.enter_context(open_rows(artifact.folder)) for artifact in artifacts]
+        rows = [opened.enter_context(safe_open(artifact.folder / STATE_DICT_FILE, "np")) for artifact in artifacts]
         for name in dict.fromkeys(name for of_one in ranks for name in of_one):
             holders = [i for i, of_one in enumerate(ranks) if name in of_one]
             rank_H = np.array([ranks[i][name] for i in holders])
             both = np.ix_(holders, holders)
             equal[both] += rank_H[:, None] == rank_H
             together[both] += 1
-            bases = {i: orthonormal_rows(rows[i](name)) for i in holders if ranks[i][name]}
+            bases = {i: orthonormal_rows(rows[i].get_tensor(name)) for i in holders if ranks[i][name]}
             for width in {basis.shape[1] for basis in bases.values()}:  # points of two models may name a layer alike
                 alike = [i for i, basis in bases.items() if basis.shape[1] == width]
                 both = np.ix_(alike, alike)

@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 from typing import Any
 
 from eva_dist.report.agreement import Agreement, agreement
@@ -135,7 +136,7 @@ def _point_figures(point: Point, artifact: StoredArtifact) -> PointFigures:
         largest_rank=max(layer.rank for layer in layers),
         layers_of_rank_0=sum(layer.rank == 0 for layer in layers),
         trainable_parameters=sum(layer.parameters for layer in layers),
-        explained_variance=math.fsum(layer.explained_variance for layer in layers) / len(layers),
+        explained_variance=fmean(layer.explained_variance for layer in layers),
         steps=result.steps,
         tokens=result.tokens,
         pass_seconds=result.pass_seconds,
@@ -144,14 +145,11 @@ def _point_figures(point: Point, artifact: StoredArtifact) -> PointFigures:
 
 
 def _how_dear(point: Point, figures: PointFigures | None) -> tuple[float, ...]:
-    assert figures is not None
+    assert figures is not None and point.result is not None
+    converged = point.result.layers_converged == point.result.layers_total
     given: list[Any] = [point.settings.get(key) for key in ("eva.tau", "eva.rho", "eva.r")]
     numbers = [float(value) if is_number(value) else -math.inf for value in given]
-    return _is_converged(point), figures.layers, *numbers, figures.trainable_parameters, -point.number
-
-
-def _is_converged(point: Point) -> bool:
-    return point.result is not None and point.result.layers_converged == point.result.layers_total
+    return converged, figures.layers, *numbers, figures.trainable_parameters, -point.number
 
 
 def _effect_of_setting(found: Comparison, key: str) -> Effect | None:
@@ -182,17 +180,9 @@ def _other_settings(found: Comparison, place: int, key: str) -> str:
 
 
 def _mean_figures(figures: Sequence[PointFigures]) -> Means:
-    def mean(values: Sequence[float]) -> float:
-        return math.fsum(values) / len(values)
-
-    return Means(
-        steps=mean([f.steps for f in figures]),
-        pass_seconds=mean([f.pass_seconds for f in figures]),
-        trainable_parameters=mean([f.trainable_parameters for f in figures]),
-        explained_variance=mean([f.explained_variance for f in figures]),
-    )
+    return Means(**{field.name: fmean(getattr(one, field.name) for one in figures) for field in fields(Means)})
 
 
 def _mean_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    return fmean(known) if known else None

@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import eva_dist
-from eva_dist.artifact.layer_table import DescribedLayer
 from eva_dist.errors import StoreError
+from eva_dist.render.words import without_odd_floats
 from eva_dist.report.agreement import none_if_nan
 from eva_dist.report.compare_points import Comparison
 from eva_dist.report.point import Point
@@ -35,6 +34,8 @@ _LAYER_FIELDS = [
     pa.field("trainable_parameters", pa.int64(), nullable=False),
     pa.field("converged", pa.bool_(), nullable=False),
 ]
+_ATTRIBUTES = {"layer": "name", "trainable_parameters": "parameters"}
+"""What a `DescribedLayer` calls those that it does not call the same."""
 
 
 def table_bytes(found: Comparison) -> bytes:
@@ -54,7 +55,9 @@ def table_bytes(found: Comparison) -> bytes:
         for key, kind in types.items():
             value = point.settings.get(key)
             of_point[key] = value if kind is not None or value is None else json.dumps(value, default=str)
-        rows += [of_point | _layer_record(layer) for layer in point.artifact.layers]
+        for layer in point.artifact.layers:
+            facts = {field.name: getattr(layer, _ATTRIBUTES.get(field.name, field.name)) for field in _LAYER_FIELDS}
+            rows.append(of_point | facts)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*point_fields, *_LAYER_FIELDS])), buffer)
     return buffer.getvalue()
@@ -104,9 +107,8 @@ def manifest(found: Comparison, beside: Mapping[str, bytes]) -> dict[str, Any]:
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON for people and programs; NaN and infinity, which a setting can hold, as text."""
-    return (
-        json.dumps(_replace_infinities(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
-    ).encode()
+    plain = without_odd_floats(value, str)
+    return (json.dumps(plain, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n").encode()
 
 
 def put(path: Path, content: bytes) -> None:
@@ -147,23 +149,3 @@ def _describe_point(point: Point, varied: Sequence[str], figures: dict[str, Any]
         "error": None if point.problem is None else dataclasses.asdict(point.problem),
         "figures": figures,
     }
-
-
-def _layer_record(layer: DescribedLayer) -> dict[str, Any]:
-    return {
-        "layer": layer.name,
-        "input_group": layer.input_group,
-        "rank": layer.rank,
-        "steps_to_converge": layer.steps_to_converge,
-        "explained_variance": layer.explained_variance,
-        "trainable_parameters": layer.parameters,
-        "converged": layer.converged,
-    }
-
-
-def _replace_infinities(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _replace_infinities(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_replace_infinities(item) for item in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

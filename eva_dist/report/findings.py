@@ -9,11 +9,9 @@ from eva_dist.report.settings import label, short, text
 def title(found: Comparison) -> str:
     """Return what was swept, e.g. `Sweep over rho and tau: 12 points`."""
     over = listed([short(found.varied)[key] for key in found.varied])
-    return f"Sweep over {over}: {counted(len(found.points), 'point')}" if over else _title_without_settings(found)
-
-
-def _title_without_settings(found: Comparison) -> str:
     count = len(found.points)
+    if over:
+        return f"Sweep over {over}: {counted(count, 'point')}"
     return "Sweep of one point" if count == 1 else f"Sweep of {count} points with the same settings"
 
 

@@ -28,7 +28,7 @@ class AgreementMatrix:
 
 def rank_maps(found: Comparison) -> Markup:
     """Return a heat map a module kind, points by blocks, and their means as a table."""
-    ranks = [_ranks_by_layer(found, place) for place in found.compared]
+    ranks = [artifact.ranks for point in found.points if (artifact := point.artifact) is not None]
     rows = zip(numbers_of_points(found), _words_of_points(found), ranks, strict=True)
     return draw_rank_maps([PointRanks(*row) for row in rows])
 
@@ -50,12 +50,6 @@ def numbers_of_points(found: Comparison) -> list[str]:
 def _words_of_points(found: Comparison) -> list[str]:
     points = [found.points[place] for place in found.compared]
     return [f"point {point.number}: {label(point, found.varied)}" for point in points]
-
-
-def _ranks_by_layer(found: Comparison, place: int) -> dict[str, int]:
-    artifact = found.points[place].artifact
-    assert artifact is not None
-    return {layer.name: layer.rank for layer in artifact.layers}
 
 
 def _agreement_matrix(

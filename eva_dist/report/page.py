@@ -4,7 +4,6 @@ import base64
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -16,10 +15,10 @@ from eva_dist.report.compare_points import Comparison
 from eva_dist.report.files import SWEEP_FILE, TABLE_FILE
 from eva_dist.report.findings import findings, name, title, trouble
 from eva_dist.report.maps import agreement_matrices, numbers_of_points, rank_maps
-from eva_dist.report.page_rows import effect_rows, point_rows, shared_facts
+from eva_dist.report.page_rows import effect_rows, shared_facts
 from eva_dist.report.plotted import axis_of_settings, budget_figure, setting_figure
 from eva_dist.report.settings import short
-from eva_dist.report.table import FIGURES
+from eva_dist.report.table import FIGURES, figure_cells, setting_cells
 
 _TEMPLATES = template_environment(Path(__file__).parent / "templates")
 
@@ -35,8 +34,12 @@ def page(found: Comparison) -> str:
         points_counted=counted(len(found.points), "point"),
         settings=[short_names[key] for key in found.varied],
         figure_heads=list(FIGURES),
-        points=point_rows(found),
-        reference=name(found, found.reference) if found.reference is not None and len(found.compared) > 1 else None,
+        points=[
+            (place, point, figures, setting_cells(point, found), figure_cells(figures))
+            for place, (point, figures) in enumerate(zip(found.points, found.figures, strict=True))
+        ],
+        reference=found.reference if len(found.compared) > 1 else None,
+        reference_name=None if found.reference is None else name(found, found.reference),
         failures=[
             (f"{name(found, place)}: {point.status.replace('_', ' ')}".capitalize(), point)
             for place, point in enumerate(found.points)
@@ -54,14 +57,8 @@ def page(found: Comparison) -> str:
         css=Markup(CSS),
         script=Markup(SCRIPT),
         script_sha256=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
-        **(_drawings(found) if found.compared else {"rank_maps": ""}),
+        axis=axis_of_settings(found),
+        budget=budget_figure(found) if found.compared else None,
+        costs=setting_figure(found) if found.compared else None,
+        rank_maps=rank_maps(found) if found.compared else "",
     )
-
-
-def _drawings(found: Comparison) -> dict[str, Any]:
-    return {
-        "budget": budget_figure(found),
-        "axis": axis_of_settings(found),
-        "costs": setting_figure(found),
-        "rank_maps": rank_maps(found),
-    }

@@ -1,69 +1,8 @@
-"""The rows of the page's tables: the points, what settings change, what is shared."""
+"""The rows of the page's tables: what settings change, what is shared."""
 
-from dataclasses import dataclass
-from typing import Any
-
-from eva_dist.render.words import NONE, amount, overlap, seconds, share, steps
-from eva_dist.report.compare_points import Comparison, Effect, PointFigures
-from eva_dist.report.point import Point
+from eva_dist.render.words import amount, overlap, seconds, share, steps
+from eva_dist.report.compare_points import Comparison, Effect
 from eva_dist.report.settings import shared, short, text, whole_text
-from eva_dist.report.table import FIGURES, in_words
-
-_GOOD = ("done", "cached")
-
-
-@dataclass(frozen=True)
-class ArtifactLink:
-    """Where a point's artifact is, and the line of Python that loads it."""
-
-    repo_id: str
-    revision: str
-    url: str
-
-    @property
-    def load(self) -> str:
-        """The line."""
-        return f"eva_dist.load_eva_state_dict({self.url!r})"
-
-
-@dataclass(frozen=True)
-class PointRow:
-    """A point; `settings` and `figures` are values, by which a reader can sort, and how they are written."""
-
-    point: Point
-    is_reference: bool
-    status: str
-    is_good: bool
-    settings: list[tuple[Any, str]]
-    figures: list[tuple[Any, str]]
-    link: ArtifactLink | None
-
-    @property
-    def number(self) -> int:
-        """The point's number."""
-        return self.point.number
-
-
-def point_rows(found: Comparison) -> list[PointRow]:
-    """Return a row a point: settings, how it ended, figures, where its artifact is."""
-    rows = []
-    for place, (point, figures) in enumerate(zip(found.points, found.figures, strict=True)):
-        artifact, result = point.artifact, point.result
-        rows.append(
-            PointRow(
-                point=point,
-                is_reference=place == found.reference and len(found.compared) > 1,
-                status=_status_in_words(point, figures),
-                is_good=point.status in _GOOD,
-                settings=[
-                    (point.settings.get(key), text(point.settings[key]) if key in point.settings else NONE)
-                    for key in found.varied
-                ],
-                figures=list(zip(_figure_values(figures), in_words(figures), strict=True)),
-                link=ArtifactLink(result.repo_id, result.revision, artifact.url) if artifact and result else None,
-            )
-        )
-    return rows
 
 
 def effect_rows(found: Comparison) -> list[tuple[str, list[str]]]:
@@ -112,28 +51,6 @@ def _stated_alike(found: Comparison) -> dict[str, str]:
             if value is not None and all(isinstance(one, dict) and one.get(key) == value for one in stated):
                 facts[f"{group}: {key}"] = whole_text(value)
     return facts
-
-
-def _status_in_words(point: Point, figures: PointFigures | None) -> str:
-    """Return how it ended, and how many layers converged where not all did."""
-    words = point.status.replace("_", " ")
-    if figures is not None and figures.layers_converged < figures.layers:
-        words += f" {figures.layers_converged}/{figures.layers}"
-    return words
-
-
-def _figure_values(figures: PointFigures | None) -> list[Any]:
-    if figures is None:
-        return [None] * len(FIGURES)
-    return [
-        figures.total_rank,
-        figures.trainable_parameters,
-        figures.explained_variance,
-        figures.steps,
-        figures.pass_seconds,
-        figures.overlap,
-        figures.equal_ranks,
-    ]
 
 
 def _change_in_words(before: str, after: str) -> str:

@@ -44,8 +44,8 @@ def budget_figure(found: Comparison) -> Figure:
         name="Total explained variance of each point against its trainable parameters",
         x_label="trainable parameters",
         y_label="explained variance",
-        x_text=_write_amounts,
-        y_text=_write_shares,
+        x_text=_write_apart(amount, range(2, 8)),
+        y_text=_write_apart(share, range(5)),
         series=_series_of(
             found, encoding, lambda place: found.known(place).trainable_parameters, lambda f: f.explained_variance
         ),
@@ -67,7 +67,7 @@ def setting_figure(found: Comparison) -> Figure:
     panels: list[tuple[str, Callable[[PointFigures], float], Ticks]] = [
         ("steps", lambda f: f.steps, _write_each(steps)),
         ("seconds of the pass", lambda f: f.pass_seconds, _write_each(seconds)),
-        ("explained variance", lambda f: f.explained_variance, _write_shares),
+        ("explained variance", lambda f: f.explained_variance, _write_apart(share, range(5))),
     ]
     axis = axis_of_settings(found)
     drawings = []
@@ -126,15 +126,15 @@ def _series_of(
     x: Callable[[int], float],
     y: Callable[[PointFigures], float],
 ) -> tuple[Series, ...]:
-    lines: dict[str, list[int]] = defaultdict(list)
+    along, lines = encoding.along, defaultdict[str, list[int]](list)
     for place in found.compared:
         settings = found.points[place].settings
-        others = {key: settings.get(key) for key in found.varied if key != encoding.along}
-        lines[same(others) if encoding.along else str(place)].append(place)
+        others = {key: settings.get(key) for key in found.varied if key != along}
+        lines[same(others) if along else str(place)].append(place)
     texts = {key: [same(value) for value in _values_of(found, key)] for key in (encoding.colour, encoding.shape) if key}
     drawn = []
     for places in lines.values():
-        ordered = sorted(places, key=lambda place: _place_along(found, encoding.along, place))
+        ordered = sorted(places, key=lambda place: found.points[place].settings[along] if along else place)
         marks = tuple(
             Mark(x(place), y(found.known(place)), found.points[place].number, point_words(found, place))
             for place in ordered
@@ -146,10 +146,6 @@ def _series_of(
         )
         drawn.append(Series(marks, colour, form))
     return tuple(drawn)
-
-
-def _place_along(found: Comparison, along: str | None, place: int) -> float:
-    return float(place if along is None else found.points[place].settings[along])
 
 
 def _legend_of(found: Comparison, encoding: Encoding) -> list[tuple[str, list[tuple[Markup, str]]]]:
@@ -178,14 +174,9 @@ def _caption_of(found: Comparison, encoding: Encoding) -> str:
     return " ".join(sentences)
 
 
-def _write_shares(values: Sequence[float]) -> list[str]:
-    digits = digits_for(values, share, range(5))
-    return [share(value, digits) for value in values]
-
-
-def _write_amounts(values: Sequence[float]) -> list[str]:
-    digits = digits_for(values, amount, range(2, 8))
-    return [amount(value, digits) for value in values]
+def _write_apart(write: Callable[[float, int], str], digits: Sequence[int]) -> Ticks:
+    """Return what writes values with as few of these digits as round none of them."""
+    return lambda values: [write(value, digits_for(values, write, digits)) for value in values]
 
 
 def _write_each(write: Callable[[float], str]) -> Ticks:

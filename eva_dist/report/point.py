@@ -32,6 +32,11 @@ class StoredArtifact:
     manifest: Mapping[str, Any]
     layers: tuple[DescribedLayer, ...]
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank by layer."""
+        return {layer.name: layer.rank for layer in self.layers}
+
 
 @dataclass(frozen=True)
 class Point:

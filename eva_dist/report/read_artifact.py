@@ -1,7 +1,5 @@
 """Read what a report needs of an artifact, and refuse one whose files are not those of its manifest."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +44,6 @@ def read_artifact(url: str, fingerprint: str) -> StoredArtifact:
     except _CONTRADICTIONS as error:
         raise IntegrityError(f"{where} is no whole artifact ({error!r}); {REMEDY}") from error
     return StoredArtifact(folder, (lies_here or folder).absolute().as_uri(), manifest, layers)
-
-
-@contextmanager
-def open_rows(folder: Path) -> Iterator[Callable[[str], "np.ndarray[Any, Any]"]]:
-    """While open, give a layer's rows `[rank, in_features]` by its name, as the artifact in `folder` holds them."""
-    with safe_open(folder / STATE_DICT_FILE, "np") as tensors:
-        yield tensors.get_tensor
 
 
 def _open_snapshot(url: str, fingerprint: str) -> tuple[ArtifactReader, Path | None]:

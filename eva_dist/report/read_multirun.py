@@ -28,18 +28,15 @@ def read_points(folder: Path) -> tuple[Point, ...]:
     Raises:
         ConfigError: `folder` holds no numbered folder.
     """
-    numbered = sorted((int(entry.name), entry) for entry in _folder_entries(folder) if entry.name.isdecimal())
-    points = tuple(_read_point(number, entry) for number, entry in numbered if entry.is_dir())
+    entries = folder.iterdir() if folder.is_dir() else ()
+    numbered = sorted((int(entry.name), entry) for entry in entries if entry.name.isdecimal() and entry.is_dir())
+    points = tuple(_read_point(number, entry) for number, entry in numbered)
     if not points:
         raise ConfigError(
             f"FOLDER={folder} must be a Hydra multirun folder, with a folder 0, 1, ... a point; give the one that "
             "-m made, e.g. multirun/precompute/<date>/<time>"
         )
     return points
-
-
-def _folder_entries(folder: Path) -> list[Path]:
-    return [*folder.iterdir()] if folder.is_dir() else []
 
 
 def _read_point(number: int, folder: Path) -> Point:

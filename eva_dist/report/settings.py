@@ -1,9 +1,10 @@
 """What varies across the points of a sweep, what they share, and how a point is called."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from eva_dist.artifact.reading import Reading
 from eva_dist.report.point import Point
 
 _NAMES = ("artifact.", "store.")
@@ -21,6 +22,13 @@ def flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def flatten_parts(manifest: Reading, parts: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of what parts of a manifest say: `parts` has each one's path, and a prefix of its keys."""
+    for path, prefix in parts.items():
+        part = manifest.found(path)
+        yield from flatten(part, prefix).items() if isinstance(part, dict) else ()
 
 
 def same(value: Any) -> str:

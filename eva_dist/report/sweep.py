@@ -40,11 +40,7 @@ def write_sweep(folder: Path) -> SweepReport:
         ConfigError: `folder` holds no point.
         StoreError: a file cannot be written.
     """
-    return write_report(folder, compare(read_points(folder)))
-
-
-def write_report(folder: Path, found: Comparison) -> SweepReport:
-    """Write the report of points that were read from anywhere into `folder`."""
+    found = compare(read_points(folder))
     beside = {TABLE_FILE: table_bytes(found), PAGE_FILE: page(found).encode()}
     described = json_bytes(manifest(found, beside))
     for name, content in {**beside, SWEEP_FILE: described}.items():

@@ -1,12 +1,23 @@
 """The points as a text table for a terminal."""
 
-from eva_dist.render.words import NONE, overlap, printable, seconds, share
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from eva_dist.render.words import NONE, overlap, printable, seconds, share, whole
 from eva_dist.report.compare_points import Comparison, PointFigures
 from eva_dist.report.point import Point
 from eva_dist.report.settings import short, text
 
-FIGURES = ("total rank", "parameters", "explained", "steps", "pass time", "overlap", "same ranks")
-"""Heads of what is said of a point, on a terminal and on the page."""
+FIGURES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "total rank": ("total_rank", whole),
+    "parameters": ("trainable_parameters", whole),
+    "explained": ("explained_variance", lambda value: share(value, 2)),
+    "steps": ("steps", whole),
+    "pass time": ("pass_seconds", seconds),
+    "overlap": ("overlap", overlap),
+    "same ranks": ("equal_ranks", lambda value: share(value, 0)),
+}
+"""What is said of a point, on a terminal and on the page: head to the field of its figures, and how it is written."""
 _MOST_ERROR = 160
 
 
@@ -15,7 +26,12 @@ def text_table(found: Comparison) -> str:
     names = short(found.varied)
     head = ["point", *(names[key] for key in found.varied), "status", *FIGURES]
     rows = [
-        [str(point.number), *_settings_in_words(point, found), point.status, *in_words(figures)]
+        [
+            str(point.number),
+            *(words for _, words in setting_cells(point, found)),
+            point.status,
+            *(words for _, words in figure_cells(figures)),
+        ]
         for point, figures in zip(found.points, found.figures, strict=True)
     ]
     lines = _align_columns([head, *rows], left=1 + len(found.varied) + 1)
@@ -29,30 +45,23 @@ def text_table(found: Comparison) -> str:
     return "\n".join([*lines, ""])
 
 
-def _settings_in_words(point: Point, found: Comparison) -> list[str]:
-    return [text(point.settings[key]) if key in point.settings else NONE for key in found.varied]
+def setting_cells(point: Point, found: Comparison) -> list[tuple[Any, str]]:
+    """Return the values of a point's varied settings and how they are written; None and a dash for one it lacks."""
+    given = point.settings
+    return [(given.get(key), text(given[key]) if key in given else NONE) for key in found.varied]
 
 
-def in_words(figures: PointFigures | None) -> list[str]:
-    """Return the cells of a point under `FIGURES`; dashes if it has none."""
+def figure_cells(figures: PointFigures | None) -> list[tuple[Any, str]]:
+    """Return the values under `FIGURES` and how they are written; None and dashes for a point that has none."""
     if figures is None:
-        return [NONE] * len(FIGURES)
-    return [
-        f"{figures.total_rank:,}",
-        f"{figures.trainable_parameters:,}",
-        share(figures.explained_variance, 2),
-        f"{figures.steps:,}",
-        seconds(figures.pass_seconds),
-        overlap(figures.overlap),
-        share(figures.equal_ranks, 0),
-    ]
+        return [(None, NONE)] * len(FIGURES)
+    return [(value := getattr(figures, name), write(value)) for name, write in FIGURES.values()]
 
 
 def _complaint_line(point: Point) -> str:
     assert point.problem is not None
-    message = " ".join(point.problem.message.split())
-    cut = message if len(message) <= _MOST_ERROR else message[: _MOST_ERROR - 1] + "…"
-    return printable(f"point {point.number} {point.status}: {point.problem.type}: {cut}")
+    message = text(point.problem.message, _MOST_ERROR)
+    return printable(f"point {point.number} {point.status}: {point.problem.type}: {message}")
 
 
 def _align_columns(rows: list[list[str]], left: int) -> list[str]:

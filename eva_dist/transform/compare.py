@@ -6,7 +6,7 @@ squared cosine is the overlap, `||V_a V_b^T||_F^2 / min(a, b)` with orthonormal 
 in the other, `max(a, b) / in_features` on average for random ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,37 +72,26 @@ class ArtifactComparison:
         return max((pair.angles.largest_deg for pair in self.both if pair.angles is not None), default=None)
 
 
-def compare_layers(
-    shapes_a: Mapping[str, Sequence[int]],
-    shapes_b: Mapping[str, Sequence[int]],
-    rows_a: Callable[[str], Array],
-    rows_b: Callable[[str], Array],
-) -> ArtifactComparison:
-    """Compare two artifacts, one layer at a time: a layer's rows are all that is in memory.
-
-    Args:
-        shapes_a: layer name to `[rank, in_features]` of A, in the order to report.
-        shapes_b: likewise of B.
-        rows_a: gives a layer's rows by its name.
-        rows_b: likewise of B.
+def compare_layers(rows_a: Mapping[str, Array], rows_b: Mapping[str, Array]) -> ArtifactComparison:
+    """Compare two artifacts by their layers' rows `[rank, in_features]`, in the order of A.
 
     Raises:
         ValueError: rows hold NaN or infinity; the message names the layer.
     """
     both = []
-    for name in (name for name in shapes_a if name in shapes_b):
-        (rank_a, width_a), (rank_b, width_b) = shapes_a[name], shapes_b[name]
+    for name in (name for name in rows_a if name in rows_b):
+        (rank_a, width_a), (rank_b, width_b) = rows_a[name].shape, rows_b[name].shape
         angles = None
         if width_a == width_b and rank_a and rank_b:
             try:
-                angles = principal_angles(orthonormal_rows(rows_a(name)), orthonormal_rows(rows_b(name)))
+                angles = principal_angles(orthonormal_rows(rows_a[name]), orthonormal_rows(rows_b[name]))
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
         both.append(LayerPair(name, rank_a, rank_b, angles, width_a != width_b))
     return ArtifactComparison(
         tuple(both),
-        tuple(name for name in shapes_a if name not in shapes_b),
-        tuple(name for name in shapes_b if name not in shapes_a),
+        tuple(name for name in rows_a if name not in rows_b),
+        tuple(name for name in rows_b if name not in rows_a),
     )
 
 

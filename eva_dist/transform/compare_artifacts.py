@@ -1,7 +1,5 @@
 """Compare two opened artifacts, layer by layer and by module kind; `compare.py` has the mathematics."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,29 +16,6 @@ _EQUAL_OVERLAP = 1 - 1e-6
 """Subspaces that overlap more differ by rounding alone."""
 
 
-@dataclass(frozen=True)
-class KindComparison:
-    """The layers of one module kind in both artifacts.
-
-    Attributes:
-        kind: of module, e.g. `self_attn.q_proj`.
-        layers: how many there are.
-        rank_a: sum of their ranks in A.
-        rank_b: sum of their ranks in B.
-        equal_share: share of them whose ranks are equal, 0..1.
-        overlap: mean over the layers in which both keep components; None if there is none.
-        largest_deg: largest angle of those layers, in degrees; None if there is none.
-    """
-
-    kind: str
-    layers: int
-    rank_a: int
-    rank_b: int
-    equal_share: float
-    overlap: float | None
-    largest_deg: float | None
-
-
 def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactComparison:
     """Compare two artifacts layer by layer, in the order of A's manifest.
 
@@ -49,23 +24,24 @@ def compare_artifacts(a: ArtifactReader, b: ArtifactReader) -> ArtifactCompariso
         ConfigError: they have no layer in common.
     """
     rows_a, rows_b = _read_rows(a), _read_rows(b)
-    shapes_a, shapes_b = _layer_shapes(a, rows_a), _layer_shapes(b, rows_b)
-    if not set(shapes_a) & set(shapes_b):
+    if not set(rows_a) & set(rows_b):
         raise ConfigError(
-            f"A and B have no layer in common: {next(iter(shapes_a), 'none')}, ... and "
-            f"{next(iter(shapes_b), 'none')}, ...; compare artifacts of one base model"
+            f"A and B have no layer in common: {next(iter(rows_a), 'none')}, ... and "
+            f"{next(iter(rows_b), 'none')}, ...; compare artifacts of one base model"
         )
     try:
-        return compare_layers(shapes_a, shapes_b, rows_a.__getitem__, rows_b.__getitem__)
+        return compare_layers(rows_a, rows_b)
     except ValueError as error:
         raise IntegrityError(f"{a.where} and {b.where} cannot be compared: {error}") from error
 
 
-def compare_kinds(found: ArtifactComparison) -> list[KindComparison]:
-    """Return a comparison for each module kind, in the order of a transformer block."""
+def compare_kinds(found: ArtifactComparison) -> dict[str, ArtifactComparison]:
+    """Return the comparison of each module kind's layers, in the order of a transformer block."""
     where = places([pair.name for pair in found.comparable])
-    kinds = kinds_in_order(where)
-    return [_compare_kind(kind, [pair for pair in found.comparable if where[pair.name].kind == kind]) for kind in kinds]
+    return {
+        kind: ArtifactComparison(tuple(pair for pair in found.comparable if where[pair.name].kind == kind), (), ())
+        for kind in kinds_in_order(where)
+    }
 
 
 def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
@@ -82,29 +58,13 @@ def most_different(found: ArtifactComparison, most: int) -> list[LayerPair]:
     return sorted(different, key=likeness)[:most]
 
 
-def _compare_kind(kind: str, pairs: Sequence[LayerPair]) -> KindComparison:
-    angles = [pair.angles for pair in pairs if pair.angles is not None]
-    return KindComparison(
-        kind,
-        len(pairs),
-        sum(pair.rank_a for pair in pairs),
-        sum(pair.rank_b for pair in pairs),
-        sum(pair.rank_a == pair.rank_b for pair in pairs) / len(pairs),
-        sum(one.overlap for one in angles) / len(angles) if angles else None,
-        max((one.largest_deg for one in angles), default=None),
-    )
-
-
 def _read_rows(artifact: ArtifactReader) -> dict[str, Any]:
+    """Return each layer's rows, in the order of the manifest, after checking that the names agree."""
     try:
-        return load(artifact.read(STATE_DICT_FILE))
+        rows = load(artifact.read(STATE_DICT_FILE))
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} is no safetensors file ({error})") from error
-
-
-def _layer_shapes(artifact: ArtifactReader, rows: Mapping[str, Any]) -> dict[str, Sequence[int]]:
-    """Return the shape of each layer's rows, in the order of the manifest, after checking that the names agree."""
     names = [layer.name for layer in described_layers(artifact.snapshot.manifest)]
     if set(names) != set(rows) or any(tensor.ndim != 2 for tensor in rows.values()):
         raise IntegrityError(f"{STATE_DICT_FILE} of {artifact.where} has other layers than its manifest")
-    return {name: rows[name].shape for name in names}
+    return {name: rows[name] for name in names}

@@ -15,11 +15,11 @@ are two kinds of derivation:
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from eva_dist import __version__
@@ -57,28 +57,13 @@ _OR_RUN = "or run jobs/precompute.py with these settings"
 _MOST_LISTED = 10
 
 
-def find_source(source: str, store: Store) -> Path:
-    """Return a local folder of the artifact that a word names (`store/artifact_ref.py`), fetched if it lies elsewhere.
-
-    Raises:
-        ConfigError: it is no such word.
-        StoreError: there is no such artifact, or it cannot be had.
-    """
-    return source_folder(source, store.url)
-
-
-def name_of(source: str, store: Store) -> str:
-    """Return the `namespace/name` in a word for an artifact; empty if the word is a folder's or a fingerprint's."""
-    return parse_artifact_ref(source, store.url).repo_id
-
-
 def derive_and_publish(
     source: str, changes: Mapping[str, Any], store_url: str, repo_id: str | None = None, revision: str | None = None
 ) -> Outcome:
     """Derive an artifact and publish it, or answer from the store.
 
     Args:
-        source: see `find_source`.
+        source: any word for an artifact (`store/artifact_ref.py`).
         changes: settings of EVA by name, those that differ from the source's.
         store_url: where to publish.
         repo_id: None: the one that the source was named by, else the one it was first published under.
@@ -90,21 +75,38 @@ def derive_and_publish(
     """
     started = time.perf_counter()
     store = Store(store_url)
-    stored = restore_artifact(find_source(source, store))
+    stored = restore_artifact(source_folder(source, store.url))
     derived = derive(stored, changes)
     key = derived.provenance.fingerprint
-    repo_id = repo_id or name_of(source, store) or stored.provenance.repo_id
+    repo_id = repo_id or parse_artifact_ref(source, store.url).repo_id or stored.provenance.repo_id
     revision = revision or default_revision(
         derived.eva, derived.provenance.decisive, lambda name: store.fingerprint_of(repo_id, name)
     )
+    return publish_once(store, key, repo_id, revision, started, nullcontext(derived))
+
+
+def publish_once(
+    store: Store,
+    key: str,
+    repo_id: str,
+    revision: str,
+    started: float,
+    made: AbstractContextManager[Stored],
+) -> Outcome:
+    """Publish what has the fingerprint `key` under this name, or answer from the store.
+
+    `made` gives what it is built from, and is entered only if the store does not have it; `started` is when the
+    command began, by `time.perf_counter`.
+    """
     check_names(repo_id, revision)
     if store.find(key) is not None:
         published, status = store.point(key, repo_id, revision), "cached"
     else:
-        named = named_as(derived, store, repo_id, revision)
-        published = store.publish(
-            key, repo_id, revision, lambda folder: build_artifact(folder, named.result, named.eva, named.provenance)
-        )
+        with made as stored:
+            named = _named_as(stored, store, repo_id, revision)
+            published = store.publish(
+                key, repo_id, revision, lambda folder: build_artifact(folder, named.result, named.eva, named.provenance)
+            )
         status = published.manifest["status"]
     return outcome(published, repo_id, revision, status, time.perf_counter() - started)
 
@@ -118,9 +120,9 @@ def derive(source: Stored, changes: Mapping[str, Any]) -> Stored:
     """
     changed = {key: value for key, value in typed_changes(changes).items() if value != getattr(source.eva, key)}
     eva = replace(source.eva, **changed)
-    _refuse_problems([*eva.problems(), *_underivable_settings(source, changed)])
+    refuse_problems([*eva.problems(), *_underivable_settings(source, changed)])
     plan = plan_of(source, eva, changed)
-    _refuse_problems(list(_uncovered_groups(source, plan, changed)))
+    refuse_problems(_uncovered_groups(source, plan, changed))
     result = _pass_of_plan(source.result, plan, eva)
     _refuse_unconverged(result, eva, source.result.state)
     return Stored(result, eva, _derived_provenance(source, plan, eva, changed))
@@ -131,9 +133,10 @@ def typed_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(v) if key in ("rho", "tau", "lora_alpha") else v for key, v in changes.items()}
 
 
-def _refuse_problems(problems: list[str]) -> None:
-    if problems:
-        raise DerivationError("\n".join(problems))
+def refuse_problems(problems: Iterable[str]) -> None:
+    """Raise `DerivationError` with a line for each."""
+    if said := "\n".join(problems):
+        raise DerivationError(said)
 
 
 def _underivable_settings(source: Stored, changed: Mapping[str, Any]) -> Iterator[str]:
@@ -306,7 +309,7 @@ def _derived_provenance(source: Stored, plan: Plan, eva: EvaConfig, changed: Map
     )
 
 
-def named_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stored:
+def _named_as(derived: Stored, store: Store, repo_id: str, revision: str) -> Stored:
     """Return what is built with the names under which it is published."""
     before = derived.provenance
     artifact = {"repo_id": repo_id, "revision": revision, "overwrite": False}

@@ -55,7 +55,8 @@ def export_adapter(source: str, store_url: str, folder: Path, choice: RankChoice
         IntegrityError: a file of the adapter is not one.
         StoreError: the artifact cannot be reached, or the folder cannot be written.
     """
-    _refuse_full_folder(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"FOLDER={folder} is there and not empty; name a new one, or remove it")
     given = _read_adapter_files(source, store_url)
     uniform = None if choice.kind == "mixed" else _make_uniform(given, source, choice)
     content = given.content if uniform is None else save(uniform.tensors, metadata={"format": "pt"})
@@ -140,11 +141,6 @@ def _export_facts(
         "layers_added": 0 if uniform is None else len(uniform.added),
         "eva_dist": __version__,
     }
-
-
-def _refuse_full_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"FOLDER={folder} is there and not empty; name a new one, or remove it")
 
 
 @contextmanager

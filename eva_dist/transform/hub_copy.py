@@ -49,7 +49,10 @@ def write_hub_copy(
     config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = provenance.model.get("id", "")
     (to / ADAPTER_CONFIG_FILE).write_text(_as_json(config), encoding="utf-8")
-    changed = {name: _describe_bytes((to / name).read_bytes()) for name in (CARD_FILE, ADAPTER_CONFIG_FILE)}
+    changed = {}
+    for name in (CARD_FILE, ADAPTER_CONFIG_FILE):
+        written = (to / name).read_bytes()
+        changed[name] = {"sha256": hashlib.sha256(written).hexdigest(), "size": len(written)}
     manifest = before.manifest | {name: getattr(provenance, name) for name in _NAMES if name in before.manifest}
     content = (_as_json(sealed(manifest | {"files": before.manifest["files"] | changed})) + "\n").encode()
     (to / MANIFEST_FILE).write_bytes(content)
@@ -86,10 +89,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(one) for one in value]
     return short_name(value) if isinstance(value, str) else value
-
-
-def _describe_bytes(content: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
 def _as_json(value: Any) -> str:

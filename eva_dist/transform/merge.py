@@ -16,9 +16,8 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +28,8 @@ from torch import Tensor
 from eva_dist.artifact.covariance import CovarianceFile, open_covariance, write_covariance
 from eva_dist.artifact.facts import Provenance
 from eva_dist.artifact.file_names import COVARIANCE_FILE
+from eva_dist.artifact.load import source_folder
 from eva_dist.artifact.restore import Stored, restore_artifact
-from eva_dist.artifact.write import build_artifact
 from eva_dist.calibration.controller import GroupState, PointState, add_seconds, first_state, reallocated
 from eva_dist.calibration.engine import finish
 from eva_dist.config import EvaConfig, OnMaxSteps
@@ -42,12 +41,11 @@ from eva_dist.numerics.covariance import CovarianceState, CovarianceTracker, mer
 from eva_dist.plan import InputGroup, Plan
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import versions
-from eva_dist.run.publish import outcome
 from eva_dist.store.artifact_reader import REMEDY
-from eva_dist.store.name_rules import check_names
+from eva_dist.store.artifact_ref import parse_artifact_ref
 from eva_dist.store.snapshot import folder_snapshot
 from eva_dist.store.store import Store
-from eva_dist.transform.derive import find_source, name_of, named_as, plan_of, typed_changes
+from eva_dist.transform.derive import plain_value, plan_of, publish_once, refuse_problems, typed_changes
 from eva_dist.transform.mergeable import MergeSource, leaves, problems
 
 _log = logging.getLogger(__name__)
@@ -101,33 +99,27 @@ def merge_and_publish(
             raise DerivationError(f"--weight {weight} must be > 0: how often each row of its source counts; 1 is usual")
     store = Store(store_url)
     read = [
-        _read_source(said, find_source(said, store), weight)
+        _read_source(said, source_folder(said, store.url), weight)
         for said, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
     ]
     planned = plan_merge(read, changes)
-    repo_id = repo_id or _common_repo_id(planned.sources, store)
+    repo_id = repo_id or _common_repo_id(planned.sources, store.url)
     revision = revision or f"merged-{planned.fingerprint[:8]}"
-    check_names(repo_id, revision)
-    if store.find(planned.fingerprint) is not None:
-        published, status = store.point(planned.fingerprint, repo_id, revision), "cached"
-    else:
-        with TemporaryDirectory(prefix="eva-dist-") as scratch:
-            try:
-                summed = add_up(planned, Path(scratch))
-            except OSError as error:
-                raise StoreError(
-                    f"{COVARIANCE_FILE} cannot be written to {scratch} ({error}); make room there, or let TMPDIR name "
-                    "a folder that has it"
-                ) from error
-            named = named_as(summed, store, repo_id, revision)
-            published = store.publish(
-                planned.fingerprint,
-                repo_id,
-                revision,
-                lambda folder: build_artifact(folder, named.result, named.eva, named.provenance),
-            )
-        status = published.manifest["status"]
-    return outcome(published, repo_id, revision, status, time.perf_counter() - started)
+    return publish_once(store, planned.fingerprint, repo_id, revision, started, _added_up(planned))
+
+
+@contextmanager
+def _added_up(planned: MergePlan) -> Iterator[Stored]:
+    """Give what the merged artifact is built from, for as long as its sums are in the folder for temporary files."""
+    with TemporaryDirectory(prefix="eva-dist-") as scratch:
+        try:
+            summed = add_up(planned, Path(scratch))
+        except OSError as error:
+            raise StoreError(
+                f"{COVARIANCE_FILE} cannot be written to {scratch} ({error}); make room there, or let TMPDIR name "
+                "a folder that has it"
+            ) from error
+        yield summed
 
 
 def _read_source(said: str, folder: Path, weight: float) -> MergeSource:
@@ -142,8 +134,7 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
     Raises:
         DerivationError: one line for each thing in which they do not agree, or that cannot be had of them.
     """
-    if wrong := list(problems(sources, changes)):
-        raise DerivationError("\n".join(wrong))
+    refuse_problems(problems(sources, changes))
     # Sums of floats depend on their order: this one is the same however the sources were typed.
     in_order = tuple(sorted(sources, key=lambda source: source.fingerprint))
     for data, same in _same_data(in_order).items():
@@ -156,11 +147,9 @@ def plan_merge(sources: Sequence[MergeSource], changes: Mapping[str, Any]) -> Me
         max_steps=sum(source.state.steps for source in in_order),
         on_max_steps=OnMaxSteps.accept,
     )
-    if wrong := list(eva.problems()):
-        raise DerivationError("\n".join(wrong))
+    refuse_problems(eva.problems())
     plan = plan_of(first, eva, typed)
-    if wrong := list(_too_few_rows(in_order, plan)):
-        raise DerivationError("\n".join(wrong))
+    refuse_problems(_too_few_rows(in_order, plan))
     decisive = {
         "method": NAME,
         "merged_from": [{"fingerprint": source.fingerprint, "weight": source.weight} for source in in_order],
@@ -273,7 +262,7 @@ def _merged_provenance(planned: MergePlan) -> Provenance:
     """Return the facts of the merged artifact; names and time are the first source's until it is named."""
     first = planned.sources[0].stored.provenance
     facts = [source.stored.provenance for source in planned.sources]
-    eva = {key: value.value if isinstance(value, Enum) else value for key, value in vars(planned.eva).items()}
+    eva = {key: plain_value(value) for key, value in vars(planned.eva).items()}
     return replace(
         first,
         fingerprint=planned.fingerprint,
@@ -324,8 +313,9 @@ def _covariance_of(source: MergeSource) -> Path:
     return path
 
 
-def _common_repo_id(sources: Sequence[MergeSource], store: Store) -> str:
-    names = sorted({name_of(source.said, store) or source.stored.provenance.repo_id for source in sources})
+def _common_repo_id(sources: Sequence[MergeSource], store_url: str) -> str:
+    given = {parse_artifact_ref(each.said, store_url).repo_id or each.stored.provenance.repo_id for each in sources}
+    names = sorted(given)
     if len(names) > 1:
         raise DerivationError(f"the sources are of different names ({', '.join(names)}); say which with --repo-id")
     return names[0]

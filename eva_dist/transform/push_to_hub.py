@@ -77,7 +77,8 @@ def push_to_hub(
             head = api.model_info(repo_id, revision=branch)
             gone = _files_gone(HubRepository(place, repo_id, asked, own), head, snapshot)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationAdd(path, _newest_file(path, Path(changed), folder)) for path in snapshot.files
+                CommitOperationAdd(path, new if (new := Path(changed, path)).exists() else folder / path)
+                for path in snapshot.files
             ]
             message = commit_message or f"EVA initialisation {snapshot.fingerprint[:12]}"
             api.create_commit(
@@ -117,10 +118,6 @@ def _files_gone(repository: HubRepository, head: Any, snapshot: Snapshot) -> lis
     except (ArtifactNotFoundError, IntegrityError):
         return []
     return sorted((before.files.keys() & there) - snapshot.files.keys())
-
-
-def _newest_file(path: str, changed: Path, folder: Path) -> Path:
-    return changed / path if (changed / path).exists() else folder / path
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from eva_dist.artifact.file_names import ADAPTER_CONFIG_FILE, ADAPTER_PREFIX
 from eva_dist.artifact.restore import Stored
@@ -175,7 +176,10 @@ def padded(adapter: Adapter, rank: int | None = None, bare: Mapping[str, tuple[i
             f"--rank pad:{rank} must be at least {needed}, the largest rank there is: to pad cuts nothing; "
             f"use --rank pad, or --rank fixed:{rank} for the first {rank} components of every layer"
         )
-    layers = {name: _pad_layer(layer, rank) for name, layer in adapter.layers.items()}
+    layers = {}
+    for name, layer in adapter.layers.items():
+        more = rank - layer.rank
+        layers[name] = LoraLayer(pad(layer.a_RD, (0, 0, 0, more)), pad(layer.b_OR, (0, more)), layer.scale)
     return _with_one_scale(replace(adapter, layers=layers), rank, bare or {})
 
 
@@ -218,13 +222,6 @@ def fixed(stored: Stored, config: Mapping[str, Any], rank: int) -> Uniform:
 def _scale_of_layer(config: Mapping[str, Any], name: str, rank: int) -> float:
     alpha = float(layer_r(name, config["lora_alpha"], config.get("alpha_pattern") or {}))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pad_layer(layer: LoraLayer, rank: int) -> LoraLayer:
-    more = rank - layer.rank
-    a_RD = torch.nn.functional.pad(layer.a_RD, (0, 0, 0, more))
-    b_OR = torch.nn.functional.pad(layer.b_OR, (0, more))
-    return LoraLayer(a_RD, b_OR, layer.scale)
 
 
 def _with_one_scale(adapter: Adapter, rank: int, bare: Mapping[str, tuple[int, int]]) -> Uniform:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 
 import pytest
 
@@ -54,8 +55,12 @@ def test_json_is_ascii_and_has_no_nan(capsys):
 
 
 def test_a_narrow_table_drops_columns_in_order(monkeypatch, capsys):
-    columns = (Column("name"), Column("less", drop=1), Column("least", right=True, drop=2))
-    rows = [[cell("a" * 10), cell("b" * 5), cell("[red]7")]]
+    columns = (
+        Column("name", itemgetter(0)),
+        Column("less", itemgetter(1), drop=1),
+        Column("least", itemgetter(2), right=True, drop=2),
+    )
+    rows = [("a" * 10, "b" * 5, "[red]7")]
     heads = []
     for width in (30, 20, 12, 4):
         monkeypatch.setenv("COLUMNS", str(width))

@@ -137,7 +137,7 @@ def test_a_blob_that_is_gone_and_one_that_leads_out_of_the_store(store, tmp_path
 def test_many_wait_for_one_check(store, monkeypatch):
     put(store, REPO, FIRST, FILES)
     checks, begun, release = [], threading.Event(), threading.Event()
-    hash_file = verification._hash
+    hash_file = verification._hash_file
 
     def slow(descriptor: int, entry):
         checks.append(entry.path)
@@ -145,7 +145,7 @@ def test_many_wait_for_one_check(store, monkeypatch):
         assert release.wait(20)
         return hash_file(descriptor, entry)
 
-    monkeypatch.setattr(verification, "_hash", slow)
+    monkeypatch.setattr(verification, "_hash_file", slow)
     with gateway(store) as endpoint, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask, endpoint, URL) for _ in range(8)]
         assert begun.wait(20)

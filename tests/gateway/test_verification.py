@@ -29,7 +29,7 @@ def slow(request, tmp_path, monkeypatch) -> tuple[Store, threading.Event]:
     """A store whose blobs are not hashed before the event is set."""
     store = Store(str(tmp_path / "store") if request.param == "folder" else f"memory://{secrets.token_hex(4)}")
     put(store, REPO, FIRST, {"large.bin": LARGE, "small.txt": b"small"})
-    release, hash_file, stream = threading.Event(), verification._hash, store.stream
+    release, hash_file, stream = threading.Event(), verification._hash_file, store.stream
 
     def hash_slowly(*given):
         assert release.wait(30)
@@ -41,7 +41,7 @@ def slow(request, tmp_path, monkeypatch) -> tuple[Store, threading.Event]:
         async for chunk in stream(entry, start, end):
             yield chunk
 
-    monkeypatch.setattr(verification, "_hash", hash_slowly)
+    monkeypatch.setattr(verification, "_hash_file", hash_slowly)
     monkeypatch.setattr(store, "stream", stream_slowly)
     monkeypatch.setattr(downloads, "_WHOLE_PATIENCE_S", 0.05)
     monkeypatch.setattr(downloads, "_RANGE_PATIENCE_S", 0.05)
@@ -144,7 +144,7 @@ def test_a_blob_whose_time_was_set_back_is_hashed_again(folder):
 
 def test_a_blob_that_changes_while_it_is_hashed_gets_no_verdict(folder, monkeypatch):
     store, path = folder
-    hash_file = verification._hash
+    hash_file = verification._hash_file
 
     def hash_and_change(*given):
         problem = hash_file(*given)
@@ -152,7 +152,7 @@ def test_a_blob_that_changes_while_it_is_hashed_gets_no_verdict(folder, monkeypa
             file.write(b"!")
         return problem
 
-    monkeypatch.setattr(verification, "_hash", hash_and_change)
+    monkeypatch.setattr(verification, "_hash_file", hash_and_change)
     with gateway(store) as endpoint:
         with pytest.raises(http.client.IncompleteRead):  # hashed as it was sent, and found wrong
             ask(endpoint, URL)

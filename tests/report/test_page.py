@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from eva_dist.render.colours import cividis
+from eva_dist.render.colours import AMOUNT
 from eva_dist.render.heat_map import Heat, draw_heat
 from eva_dist.render.words import amount, digits_for, share
 from eva_dist.report.compare_points import most_different
@@ -208,6 +208,6 @@ def test_colours_are_matplotlibs_cividis():
     from matplotlib import colormaps
 
     for at in (0.0, 0.13, 0.5, 0.77, 1.0):
-        ours = [int(cividis(at)[i : i + 2], 16) for i in (1, 3, 5)]
+        ours = [int(AMOUNT.colour(at)[i : i + 2], 16) for i in (1, 3, 5)]
         theirs = [round(255 * value) for value in colormaps["cividis"](at)[:3]]
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 3

@@ -57,11 +57,6 @@ class TestAngles:
 
 
 class TestLayers:
-    def compared(self, a: dict, b: dict):
-        return compare_layers(
-            {name: rows.shape for name, rows in a.items()}, {name: rows.shape for name, rows in b.items()}, a.get, b.get
-        )
-
     def test_what_is_said_of_two_artifacts(self):
         q = orthogonal(24)
         a = {"same": q[:4], "turned": q[:2], "none": q[:0], "wide": q[:2], "mine": q[:1]}
@@ -72,7 +67,7 @@ class TestLayers:
             "turned": turned(q[:2], q[4:6], [60, 0]),
             "same": orthogonal(4, 3) @ q[:4],
         }
-        found = self.compared(a, b)
+        found = compare_layers(a, b)
         assert (found.only_a, found.only_b) == (("mine",), ("yours",))
         by_name = {pair.name: pair for pair in found.both}
         assert list(by_name) == ["same", "turned", "none", "wide"]
@@ -84,11 +79,11 @@ class TestLayers:
         assert (found.equal_ranks, len(found.comparable)) == (2, 3)
 
     def test_nothing_shared_is_no_figure(self):
-        found = self.compared({"a": orthogonal(8)[:2]}, {"b": orthogonal(8)[:2]})
+        found = compare_layers({"a": orthogonal(8)[:2]}, {"b": orthogonal(8)[:2]})
         assert (found.both, found.overlap, found.largest_deg) == ((), None, None)
 
     def test_infinite_rows_are_refused_by_the_layer_s_name(self):
         rows = orthogonal(8)[:2].copy()
         rows[1, 3] = np.nan
         with pytest.raises(ValueError, match="layer h.0: its rows hold NaN or infinity"):
-            self.compared({"h.0": orthogonal(8)[:2]}, {"h.0": rows})
+            compare_layers({"h.0": orthogonal(8)[:2]}, {"h.0": rows})

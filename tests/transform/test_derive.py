@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 import eva_dist
 import eva_dist.artifact.write
+from eva_dist.artifact.load import source_folder
 from eva_dist.artifact.restore import restore_artifact
 from eva_dist.config import Budget, OnMaxSteps, SolverName
 from eva_dist.errors import ArtifactNotFoundError, ConfigError, DerivationError, IntegrityError, StoreError
 from eva_dist.hashing import fingerprint
 from eva_dist.run.prepare import prepare
 from eva_dist.run.sweep import precompute
-from eva_dist.store.store import Store
-from eva_dist.transform.derive import derive, derive_and_publish, find_source
+from eva_dist.transform.derive import derive, derive_and_publish
 from tests.observers import Watching
 from tests.own_run import own_run
 from tests.tiny_run import tiny_config
@@ -369,12 +369,12 @@ class TestRefused:
 
 class TestSource:
     def test_a_folder_a_url_and_a_name_in_the_store(self, source, tmp_path, monkeypatch):
-        here = Store(str(source.folder.parents[2]))
-        assert find_source(source.url, here) == source.folder
-        assert find_source("tests/tiny@rho2.0-tau0.9", here) == source.folder.resolve()
+        here = str(source.folder.parents[2])
+        assert source_folder(source.url, here) == source.folder
+        assert source_folder("tests/tiny@rho2.0-tau0.9", here) == source.folder.resolve()
         monkeypatch.chdir(tmp_path)
         (tmp_path / "team@work").mkdir()
-        assert find_source("team@work", here) == Path("team@work")
+        assert source_folder("team@work", here) == Path("team@work")
 
     def test_none_there(self, tmp_path, store):
         for name, why in [("team/none@rho2.0", "has no team/none"), (str(tmp_path), "no artifact at")]:

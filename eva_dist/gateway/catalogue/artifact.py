@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eva_dist.artifact.reading import Reading, shown
+from eva_dist.artifact.reading import Reading, plain, shown
 from eva_dist.artifact.summary import NOT_CONVERGED, LayerRow
 from eva_dist.gateway.catalogue.detail import CONVERGENCE_FILE, SPECTRUM_FILE, Detail
 from eva_dist.gateway.catalogue.figures import convergence_figure, ranks_figure, spectra_figure
-from eva_dist.gateway.catalogue.layout import render_page, setting
+from eva_dist.gateway.catalogue.layout import render_page
 from eva_dist.gateway.catalogue.snippets import Server, snippets
-from eva_dist.report.settings import flatten, whole_text
+from eva_dist.report.settings import flatten_parts, whole_text
 
 if TYPE_CHECKING:
     from eva_dist.gateway.catalogue.cache import ListedArtifact
@@ -35,14 +35,6 @@ class Around:
     sweep: tuple[str, int] | None
 
 
-@dataclass(frozen=True)
-class _Unconverged:
-    """Why an artifact has not converged, and which of its layers still turned."""
-
-    told: str
-    turning: Sequence[LayerRow]
-
-
 def artifact_page(one: ListedArtifact, detail: Detail, around: Around, server: Server) -> str:
     """Return the page."""
     reading = Reading(one.snapshot.manifest)
@@ -54,14 +46,14 @@ def artifact_page(one: ListedArtifact, detail: Detail, around: Around, server: S
         detail=detail,
         around=around,
         sentence=describe_in_words(one),
-        unconverged=_unconverged(one, detail),
+        unconverged=_why_unconverged(one, detail),
         problems=_problems_of(one, detail),
         snippets=snippets(one, server),
         needs_token=server.needs_token,
         ranks=ranks_figure(detail),
         spectra=spectra_figure([(one.name, detail.spectra)]),
         convergence=convergence_figure([(one.name, detail.convergence)]),
-        facts_told=_facts_told(one, reading),
+        workers=reading.count("world_size"),
         facts_stated=_flat_settings(reading, {group: f"{group}: " for group in ("model", "tokenizer", "data")}),
         versions=" · ".join(f"{key}\u00a0{value}" for key, value in _flat_settings(reading, {"versions": ""})),
         settings=_flat_settings(
@@ -74,7 +66,7 @@ def describe_in_words(one: ListedArtifact) -> str:
     """Return what the artifact is, in a sentence or two."""
     facts = one.facts
     known = [
-        f"{key}\u00a0=\u00a0{setting(value)}"
+        f"{key}\u00a0=\u00a0{plain(value)}"
         for key, value in (("r", facts.r), ("rho", facts.rho), ("tau", facts.tau))
         if value is not None
     ]
@@ -93,20 +85,21 @@ def describe_in_words(one: ListedArtifact) -> str:
     return f"{sentence}. {', '.join(ended).capitalize()}{when}." if ended or when else f"{sentence}."
 
 
-def _unconverged(one: ListedArtifact, detail: Detail) -> _Unconverged | None:
+def _why_unconverged(one: ListedArtifact, detail: Detail) -> tuple[str, list[LayerRow]] | None:
+    """Return why an artifact has not converged, and which of its layers still turned."""
     if one.facts.status != NOT_CONVERGED:
         return None
     left = [layer for layer in detail.layers if layer.stop_reason not in (None, "converged")]
     count = f"{len(left):,} of {len(detail.layers):,} layers"
     if one.facts.is_derived:
-        return _Unconverged(
+        return (
             f"{count} hold components that the pass it was derived from had not followed to tau, and it was told to "
             "accept that. A run of its own, or a lower eva.tau, would mend it.",
             left,
         )
     stop = str(one.snapshot.manifest.get("stop"))
     why = {"max_steps": "Its limit of steps was reached", "exhausted": "Its data ran out"}.get(stop, "It ended")
-    return _Unconverged(
+    return (
         f"{why} while {count} still turned, and it was told to accept that. "
         "Their components may differ from those that more data would give. Compute it again with more steps "
         "(eva.max_steps), larger ones (data.step_size), or a lower eva.tau.",
@@ -120,17 +113,7 @@ def _problems_of(one: ListedArtifact, detail: Detail) -> list[str]:
     return [*one.facts.problems, *undrawn]
 
 
-def _facts_told(one: ListedArtifact, reading: Reading) -> list[tuple[str, Any]]:
-    workers, seconds = reading.count("world_size"), one.facts.seconds
-    told = [("seconds of the pass", f"{seconds:,.1f}")] if seconds is not None else []
-    return told + ([("workers", str(workers))] if workers is not None else [])
-
-
-def _flat_settings(reading: Reading, groups: dict[str, str]) -> list[tuple[str, str]]:
-    """Return key and text of what parts of the manifest say, as long as it can be read; `groups` has keys' prefixes."""
-    found = []
-    for group, prefix in groups.items():
-        part = reading.found(group)
-        flat = flatten(part) if isinstance(part, dict) else {}
-        found += [(f"{prefix}{key}", shown(whole_text(value))) for key, value in flat.items() if value is not None]
-    return found[:_MOST_FACTS]
+def _flat_settings(reading: Reading, parts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return key and text of what parts of the manifest say, as long as it can be read."""
+    stated = flatten_parts(reading, parts)
+    return [(key, shown(whole_text(value))) for key, value in stated if value is not None][:_MOST_FACTS]

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from eva_dist.render.style import CSS, SCRIPT
@@ -24,36 +23,22 @@ class Asset:
         return f"/static/{self.name}"
 
 
-@cache
-def style_sheet() -> Asset:
-    """Return the report's style and what the pages add."""
-    return _asset("pages", "css", "text/css", CSS + (_HERE / "catalogue.css").read_text(encoding="utf-8"))
-
-
-@cache
-def script() -> Asset:
-    """Return the report's script and what the pages add."""
-    return _asset("pages", "js", "text/javascript", SCRIPT + (_HERE / "catalogue.js").read_text(encoding="utf-8"))
-
-
-@cache
-def icon() -> Asset:
-    """Return the icon: a little heat map."""
-    cells = "".join(
-        f'<rect x="{2 + 7 * x}" y="{2 + 7 * y}" width="6" height="6" fill="{colour}"/>'
-        for y, row in enumerate((("#00224e", "#7d7c78"), ("#bcae6c", "#fee838")))
-        for x, colour in enumerate(row)
-    )
-    return _asset(
-        "icon", "svg", "image/svg+xml", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 17 17">{cells}</svg>'
-    )
-
-
-def assets() -> dict[str, Asset]:
-    """Return all of them by name."""
-    return {asset.name: asset for asset in (style_sheet(), script(), icon())}
-
-
-def _asset(stem: str, ending: str, type_: str, text: str) -> Asset:
+def _make_asset(stem: str, ending: str, type_: str, text: str) -> Asset:
     content = text.encode()
     return Asset(f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.{ending}", type_, content)
+
+
+_CELLS = "".join(
+    f'<rect x="{2 + 7 * x}" y="{2 + 7 * y}" width="6" height="6" fill="{colour}"/>'
+    for y, row in enumerate((("#00224e", "#7d7c78"), ("#bcae6c", "#fee838")))
+    for x, colour in enumerate(row)
+)
+_ICON = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 17 17">{_CELLS}</svg>'
+"""A little heat map."""
+_ADDED = {ending: (_HERE / f"catalogue.{ending}").read_text(encoding="utf-8") for ending in ("css", "js")}
+ASSETS = {
+    "style_sheet": _make_asset("pages", "css", "text/css", CSS + _ADDED["css"]),
+    "script": _make_asset("pages", "js", "text/javascript", SCRIPT + _ADDED["js"]),
+    "icon": _make_asset("icon", "svg", "image/svg+xml", _ICON),
+}
+"""By what templates call them: the report's style and script, with what the pages add, and the icon."""

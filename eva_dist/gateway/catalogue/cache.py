@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eva_dist.artifact.summary import Summary, read_summary
 from eva_dist.gateway.catalogue.detail import Detail, read_detail
-from eva_dist.gateway.catalogue.layout import artifact_url
+from eva_dist.gateway.catalogue.layout import url_path
 
 if TYPE_CHECKING:
     from eva_dist.gateway.index import Entry
@@ -39,7 +39,7 @@ class ListedArtifact:
     @property
     def url(self) -> str:
         """Where its page is."""
-        return artifact_url(self.revision)
+        return f"/artifact/{url_path(self.revision.repo_id)}/{url_path(self.revision.revision)}"
 
 
 class ArtifactCache:

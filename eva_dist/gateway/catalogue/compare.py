@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eva_dist.artifact.layer_names import places
+from markupsafe import Markup
+
+from eva_dist.artifact.layer_names import Place, kinds_in_order, places
 from eva_dist.artifact.reading import Reading
 from eva_dist.gateway.catalogue.artifact import describe_in_words
 from eva_dist.gateway.catalogue.detail import Detail
-from eva_dist.gateway.catalogue.figures import convergence_figure, difference_map, spectra_figure
-from eva_dist.gateway.catalogue.layout import render_page
+from eva_dist.gateway.catalogue.figures import convergence_figure, spectra_figure
+from eva_dist.gateway.catalogue.layout import render_fragment, render_page
+from eva_dist.render.colours import DIFFERENCE
 from eva_dist.render.rank_maps import draw_rank_map
-from eva_dist.report.settings import flatten, same
+from eva_dist.report.settings import flatten_parts, same
 
 if TYPE_CHECKING:
     from eva_dist.gateway.catalogue.cache import ListedArtifact
@@ -24,31 +26,6 @@ _FIGURES = ("status", "steps", "tokens", "seconds", "world_size", "layers_conver
             "parameter_budget", "trainable_parameters", "largest_rank", "created", "method",
             "format_version")  # fmt: skip
 Pair = tuple["ListedArtifact", "ListedArtifact"]
-
-
-@dataclass(frozen=True)
-class _KindRanks:
-    """What two artifacts give the layers of a module kind."""
-
-    name: str
-    layers: int
-    totals: tuple[int, int]
-    change: int
-    explained: tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class _RankComparison:
-    """Two artifacts' ranks: maps, and layers (name, rank in A, rank in B) that differ, those that differ most first."""
-
-    common: int
-    only_a: int
-    only_b: int
-    changed: Sequence[tuple[str, int, int]]
-    most: int
-    maps: Sequence[str]
-    difference: str
-    kinds: Sequence[_KindRanks]
 
 
 def compare_page(pair: Pair, details: tuple[Detail, Detail], near: Sequence[ListedArtifact]) -> str:
@@ -88,49 +65,46 @@ def choose_page(one: ListedArtifact | None, near: Sequence[ListedArtifact], prob
 
 
 def _stated_facts(one: ListedArtifact) -> dict[str, Any]:
-    reading = Reading(one.snapshot.manifest)
-    facts: dict[str, Any] = {}
-    for group in _GROUPS:
-        part = reading.found(group)
-        if isinstance(part, dict):
-            name = group.removeprefix("config.")
-            flat = {f"{name}.{key}": value for key, value in flatten(part).items()}
-            facts |= {key: value for key, value in flat.items() if key not in facts}
+    reading, facts = Reading(one.snapshot.manifest), dict[str, Any]()
+    for key, value in flatten_parts(reading, {group: f"{group.removeprefix('config.')}." for group in _GROUPS}):
+        facts.setdefault(key, value)
     return facts | {key: value for key in _FIGURES if (value := reading.found(key)) is not None}
 
 
-def _compare_ranks(pair: Pair, details: tuple[Detail, Detail]) -> _RankComparison:
+def _compare_ranks(pair: Pair, details: tuple[Detail, Detail]) -> Markup:
+    """Return two artifacts' ranks: maps, and layers (name, rank in A, rank in B) that differ, the most first."""
     a, b = details[0].ranks, details[1].ranks
     where = places(list(dict.fromkeys([*a, *b])))
     most = max(*a.values(), *b.values(), 1, 1)
-    common = [name for name in a if name in b]
-    changed = [(name, a[name], b[name]) for name in common if a[name] != b[name]]
-    return _RankComparison(
-        common=len(common),
-        only_a=len(a) - len(common),
-        only_b=len(b) - len(common),
-        changed=sorted(changed, key=lambda layer: -abs(layer[2] - layer[1])),
+    change = {name: float(b[name] - a[name]) for name in a if name in b}
+    most_change = max([1.0, *map(abs, change.values())])
+    drawn = "Difference of ranks by module kind and block", change, (-most_change, most_change), places(list(change))
+    return render_fragment(
+        "rank_changes.html",
+        names=[one.name for one in pair],
+        common=len(change),
+        only_a=len(a) - len(change),
+        only_b=len(b) - len(change),
+        changed=sorted([(n, a[n], b[n]) for n in change if change[n]], key=lambda layer: -abs(layer[2] - layer[1])),
         most=most,
         maps=[
             draw_rank_map(f"Ranks of {letter}, {one.name}", ranks, (0.0, float(most)), where, width=600.0)
             for letter, one, ranks in zip("AB", pair, (a, b), strict=True)
         ],
-        difference=difference_map(a, b),
-        kinds=[_compare_kind(kind, (a, b), details, where) for kind in dict.fromkeys(p.kind for p in where.values())],
+        difference=draw_rank_map(*drawn, DIFFERENCE),
+        most_change=f"{most_change:.0f}",
+        kinds=[_compare_kind(kind, details, where) for kind in kinds_in_order(where)],
     )
 
 
 def _compare_kind(
-    kind: str, ranks: tuple[Mapping[str, int], Mapping[str, int]], details: tuple[Detail, Detail], where: Mapping
-) -> _KindRanks:
-    def total(of_one: Mapping[str, int]) -> int:
-        return sum(rank for name, rank in of_one.items() if where[name].kind == kind)
-
-    def mean_explained(of_one: Mapping[str, int], detail: Detail) -> float | None:
-        known = [detail.explained[n] for n in of_one if where[n].kind == kind and n in detail.explained]
-        return sum(known) / len(known) if known else None
-
-    totals = total(ranks[0]), total(ranks[1])
-    explained = mean_explained(ranks[0], details[0]), mean_explained(ranks[1], details[1])
-    count = sum(place.kind == kind for place in where.values())
-    return _KindRanks(kind, count, totals, totals[1] - totals[0], explained)
+    kind: str, details: tuple[Detail, Detail], where: Mapping[str, Place]
+) -> tuple[str, int, list[int], list[float | None]]:
+    """Return a module kind, how many layers are of it, and their total ranks and mean explained variance in A and B."""
+    totals, explained = list[int](), list[float | None]()
+    for detail in details:
+        ranks = {name: rank for name, rank in detail.ranks.items() if where[name].kind == kind}
+        known = [detail.explained[name] for name in ranks if name in detail.explained]
+        totals.append(sum(ranks.values()))
+        explained.append(sum(known) / len(known) if known else None)
+    return kind, sum(place.kind == kind for place in where.values()), totals, explained

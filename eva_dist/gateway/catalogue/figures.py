@@ -2,13 +2,11 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from eva_dist.artifact.layer_names import places
 from eva_dist.artifact.reading import shown
 from eva_dist.gateway.catalogue.detail import Detail, KindSpectrum
 from eva_dist.gateway.catalogue.layout import render_fragment
-from eva_dist.render.colours import DIFFERENCE
 from eva_dist.render.curves import Curve, CurvePlot, draw_curves
 from eva_dist.render.rank_maps import draw_rank_map
 from eva_dist.render.words import NONE, share
@@ -139,14 +137,3 @@ def _convergence_in_words(curve: Sequence[tuple[int, float]]) -> str:
     if last < 1:
         told.append(f"{share(last)} after {last_step:,} steps, the last")
     return ("; ".join(told) + ".").capitalize()
-
-
-def difference_map(a: Mapping[str, int], b: Mapping[str, int]) -> str:
-    """Return the map of b's ranks less a's, over the layers that both have."""
-    common = {name: float(b[name] - a[name]) for name in a if name in b}
-    if not common:
-        return ""
-    most = max(max(abs(value) for value in common.values()), 1.0)
-    name = "Difference of ranks by module kind and block"
-    drawn = draw_rank_map(name, common, (-most, most), places(list(common)), DIFFERENCE)
-    return render_fragment("difference.html", drawing=drawn, most=f"{most:.0f}") if drawn else ""

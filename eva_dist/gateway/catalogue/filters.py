@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from urllib.parse import urlencode
 
 from eva_dist.artifact.reading import shown
@@ -23,24 +24,17 @@ def _setting_of(name: str) -> Callable[[Summary], str]:
 FACETS: Mapping[str, tuple[str, Callable[[Summary], str]]] = {
     "base_model": ("Base model", lambda facts: facts.base_model or NOTHING),
     "data": ("Data", lambda facts: facts.data or NOTHING),
-    "r": ("r", _setting_of("r")),
-    "rho": ("rho", _setting_of("rho")),
-    "tau": ("tau", _setting_of("tau")),
+    **{name: (name, _setting_of(name)) for name in ("r", "rho", "tau")},
     "status": ("Status", lambda facts: facts.status),
 }
 """Parameter to what it is called and its value in an artifact."""
 
+_FACTS = ("r", "rho", "tau", "status", "parameters", "steps", "tokens")
 ORDERS: Mapping[str, tuple[str, Callable[[ListedArtifact], object]]] = {
     "name": ("artifact", lambda one: (one.revision.repo_id.lower(), one.revision.revision)),
     "base_model": ("base model", lambda one: one.facts.model_name and one.facts.model_name.lower()),
     "data": ("data", lambda one: one.facts.data_name and one.facts.data_name.lower()),
-    "r": ("r", lambda one: one.facts.r),
-    "rho": ("rho", lambda one: one.facts.rho),
-    "tau": ("tau", lambda one: one.facts.tau),
-    "status": ("status", lambda one: one.facts.status),
-    "parameters": ("parameters", lambda one: one.facts.parameters),
-    "steps": ("steps", lambda one: one.facts.steps),
-    "tokens": ("tokens", lambda one: one.facts.tokens),
+    **{key: (key, attrgetter(f"facts.{key}")) for key in _FACTS},
     "date": ("published", lambda one: one.revision.moved),
 }
 """Order to what it is called and its key; artifacts without it come last either way."""

@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup
 
 import eva_dist
 from eva_dist.artifact.reading import plain, shown
-from eva_dist.gateway.catalogue.assets import icon, script, style_sheet
+from eva_dist.gateway.catalogue.assets import ASSETS
 from eva_dist.render.templates import template_environment
 from eva_dist.render.words import NONE, amount
 from eva_dist.report.settings import whole_text
-
-if TYPE_CHECKING:
-    from eva_dist.store.snapshot import Revision
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -31,11 +28,6 @@ def render_page(template: str, title: str, *, trail: Sequence[tuple[str, str | N
 def render_fragment(template: str, **values: Any) -> Markup:
     """Return a piece of a page."""
     return Markup(_ENVIRONMENT.get_template(template).render(values))
-
-
-def artifact_url(revision: "Revision") -> str:
-    """Return where an artifact's page is."""
-    return f"/artifact/{url_path(revision.repo_id)}/{url_path(revision.revision)}"
 
 
 def compare_url(a: str, b: str | None = None) -> str:
@@ -56,24 +48,13 @@ def file_size(count: int) -> str:
     return f"{count}\u00a0B"
 
 
-def setting(value: float | None) -> str:
-    """Return a setting, or a dash."""
-    return NONE if value is None else plain(value)
-
-
 def _heading_id(heading: str) -> str:
     """Return what a link to a heading names it by."""
     return "".join(c if c.isalnum() else "-" for c in heading.lower()).strip("-")
 
 
 _ENVIRONMENT = template_environment(Path(__file__).parent / "templates")
-_ENVIRONMENT.globals |= {
-    "version": eva_dist.__version__,
-    "icon": icon,
-    "style_sheet": style_sheet,
-    "script": script,
-    "compare_url": compare_url,
-}
+_ENVIRONMENT.globals |= {"version": eva_dist.__version__, "compare_url": compare_url, **ASSETS}
 _ENVIRONMENT.filters |= {
     "shown": shown,
     "whole_text": whole_text,
@@ -81,6 +62,6 @@ _ENVIRONMENT.filters |= {
     "slug": _heading_id,
     "url_path": url_path,
     "file_size": file_size,
-    "setting": setting,
+    "setting": lambda value: NONE if value is None else plain(value),
     "amount_or_dash": lambda value: NONE if value is None else amount(value),
 }

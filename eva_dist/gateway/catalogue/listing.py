@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from eva_dist.artifact.reading import short_name, shown
 from eva_dist.gateway.catalogue.cache import ListedArtifact
@@ -14,27 +13,6 @@ _TEXTS = ("name", "base_model", "data", "status")
 _WIDTHS = {"base_model": " half", "data": " half", "status": " third"}
 _MOST_OPTIONS = 500
 _MOST_SWEEPS = 20
-
-
-@dataclass(frozen=True)
-class _Facet:
-    """A drop-down list: values and what they are called."""
-
-    key: str
-    name: str
-    width: str
-    picked: str
-    options: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class _ColumnHead:
-    """A column's name, the URL that sorts by it, and which way it is sorted (ARIA's word), if it is."""
-
-    name: str
-    url: str
-    is_text: bool
-    way: str | None
 
 
 def catalogue_page(found: SearchResult, sweeps: Mapping[str, Sequence[ListedArtifact]]) -> str:
@@ -49,7 +27,7 @@ def catalogue_page(found: SearchResult, sweeps: Mapping[str, Sequence[ListedArti
         found=found,
         query=query,
         count=_count_sentence(found),
-        facets=[_facet_of(found, key) for key in FACETS],
+        facets=[(key, FACETS[key][0], _WIDTHS.get(key, ""), _facet_options(found, key)) for key in FACETS],
         orders=[(order, _order_label(key, order)) for key in ORDERS for order in (key, f"-{key}")],
         chosen=_chosen_filters(query),
         heads=[_column_head(found, key) for key in _COLUMNS],
@@ -76,7 +54,8 @@ def _order_label(key: str, order: str) -> str:
     return f"{ORDERS[key][0]}, {'largest first' if falls else 'smallest first'}"
 
 
-def _facet_of(found: SearchResult, key: str) -> _Facet:
+def _facet_options(found: SearchResult, key: str) -> list[tuple[str, str]]:
+    """Return the values of a facet's drop-down list, and what they are called."""
     values = found.facets[key]
     # Two models of one name are told apart by their whole names.
     labels = Counter(short_name(value) for value, _ in values)
@@ -84,7 +63,7 @@ def _facet_of(found: SearchResult, key: str) -> _Facet:
     for value, count in values[:_MOST_OPTIONS]:
         text = short_name(value) if labels[short_name(value)] == 1 else value
         options.append((value, f"{shown(facet_label(key, text), 60)} ({count:,})"))
-    return _Facet(key, FACETS[key][0], _WIDTHS.get(key, ""), found.query.picked.get(key, ""), options)
+    return options
 
 
 def _chosen_filters(query: Query) -> list[tuple[str, str]]:
@@ -97,13 +76,14 @@ def _chosen_filters(query: Query) -> list[tuple[str, str]]:
     return chosen
 
 
-def _column_head(found: SearchResult, key: str) -> _ColumnHead:
+def _column_head(found: SearchResult, key: str) -> tuple[str, str, bool, str | None]:
+    """Return a column's name, the URL that sorts by it, whether it is text, and how it is sorted (ARIA's word)."""
     sort = found.query.sort
     is_sorted, falls = sort.removeprefix("-") == key, sort.startswith("-")
     # A click turns the order round; a new column begins with its largest numbers, or at A.
     down = not falls if is_sorted else key not in _TEXTS
     way = None if not is_sorted else "descending" if falls else "ascending"
-    return _ColumnHead(ORDERS[key][0], found.query.url(sort=f"-{key}" if down else key), key in _TEXTS, way)
+    return ORDERS[key][0], found.query.url(sort=f"-{key}" if down else key), key in _TEXTS, way
 
 
 def _page_numbers(page: int, last: int) -> list[int | None]:

@@ -13,7 +13,7 @@ from aiohttp import web
 from eva_dist.errors import StoreError
 from eva_dist.gateway.access import visible
 from eva_dist.gateway.catalogue.artifact import Around, artifact_page
-from eva_dist.gateway.catalogue.assets import assets
+from eva_dist.gateway.catalogue.assets import ASSETS
 from eva_dist.gateway.catalogue.cache import ArtifactCache, ListedArtifact
 from eva_dist.gateway.catalogue.compare import choose_page, compare_page
 from eva_dist.gateway.catalogue.filters import Query, find
@@ -100,7 +100,7 @@ class Pages:
     async def _visible_artifacts(self, request: web.Request) -> list[ListedArtifact]:
         """Return what the reader may see."""
         sees = visible(request)
-        entries = [entry for entry in await self._index.entries() if sees(_namespace(entry.revision.repo_id))]
+        entries = [entry for entry in await self._index.entries() if sees(_namespace_of(entry.revision.repo_id))]
         return await self._cache.listed(entries)
 
     async def _find_artifact(self, request: web.Request, name: str) -> ListedArtifact:
@@ -111,7 +111,7 @@ class Pages:
         """
         repo_id, _, revision = name.partition("@")
         entry: Entry | None = None
-        if visible(request)(_namespace(repo_id)):
+        if visible(request)(_namespace_of(repo_id)):
             entry = await self._index.entry(repo_id, revision or "main")
         if entry is None:
             raise NotThereError(f"There is no artifact {name} here.")
@@ -125,16 +125,16 @@ def _page_handler(page: Page) -> Callable[[web.Request], Awaitable[web.Response]
         try:
             return _page_response(request, await page(request))
         except NotThereError as error:
-            return _page_response(request, _apology("Not found", str(error)), 404)
+            return _page_response(request, _apology_page("Not found", str(error)), 404)
         except StoreError as error:
             log.error("%s: %s", request.path, error)
             told = "The store cannot be read just now. Try again in a moment; the server's log says more."
-            return _page_response(request, _apology("The store does not answer", told), 503)
+            return _page_response(request, _apology_page("The store does not answer", told), 503)
 
     return handler
 
 
-def _apology(title: str, text: str) -> str:
+def _apology_page(title: str, text: str) -> str:
     return render_page("apology.html", title, trail=[(title.lower(), None)], text=text)
 
 
@@ -153,15 +153,15 @@ def _page_response(request: web.Request, page: str, status: int = 200) -> web.Re
 def refusal_page(request: web.Request, refused: Refused) -> web.Response:
     """Return what a person sees of a refusal, with the headers that clients look at."""
     title = {401: "A token is needed", 404: "Not found"}.get(refused.status, "This cannot be answered")
-    response = _page_response(request, _apology(title, f"{refused}."), refused.status)
+    response = _page_response(request, _apology_page(title, f"{refused}."), refused.status)
     response.headers.update({name: value for name, value in refused.headers.items() if name != COMMIT_HEADER})
     return response
 
 
 async def _send_asset(request: web.Request) -> web.Response:
-    asset = assets().get(request.match_info["name"])
+    asset = next((asset for asset in ASSETS.values() if asset.name == request.match_info["name"]), None)
     if asset is None:
-        return _page_response(request, _apology("Not found", "There is no such file."), 404)
+        return _page_response(request, _apology_page("Not found", "There is no such file."), 404)
     response = web.Response(body=asset.content, content_type=asset.type, charset="utf-8")
     response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
     return _add_guards(request, response)
@@ -208,5 +208,5 @@ def _by_settings(one: ListedArtifact) -> tuple[float, ...]:
     return tuple(-1.0 if value is None else value for value in (facts.r, facts.rho, facts.tau)) + (facts.whiten,)
 
 
-def _namespace(repo_id: str) -> str:
+def _namespace_of(repo_id: str) -> str:
     return repo_id.partition("/")[0]

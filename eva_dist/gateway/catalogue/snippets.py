@@ -30,16 +30,6 @@ class Server:
     url: str
     needs_token: bool = False
 
-    @property
-    def for_hub(self) -> str:
-        """What a command of the Hub's is to have in its environment."""
-        return f"{'HF_TOKEN=... ' if self.needs_token else ''}HF_ENDPOINT={shlex.quote(self.url)} "
-
-    @property
-    def for_ours(self) -> str:
-        """Likewise for a command of ours."""
-        return f"{TOKEN_VARIABLE}=... " if self.needs_token else ""
-
     def token_line(self, variable: str) -> str:
         """Return the line of Python that sets the token, if one is needed."""
         return f'os.environ["{variable}"] = "..."  # your token, or set {variable}\n' if self.needs_token else ""
@@ -65,9 +55,11 @@ def snippets(one: ListedArtifact, server: Server) -> list[tuple[str, str]]:
         token = f"import os\n\n{server.token_line(TOKEN_VARIABLE)}\n" if server.needs_token else ""
         load = f"eva_state_dict = eva_dist.load_eva_state_dict(\n    {_python_literal(source)}\n)"
         pieces.append(("As an initialisation, with eva_dist", f"{token}import eva_dist\n\n{load}"))
-    hf = f"{server.for_hub}hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
+    hub_token, our_token = ("HF_TOKEN=... ", f"{TOKEN_VARIABLE}=... ") if server.needs_token else ("", "")
+    at_server = f"{hub_token}HF_ENDPOINT={shlex.quote(server.url)}"
+    hf = f"{at_server} hf download {shlex.quote(repo_id)} --revision {shlex.quote(revision)}"
     pieces.append(("Files, with the Hub's command", hf))
-    pieces.append(("Files, with eva-dist", f"{server.for_ours}eva-dist pull {shlex.quote(source)}"))
+    pieces.append(("Files, with eva-dist", f"{our_token}eva-dist pull {shlex.quote(source)}"))
     return pieces
 
 

@@ -10,7 +10,7 @@ from eva_dist.gateway.catalogue.detail import Detail
 from eva_dist.gateway.catalogue.layout import render_page
 from eva_dist.render.rank_maps import PointRanks, draw_rank_maps
 from eva_dist.render.words import listed
-from eva_dist.report.settings import flatten, whole_text
+from eva_dist.report.settings import flatten_parts, whole_text
 
 if TYPE_CHECKING:
     from eva_dist.gateway.catalogue.cache import ListedArtifact
@@ -76,10 +76,8 @@ def _shared_facts(points: Sequence[ListedArtifact]) -> list[tuple[str, str]]:
 
 
 def _stated_facts(one: ListedArtifact) -> dict[str, str]:
-    reading, facts = Reading(one.snapshot.manifest), dict[str, str]()
-    for group in ("model", "tokenizer", "data", "config.data", "config.solver", "config.eva"):
-        part = reading.found(group)
-        flat = flatten(part) if isinstance(part, dict) else {}
-        prefix = group.removeprefix("config.")
-        facts |= {f"{prefix}.{key}": whole_text(value) for key, value in flat.items() if value is not None}
-    return facts
+    groups = ("model", "tokenizer", "data", "config.data", "config.solver", "config.eva")
+    stated = flatten_parts(
+        Reading(one.snapshot.manifest), {group: f"{group.removeprefix('config.')}." for group in groups}
+    )
+    return {key: whole_text(value) for key, value in stated if value is not None}
