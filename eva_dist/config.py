@@ -188,14 +188,10 @@ class DataConfig:
         if not self.path:
             yield "data.path='' must be a file, a glob or a hub id; set it, or choose a group: data=..."
         yield from _at_least("data.max_length", self.max_length, 1, "use the length you will train with")
-        if self.batch_size is not None:
-            yield from _at_least(
-                "data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once"
-            )
+        yield from _at_least("data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once")
         yield from _at_least("data.step_size", self.step_size, 1, "it is how many samples make one SVD update")
-        if self.num_samples is not None:
-            yield from _at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
-        elif self.streaming:
+        yield from _at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
+        if self.streaming and self.num_samples is None:
             yield "data.num_samples=null must be set when data.streaming=true; say how many samples to take"
         if not 0 <= self.seed < 2**32:
             yield f"data.seed={self.seed} must be in 0..2**32-1; use 0"
@@ -294,9 +290,8 @@ class SolverConfig:
         if self.keep_covariance and self.name is not SolverName.covariance:
             yield f"solver.keep_covariance=true must come with solver=covariance: {self.name.value} has none to keep"
         for key in ("oversampling", "power_steps"):
-            if (value := getattr(self, key)) is None:
-                continue
-            if self.name is SolverName.covariance:
+            value = getattr(self, key)
+            if value is not None and self.name is SolverName.covariance:
                 yield f"solver.{key}={value} has no meaning with solver={self.name.value}; remove it"
             least = 1 if (self.name, key) == (SolverName.subspace, "power_steps") else 0
             yield from _at_least(f"solver.{key}", value, least, "use null for the tracker's default")
@@ -361,10 +356,7 @@ class ClusterConfig:
         yield from _at_least("cluster.wait_s", self.wait_s, 0.0, "use 0 to go on at once with what is left")
         yield from _at_least("cluster.checkpoint_every", self.checkpoint_every, 0, "use 0 for no checkpoints")
         yield from _at_least("cluster.keep_checkpoints", self.keep_checkpoints, 1, "2 is usual")
-        if self.threads_per_worker is not None:
-            yield from _at_least(
-                "cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores"
-            )
+        yield from _at_least("cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores")
         for key, amount in self.resources.items():
             yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
             if 0 < amount < 1e-4:
@@ -411,12 +403,12 @@ class ArtifactConfig:
         """Yield what is wrong with these settings."""
         if self.repo_id is not None:
             parts = self.repo_id.split("/")
-            if len(parts) != 2 or not all(_is_plain_name(part) for part in parts):
+            if len(parts) != 2 or not all(is_plain_name(part) for part in parts):
                 yield (
                     f"artifact.repo_id={self.repo_id} must be namespace/name in letters, digits, '-', '_', '.'; "
                     "e.g. team/my-model"
                 )
-        if self.revision is not None and not _is_plain_name(self.revision):
+        if self.revision is not None and not is_plain_name(self.revision):
             yield f"artifact.revision={self.revision} must be letters, digits, '-', '_', '.'; e.g. rho2.0-tau0.99"
 
 
@@ -485,12 +477,13 @@ def _is_said(settings: Any, setting: dataclasses.Field[Any]) -> bool:
     return bool(getattr(settings, setting.name)) or "said_when_set" not in setting.metadata
 
 
-def _at_least(key: str, value: float, least: float, remedy: str) -> Iterator[str]:
-    if not (math.isfinite(value) and value >= least):
+def _at_least(key: str, value: float | None, least: float, remedy: str) -> Iterator[str]:
+    if value is not None and not (math.isfinite(value) and value >= least):
         yield f"{key}={value} must be >= {least}; {remedy}"
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name, or a part of one, is spelled as artifacts' names are."""
     return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
 
 
