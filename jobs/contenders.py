@@ -79,7 +79,7 @@ def peer(run: Prepared, threads: int) -> Contender:
     data = _PaddedSteps(run)
     spent = {"forward": 0.0, "svd": 0.0}
     config = lora_config(run.config.eva, run.task.value)
-    config.target_modules = [layer.name for layer in run.targets.layers]
+    config.target_modules = run.targets.names
     loader = torch.utils.data.DataLoader(data, batch_size=None, collate_fn=data.place)
     ready = time.perf_counter()
     with _timed(IncrementalPCA, "partial_fit", spent, "svd"), _timed(model, "forward", spent, "forward") as forwards:

@@ -122,7 +122,7 @@ def read_summary(snapshot: Snapshot, fingerprint: str | None = None) -> Summary:
     rows = [layer.parameters for layer in layers if layer.parameters is not None]
     _note_oddities(reading, snapshot, len(layers) - len(ranks))
     whiten = reading.found("config.eva.whiten", "decisive.eva.whiten")
-    facts = Summary(
+    return Summary(
         fingerprint=snapshot.fingerprint if fingerprint is None else fingerprint,
         commit=snapshot.commit,
         status=reading.text("status", needed=True) or UNKNOWN,
@@ -147,9 +147,8 @@ def read_summary(snapshot: Snapshot, fingerprint: str | None = None) -> Summary:
         method=reading.text("method") or UNKNOWN,
         ancestors=_read_ancestors(reading),
         decisive=_decisive_of_pass(reading),
-        problems=(),
+        problems=tuple(dict.fromkeys(reading.problems)),  # last: those above note what they miss
     )
-    return Summary(**{**facts.__dict__, "problems": tuple(dict.fromkeys(reading.problems))})
 
 
 def _note_oddities(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
