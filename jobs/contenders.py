@@ -98,7 +98,8 @@ def peer(run: Prepared, threads: int) -> Contender:
         "write": write,
     }
     tokens = sum(data.tokens[step] for step in range(steps))
-    return Contender("PEFT", compute, seconds, steps, tokens, _as_float32(found), {"peak_bytes": _peak_bytes()})
+    tensors = {name: rows.detach().float().cpu() for name, rows in found.items()}
+    return Contender("PEFT", compute, seconds, steps, tokens, tensors, {"peak_bytes": _peak_bytes()})
 
 
 def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
@@ -331,10 +332,6 @@ def _timed_calls(owner: Any, method: str, spent: dict[str, float]) -> Iterator[l
             setattr(owner, method, plain)
         else:
             delattr(owner, method)
-
-
-def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: rows.detach().float().cpu() for name, rows in tensors.items()}
 
 
 def median(values: Sequence[float]) -> float:

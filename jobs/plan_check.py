@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,16 +24,11 @@ from eva_dist.run.prepare import Prepared, prepare, provenance
 from jobs import measures
 from jobs.contenders import Floor, all_active, begin, run_to_end, session
 
+if TYPE_CHECKING:
+    from jobs.plan import PlanSettings
+
 _UNTIMED = 2
 """Steps: the first update of a group is another one, and the second finds caches cold."""
-
-
-class Wanted(Protocol):
-    """What of the settings matters here."""
-
-    steps: int
-    workers: int
-    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def this_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check(config: Config, architecture: Architecture, here: Accelerator, wanted: Wanted) -> tuple[Check, ...]:
+def check(config: Config, architecture: Architecture, here: Accelerator, wanted: "PlanSettings") -> tuple[Check, ...]:
     """Measure one worker, then a gang's traffic, and return every figure beside its prediction."""
     threads = wanted.threads or os.cpu_count() or 1
     with TemporaryDirectory() as folder:  # a run must have a store, though nothing is published
@@ -139,7 +134,7 @@ def _fastest_step(reports: Sequence[StepReport], phase: str) -> tuple[int, float
 
 
 def _traffic_checks(
-    run: Prepared, architecture: Architecture, here: Accelerator, wanted: Wanted, tokens: float
+    run: Prepared, architecture: Architecture, here: Accelerator, wanted: "PlanSettings", tokens: float
 ) -> list[Check]:
     """Return traffic of a gang, by exchange: bytes of a step of so many tokens, all workers."""
     if wanted.workers == 1:

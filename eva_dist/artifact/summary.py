@@ -92,7 +92,11 @@ class Summary:
     @cached_property
     def own_pass(self) -> str | None:
         """Name of the pass that found the vectors; None if the manifest does not say what decided them."""
-        return None if not self.decisive else _short_digest(self.decisive)
+        try:
+            text = json.dumps(self.decisive, sort_keys=True)
+        except RecursionError:  # nested as deep as a parser goes: nobody's settings
+            return None
+        return hashlib.sha256(text.encode()).hexdigest()[:16] if self.decisive else None
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -220,10 +224,3 @@ def _how_it_went_in(told: Any) -> str:
 def _whole_number(value: float | None) -> float | None:
     """Return a number as JSON has a whole one, if it is."""
     return int(value) if value is not None and value.is_integer() and abs(value) < _LARGEST_WHOLE else value
-
-
-def _short_digest(value: Any) -> str | None:
-    try:
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-    except RecursionError:  # nested as deep as a parser goes: nobody's settings
-        return None
