@@ -37,8 +37,7 @@ def render(messages: list[dict[str, Any]], tools: str | None, config: DataConfig
         template = tokenizer.get_chat_template(tools=handed)
         if "strftime_now" in template:
             template = _FIXED_TODAY + template
-        options = {} if handed is None else {"tools": handed}
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tools=handed, chat_template=template, tokenize=False)
     except Exception as error:  # a template is a program of its own: jinja's errors, KeyError, TypeError
         said = " ".join(str(error).split())
         roles = ", ".join(message["role"] for message in messages)
