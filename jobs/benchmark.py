@@ -142,7 +142,7 @@ class _Measurement:
         self._scaling: list[measures.ScalingRow] = []
 
     @cached_property
-    def _prepared(self) -> Prepared:
+    def _prepared_run(self) -> Prepared:
         return prepare(self._config)
 
     def stages(self) -> list[Stage]:
@@ -206,12 +206,12 @@ class _Measurement:
 
     def _finding_stage(self, name: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Stage:
         def find() -> None:
-            self._found[name] = apart(work, self._prepared, *arguments)
+            self._found[name] = apart(work, self._prepared_run, *arguments)
 
         return Stage(name, seconds, find)
 
     def _measure_scaling(self, workers: int, exchange: Exchange) -> None:
-        self._scaling.append(apart(measures.scaling, self._prepared, workers, exchange, self._wanted.scaling_steps))
+        self._scaling.append(apart(measures.scaling, self._prepared_run, workers, exchange, self._wanted.scaling_steps))
 
     def _measure_growth(self) -> None:
         self._found["growth"] = apart(measures.growth, self._config, self._threads, 10)

@@ -85,7 +85,7 @@ class _OnlyFields(_NamesFile):
         found = self.info.features or {}
         self._tell_columns(self._seen or found)
         if found:
-            self.info.features = Features({name: found[name] for name in found if name in self._wanted})
+            self.info.features = Features({name: found[name] for name in found if name in self._wanted_columns})
         return splits
 
     def _tables_of_file(self, name: str, one_file: dict[str, Any]) -> Iterator[tuple[Any, pa.Table]]:
@@ -109,8 +109,8 @@ class _OnlyFields(_NamesFile):
         made_up = {n for n in self.config.optional if n in names and pa_table[n].null_count == len(pa_table)}
         self._seen |= dict.fromkeys(name for name in names if name not in made_up)
         if paths := options.get("json_field_paths"):
-            options["json_field_paths"] = [path for path in paths if path[0] in self._wanted]
-        kept = pa_table.select([name for name in names if name in self._wanted])
+            options["json_field_paths"] = [path for path in paths if path[0] in self._wanted_columns]
+        kept = pa_table.select([name for name in names if name in self._wanted_columns])
         for name in self.config.required:
             if name not in kept.column_names and self.info.features is None:
                 kept = kept.append_column(name, pa.nulls(len(kept), pa.string()))
@@ -125,7 +125,7 @@ class _OnlyFields(_NamesFile):
         self.info.description = json.dumps(list(dict.fromkeys([*column_names(self.info), *names])))
 
     @property
-    def _wanted(self) -> list[str]:
+    def _wanted_columns(self) -> list[str]:
         return [*self.config.required, *self.config.optional]
 
 

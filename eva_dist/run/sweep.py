@@ -155,19 +155,19 @@ class _Sweep:
 
     def _compute_groups(self, groups: Sequence[tuple[int, ...]]) -> None:
         """Compute groups on one cluster."""
-        with self._failing(chain(*groups)), open_place(self._runs[groups[0][0]].config.cluster) as place:
+        with self._failing_points(chain(*groups)), open_place(self._runs[groups[0][0]].config.cluster) as place:
             for group in groups:
                 self._compute_group(group, place)
 
     def _compute_group(self, group: tuple[int, ...], place: Place) -> None:
         name = _pass_name([self._runs[point] for point in group])
-        with self._failing(group), place.exclusive_run(name, self._stop):
+        with self._failing_points(group), place.exclusive_run(name, self._stop):
             self._answer_from_store(group)  # another driver may have been here meanwhile
             if left := self._without_answer(group):
                 self._run_pass(left, self._runs[group[0]], name, place)
 
     @contextmanager
-    def _failing(self, points: Iterable[int]) -> Iterator[None]:
+    def _failing_points(self, points: Iterable[int]) -> Iterator[None]:
         """Let an error of what is done meanwhile end those of these points that have no answer yet, and no others."""
         try:
             yield
@@ -212,9 +212,9 @@ class _Sweep:
             published = publish(run, end)
         except Exception as error:  # whatever it is, it is this point's alone
             return error
-        return self._outcome(run, published, published.manifest["status"])
+        return self._outcome_of(run, published, published.manifest["status"])
 
-    def _outcome(self, run: Prepared, published: Published, status: str) -> Outcome:
+    def _outcome_of(self, run: Prepared, published: Published, status: str) -> Outcome:
         return outcome(published, run.repo_id, run.revision, status, time.perf_counter() - self._started)
 
     def take(self, point: int, answered: Answer) -> None:
@@ -234,7 +234,7 @@ class _Sweep:
             run = self._runs[point]
             try:
                 if (found := answer(run)) is not None:
-                    self.take(point, self._outcome(run, found, "cached"))
+                    self.take(point, self._outcome_of(run, found, "cached"))
             except EvaDistError as error:
                 self.take(point, error)
 
