@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark.py` from a clone
 
-from eva_dist.config import Config, Dtype, Exchange  # noqa: E402
+from eva_dist.config import Config, Dtype, Exchange, at_least  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.run.prepare import Prepared, prepare  # noqa: E402
 from jobs import contenders, measures  # noqa: E402
@@ -78,11 +78,9 @@ class Benchmark:
         if self.workers and (self.workers[0] != 1 or min(self.workers) < 1):
             yield f"benchmark.workers={self.workers} must begin with 1, what the others are compared with; or be []"
         for key in ("solver_updates", "precision_steps"):
-            if getattr(self, key) < 0:
-                yield f"benchmark.{key}={getattr(self, key)} must be >= 0; use 0 to leave it out"
+            yield from at_least(f"benchmark.{key}", getattr(self, key), 0, "use 0 to leave it out")
         for key in ("scaling_steps", "solver_groups"):
-            if getattr(self, key) < 1:
-                yield f"benchmark.{key}={getattr(self, key)} must be >= 1; leave it out for the default"
+            yield from at_least(f"benchmark.{key}", getattr(self, key), 1, "leave it out for the default")
 
     def shortened(self) -> "Benchmark":
         """Return what is measured when it is to be quick."""

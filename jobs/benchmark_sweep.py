@@ -153,7 +153,7 @@ class _Measurement:
 
     def stages(self) -> list[Stage]:
         """Return what is to be done, in order."""
-        words = [f"eva.{key}={','.join(map(str, getattr(self._wanted, f'{key}s')))}" for key in ("rho", "tau")]
+        words = [f"eva.rho={','.join(map(str, self._wanted.rhos))}", f"eva.tau={','.join(map(str, self._wanted.taus))}"]
         one_pass = ["-m", "hydra/launcher=shared_pass", *words]
         (rho, tau), each = max(self._points), len(self._points)
         dearest = [f"eva.rho={rho}", f"eva.tau={tau}"]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/plan.py` from a clone
 
-from eva_dist.config import Config  # noqa: E402
+from eva_dist.config import Config, at_least  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.modeling.load import read_architecture  # noqa: E402
 from eva_dist.modeling.positions import check_length  # noqa: E402
@@ -54,12 +54,9 @@ class PlanSettings:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
-        if self.steps < 4:
-            yield f"plan.steps={self.steps} must be >= 4; the first two are not like the others"
-        if self.workers < 1:
-            yield f"plan.workers={self.workers} must be >= 1; use 1 to measure no traffic"
-        if self.threads is not None and self.threads < 1:
-            yield f"plan.threads={self.threads} must be >= 1; use null for all cores"
+        yield from at_least("plan.steps", self.steps, 4, "the first two are not like the others")
+        yield from at_least("plan.workers", self.workers, 1, "use 1 to measure no traffic")
+        yield from at_least("plan.threads", self.threads, 1, "use null for all cores")
 
 
 register_schema("plan_schema", accelerator=unfrozen(Accelerator), plan=PlanSettings)

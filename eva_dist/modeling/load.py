@@ -122,9 +122,7 @@ def check_shardable(model: ModelConfig, architecture: Architecture, prefix: str,
     """Raise `ConfigError` if what will be run of the model cannot be held by `shard_size` workers together."""
     if shard_size == 1:
         return
-    run = architecture.skeleton
-    if prefix:
-        run = _without_weights(AutoModel, architecture.config, model)
+    run = _without_weights(AutoModel, architecture.config, model) if prefix else architecture.skeleton
     refuse_unshardable(run, shard_size, f"{model.gguf_file} cannot be read in slices" if model.gguf_file else "")
 
 
@@ -198,12 +196,9 @@ def _without_weights(loader: Any, config: PreTrainedConfig, model: ModelConfig) 
 
 
 def _source_options(model: ModelConfig) -> dict[str, Any]:
-    source: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if model.revision is not None:
-        source["revision"] = model.revision
-    if model.gguf_file is not None:
-        source["gguf_file"] = model.gguf_file
-    return source
+    named = {"revision": model.revision, "gguf_file": model.gguf_file}
+    given = {key: name for key, name in named.items() if name is not None}
+    return {"trust_remote_code": model.trust_remote_code, **given}
 
 
 def _read_config(model: ModelConfig) -> PreTrainedConfig:
