@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,11 +9,6 @@ from eva_dist.data.source import wrong_type
 
 THOUGHTS = re.compile(r"\s*(?:(<[^<>/]+>|\[[^\[\]/]+\])\s*)?.*?(</[^<>]+>|\[/[^\[\]]+\])", re.DOTALL)
 """Content that begins with a block of its own: thoughts, as `<think>...</think>` or `[THINK]...[/THINK]`."""
-
-
-def map_roles(messages: list[dict[str, Any]], role_map: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the messages with each role by the name that `role_map` has for it, if it has one."""
-    return [{**message, "role": role_map.get(message["role"], message["role"])} for message in messages]
 
 
 def without_nulls(value: Any) -> Any:

@@ -7,7 +7,7 @@ one more, or an unused one of another type. Here unused columns are dropped befo
 import glob
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import datasets
@@ -129,25 +129,15 @@ class _OnlyFields(_NamesFile):
         return [*self.config.required, *self.config.optional]
 
 
-@dataclass
-class _JsonConfig(json_lines.JsonConfig, _FieldsConfig):
-    """Settings of `JsonFields`."""
-
-
-@dataclass
-class _ParquetConfig(parquet.ParquetConfig, _FieldsConfig):
-    """Settings of `ParquetFields`."""
-
-
-@dataclass
-class _ArrowConfig(arrow.ArrowConfig, _FieldsConfig):
-    """Settings of `ArrowFields`."""
+def _with_fields(config: type) -> type:
+    """Return the settings of a builder, with those of `_FieldsConfig`."""
+    return make_dataclass(config.__name__, [], bases=(config, _FieldsConfig))
 
 
 class JsonFields(_OnlyFields, json_lines.Json):
     """JSON and JSON lines."""
 
-    BUILDER_CONFIG_CLASS = _JsonConfig
+    BUILDER_CONFIG_CLASS = _with_fields(json_lines.JsonConfig)
     has_fixed_columns = False  # a key may turn up in a later row first
 
     def _explain_failure(self, one_file: dict[str, Any], error: Exception) -> str:
@@ -160,13 +150,13 @@ class JsonFields(_OnlyFields, json_lines.Json):
 class ParquetFields(_OnlyFields, parquet.Parquet):
     """Parquet."""
 
-    BUILDER_CONFIG_CLASS = _ParquetConfig
+    BUILDER_CONFIG_CLASS = _with_fields(parquet.ParquetConfig)
 
 
 class ArrowFields(_OnlyFields, arrow.Arrow):
     """Arrow streams and files."""
 
-    BUILDER_CONFIG_CLASS = _ArrowConfig
+    BUILDER_CONFIG_CLASS = _with_fields(arrow.ArrowConfig)
 
 
 class TextLines(_NamesFile, text.Text):

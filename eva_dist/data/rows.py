@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eva_dist.config import DataConfig
-from eva_dist.data.chat_rows import chat_shape, map_roles, tools_as_json, without_nulls
+from eva_dist.data.chat_rows import chat_shape, tools_as_json, without_nulls
 from eva_dist.data.source import (
     Fields,
     NarrowTypesError,
@@ -189,9 +189,11 @@ def _normalise_row(row: dict[str, Any], number: int, config: DataConfig) -> dict
     """Return a row with its roles mapped and its tools, if it has any, as JSON; text has no use for them."""
     text = row[config.text_field]
     if not isinstance(text, list):
-        return {key: value for key, value in row.items() if key not in Fields.of(config).optional}
+        idle = Fields.of(config).optional
+        return {key: value for key, value in row.items() if key not in idle}
     if config.role_map:
-        row = {**row, config.text_field: map_roles(text, config.role_map)}
+        renamed = [{**message, "role": config.role_map.get(message["role"], message["role"])} for message in text]
+        row = {**row, config.text_field: renamed}
     return _with_json_tools(row, number, config)
 
 

@@ -112,9 +112,6 @@ class FetchingArtifactReader(ArtifactReader):
 
     cache: Cache
 
-    def __init__(self, snapshot: Snapshot, where: str, cache: Cache) -> None:
-        super().__init__(snapshot, where, cache)
-
     @abstractmethod
     def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
         """Yield the bytes of a file, piece by piece."""
