@@ -187,15 +187,11 @@ class DataConfig:
         """Yield what is wrong with these settings."""
         if not self.path:
             yield "data.path='' must be a file, a glob or a hub id; set it, or choose a group: data=..."
-        yield from _at_least("data.max_length", self.max_length, 1, "use the length you will train with")
-        if self.batch_size is not None:
-            yield from _at_least(
-                "data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once"
-            )
-        yield from _at_least("data.step_size", self.step_size, 1, "it is how many samples make one SVD update")
-        if self.num_samples is not None:
-            yield from _at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
-        elif self.streaming:
+        yield from at_least("data.max_length", self.max_length, 1, "use the length you will train with")
+        yield from at_least("data.batch_size", self.batch_size, 1, "it is how many samples a worker forwards at once")
+        yield from at_least("data.step_size", self.step_size, 1, "it is how many samples make one SVD update")
+        yield from at_least("data.num_samples", self.num_samples, 1, "use null for all samples")
+        if self.streaming and self.num_samples is None:
             yield "data.num_samples=null must be set when data.streaming=true; say how many samples to take"
         if not 0 <= self.seed < 2**32:
             yield f"data.seed={self.seed} must be in 0..2**32-1; use 0"
@@ -251,17 +247,17 @@ class EvaConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
-        yield from _at_least("eva.r", self.r, 1, "it is the rank of the uniform adapter, 16 is usual")
-        yield from _at_least("eva.rho", self.rho, 1.0, "use 1.0 for no redistribution")
+        yield from at_least("eva.r", self.r, 1, "it is the rank of the uniform adapter, 16 is usual")
+        yield from at_least("eva.rho", self.rho, 1.0, "use 1.0 for no redistribution")
         if not isinstance(self.budget, Budget):
             yield f"eva.budget={self.budget!r} must be a Budget; use Budget.ranks or Budget.params"
         if not 0.0 <= self.tau <= 1.0:
             yield f"eva.tau={self.tau} must be in 0..1; it is a cosine, 0.99 is the paper's"
-        yield from _at_least("eva.max_steps", self.max_steps, 1, "it bounds the SVD updates, 200 is usual")
+        yield from at_least("eva.max_steps", self.max_steps, 1, "it bounds the SVD updates, 200 is usual")
         if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
             yield f"eva.lora_alpha={self.lora_alpha} must be > 0; r or 2 * r is usual"
         for pattern, r in self.rank_pattern.items():
-            yield from _at_least(f"eva.rank_pattern.{pattern}", r, 1, "leave the layer out with eva.exclude_modules")
+            yield from at_least(f"eva.rank_pattern.{pattern}", r, 1, "leave the layer out with eva.exclude_modules")
         for key in ("target_modules", "exclude_modules"):
             value = getattr(self, key)
             if not _is_name_pattern(value):
@@ -294,12 +290,11 @@ class SolverConfig:
         if self.keep_covariance and self.name is not SolverName.covariance:
             yield f"solver.keep_covariance=true must come with solver=covariance: {self.name.value} has none to keep"
         for key in ("oversampling", "power_steps"):
-            if (value := getattr(self, key)) is None:
-                continue
-            if self.name is SolverName.covariance:
+            value = getattr(self, key)
+            if value is not None and self.name is SolverName.covariance:
                 yield f"solver.{key}={value} has no meaning with solver={self.name.value}; remove it"
             least = 1 if (self.name, key) == (SolverName.subspace, "power_steps") else 0
-            yield from _at_least(f"solver.{key}", value, least, "use null for the tracker's default")
+            yield from at_least(f"solver.{key}", value, least, "use null for the tracker's default")
 
 
 @dataclass(frozen=True)
@@ -344,8 +339,8 @@ class ClusterConfig:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
-        yield from _at_least("cluster.num_workers", self.num_workers, 1, "use 1 for a single process")
-        yield from _at_least("cluster.shard_size", self.shard_size, 1, "use 1 to keep the whole model on each worker")
+        yield from at_least("cluster.num_workers", self.num_workers, 1, "use 1 for a single process")
+        yield from at_least("cluster.shard_size", self.shard_size, 1, "use 1 to keep the whole model on each worker")
         if self.shard_size >= 1 and self.num_workers % self.shard_size:
             whole = -(-self.num_workers // self.shard_size) * self.shard_size
             yield (
@@ -357,16 +352,13 @@ class ClusterConfig:
         for key, value, usual in (("timeout_s", self.timeout_s, 1800), ("heartbeat_s", self.heartbeat_s, 60)):
             if not (math.isfinite(value) and value > 0):
                 yield f"cluster.{key}={value} must be > 0 seconds; {usual} is usual"
-        yield from _at_least("cluster.max_failures", self.max_failures, 0, "use 0 to stop at the first failure")
-        yield from _at_least("cluster.wait_s", self.wait_s, 0.0, "use 0 to go on at once with what is left")
-        yield from _at_least("cluster.checkpoint_every", self.checkpoint_every, 0, "use 0 for no checkpoints")
-        yield from _at_least("cluster.keep_checkpoints", self.keep_checkpoints, 1, "2 is usual")
-        if self.threads_per_worker is not None:
-            yield from _at_least(
-                "cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores"
-            )
+        yield from at_least("cluster.max_failures", self.max_failures, 0, "use 0 to stop at the first failure")
+        yield from at_least("cluster.wait_s", self.wait_s, 0.0, "use 0 to go on at once with what is left")
+        yield from at_least("cluster.checkpoint_every", self.checkpoint_every, 0, "use 0 for no checkpoints")
+        yield from at_least("cluster.keep_checkpoints", self.keep_checkpoints, 1, "2 is usual")
+        yield from at_least("cluster.threads_per_worker", self.threads_per_worker, 1, "use null to share the cores")
         for key, amount in self.resources.items():
-            yield from _at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
+            yield from at_least(f"cluster.resources.{key}", amount, 0, "leave it out to ask for none")
             if 0 < amount < 1e-4:
                 yield f"cluster.resources.{key}={amount} must be 0 or >= 0.0001; Ray counts no finer"
             if key in ("memory", "object_store_memory"):
@@ -411,12 +403,12 @@ class ArtifactConfig:
         """Yield what is wrong with these settings."""
         if self.repo_id is not None:
             parts = self.repo_id.split("/")
-            if len(parts) != 2 or not all(_is_plain_name(part) for part in parts):
+            if len(parts) != 2 or not all(is_plain_name(part) for part in parts):
                 yield (
                     f"artifact.repo_id={self.repo_id} must be namespace/name in letters, digits, '-', '_', '.'; "
                     "e.g. team/my-model"
                 )
-        if self.revision is not None and not _is_plain_name(self.revision):
+        if self.revision is not None and not is_plain_name(self.revision):
             yield f"artifact.revision={self.revision} must be letters, digits, '-', '_', '.'; e.g. rho2.0-tau0.99"
 
 
@@ -485,12 +477,14 @@ def _is_said(settings: Any, setting: dataclasses.Field[Any]) -> bool:
     return bool(getattr(settings, setting.name)) or "said_when_set" not in setting.metadata
 
 
-def _at_least(key: str, value: float, least: float, remedy: str) -> Iterator[str]:
-    if not (math.isfinite(value) and value >= least):
+def at_least(key: str, value: float | None, least: float, remedy: str) -> Iterator[str]:
+    """Yield what is wrong with a setting that must not be less than `least`; None, where it may be so, is right."""
+    if value is not None and not (math.isfinite(value) and value >= least):
         yield f"{key}={value} must be >= {least}; {remedy}"
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name, or a part of one, is spelled as artifacts' names are."""
     return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
 
 

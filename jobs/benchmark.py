@@ -25,20 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/benchmark.py` from a clone
 
-from eva_dist.config import Config, Dtype, Exchange  # noqa: E402
+from eva_dist.config import Config, Dtype, Exchange, at_least  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.run.prepare import Prepared, prepare  # noqa: E402
 from jobs import contenders, measures  # noqa: E402
 from jobs.benchmark_report import Figures, draw, headline, to_markdown  # noqa: E402
-from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
-from jobs.schema import freeze, schema  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema  # noqa: E402
+from jobs.schema import freeze  # noqa: E402
 from jobs.stages import Stage, run_stages  # noqa: E402
 
 
@@ -79,11 +78,9 @@ class Benchmark:
         if self.workers and (self.workers[0] != 1 or min(self.workers) < 1):
             yield f"benchmark.workers={self.workers} must begin with 1, what the others are compared with; or be []"
         for key in ("solver_updates", "precision_steps"):
-            if getattr(self, key) < 0:
-                yield f"benchmark.{key}={getattr(self, key)} must be >= 0; use 0 to leave it out"
+            yield from at_least(f"benchmark.{key}", getattr(self, key), 0, "use 0 to leave it out")
         for key in ("scaling_steps", "solver_groups"):
-            if getattr(self, key) < 1:
-                yield f"benchmark.{key}={getattr(self, key)} must be >= 1; leave it out for the default"
+            yield from at_least(f"benchmark.{key}", getattr(self, key), 1, "leave it out for the default")
 
     def shortened(self) -> "Benchmark":
         """Return what is measured when it is to be quick."""
@@ -100,12 +97,7 @@ class Benchmark:
         )
 
 
-ConfigStore.instance().store(
-    name="benchmark_schema",
-    node=dataclasses.make_dataclass(
-        "BenchmarkSchema", [("benchmark", Benchmark, field(default_factory=Benchmark))], bases=(schema(),)
-    ),
-)
+register_schema("benchmark_schema", benchmark=Benchmark)
 
 
 @hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="benchmark")
@@ -148,28 +140,27 @@ class _Measurement:
         self._scaling: list[measures.ScalingRow] = []
 
     @cached_property
-    def _run(self) -> Prepared:
+    def _prepared_run(self) -> Prepared:
         return prepare(self._config)
 
     def stages(self) -> list[Stage]:
         """Return what is to be done, in order."""
         wanted, threads = self._wanted, self._threads
         stages = [stage for seed in wanted.seeds for stage in self._of_data_order(seed)]
-        stages.append(self._finding("memory", 13, measures.memory, threads, 12))
+        stages.append(self._finding_stage("memory", 13, measures.memory, threads, 12))
         if updates := wanted.solver_updates:
-            cost = 8 + updates * wanted.solver_groups / 20
-            stages.append(self._finding("solvers", cost, measures.solvers, threads, updates, wanted.solver_groups))
+            cost, groups = 8 + updates * wanted.solver_groups / 20, wanted.solver_groups
+            stages.append(self._finding_stage("solvers", cost, measures.solvers, threads, updates, groups))
         if steps := wanted.precision_steps:
-            dtypes = [Dtype.bfloat16, Dtype.float16]
-            cost = 10 + steps * 1.5
-            stages.append(self._finding("precision", cost, measures.precision, threads, dtypes, steps))
+            dtypes, cost = [Dtype.bfloat16, Dtype.float16], 10 + steps * 1.5
+            stages.append(self._finding_stage("precision", cost, measures.precision, threads, dtypes, steps))
         for workers in wanted.workers:
             for exchange in [Exchange.to_owner] if workers == 1 else [Exchange.to_owner, Exchange.all_gather]:
                 name = f"scaling: workers={workers}, {exchange.value}"
                 cost = 15 + 3 * workers + wanted.scaling_steps / 2
-                stages.append(Stage(name, cost, partial(self._scale, workers, exchange)))
+                stages.append(Stage(name, cost, partial(self._measure_scaling, workers, exchange)))
         if wanted.growth:
-            stages.append(Stage("growth", 90, self._grow))
+            stages.append(Stage("growth", 90, self._measure_growth))
         return stages
 
     def figures(self) -> Figures:
@@ -191,9 +182,9 @@ class _Measurement:
     def _of_data_order(self, seed: int) -> Iterator[Stage]:
         """Yield the whole runs over one order of the data."""
         said = f"data order {seed}"
-        yield Stage(f"{said}: PEFT", 70, partial(self._contend, seed, contenders.peer))
+        yield Stage(f"{said}: PEFT", 70, partial(self._run_contender, seed, contenders.peer))
         for dtype in self._wanted.dtypes:
-            work = partial(self._contend, seed, contenders.ours, dtype)
+            work = partial(self._run_contender, seed, contenders.ours, dtype)
             yield Stage(f"{said}: eva_dist {dtype.value}, and the floor", 40, work)
         if self._wanted.accuracy:
             yield Stage(f"{said}: exact components", 30, partial(self._compare_with_truth, seed))
@@ -201,7 +192,7 @@ class _Measurement:
     def _of_seed(self, seed: int) -> Prepared:
         return prepare(replace(self._config, data=replace(self._config.data, seed=seed)))
 
-    def _contend(self, seed: int, contender: Callable[..., Any], *arguments: Any) -> None:
+    def _run_contender(self, seed: int, contender: Callable[..., Any], *arguments: Any) -> None:
         one = apart(contender, self._of_seed(seed), self._threads, *arguments)
         self._runs.setdefault(seed, []).append(one)
 
@@ -211,17 +202,16 @@ class _Measurement:
         by_name = {one.name: one.state_dict for one in self._runs[seed]}
         self._accuracy.append(apart(contenders.truth, self._of_seed(seed), self._threads, steps, by_name))
 
-    def _finding(self, name: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Stage:
+    def _finding_stage(self, name: str, seconds: float, work: Callable[..., Any], *arguments: Any) -> Stage:
         def find() -> None:
-            self._found[name] = apart(work, self._run, *arguments)
+            self._found[name] = apart(work, self._prepared_run, *arguments)
 
         return Stage(name, seconds, find)
 
-    def _scale(self, workers: int, exchange: Exchange) -> None:
-        steps = self._wanted.scaling_steps
-        self._scaling.append(apart(measures.scaling, self._run, workers, exchange, steps))
+    def _measure_scaling(self, workers: int, exchange: Exchange) -> None:
+        self._scaling.append(apart(measures.scaling, self._prepared_run, workers, exchange, self._wanted.scaling_steps))
 
-    def _grow(self) -> None:
+    def _measure_growth(self) -> None:
         self._found["growth"] = apart(measures.growth, self._config, self._threads, 10)
         self._found["updates"] = apart(measures.updates, self._threads, 20)
 

@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import aiohttp
 
@@ -33,19 +34,17 @@ REPO, REVISION, FILE = "bench/artifact", "v1", "components.safetensors"
 _READ_BYTES = 1 << 20
 
 _STATIC = """
-import sys
+import asyncio, sys
 from aiohttp import web
 app = web.Application()
 app.router.add_static("/", sys.argv[1])
 async def main():
-    import asyncio
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     print("serving at http://127.0.0.1:%d " % runner.addresses[0][1], file=sys.stderr, flush=True)
     await asyncio.Event().wait()
-import asyncio
 asyncio.run(main())
 """
 
@@ -75,49 +74,40 @@ class Round:
     right: bool
 
 
-async def _pull(session: aiohttp.ClientSession, url: str) -> tuple[float, int]:
-    """Read a file; return when it had come and its length."""
-    size = 0
+async def _read_file(session: aiohttp.ClientSession, url: str, take: Callable[[bytes], object]) -> float:
+    """Read a file; return when it had come."""
     async with session.get(url) as response:
         response.raise_for_status()
         async for chunk in response.content.iter_chunked(_READ_BYTES):
-            size += len(chunk)
-    return time.perf_counter(), size
+            take(chunk)
+    return time.perf_counter()
 
 
-async def _hash(session: aiohttp.ClientSession, url: str) -> str:
-    digest = hashlib.sha256()
-    async with session.get(url) as response:
-        async for chunk in response.content.iter_chunked(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-async def _clients(url: str, count: int) -> tuple[list[float], set[int]]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, read_bufsize=_READ_BYTES, timeout=_forever()) as session:
+async def _run_clients(url: str, takes: Sequence[Callable[[bytes], object]]) -> list[float]:
+    """Have a client for each of `takes` read a file at once, and hand it what comes; return each one's seconds."""
+    options: dict[str, Any] = {"read_bufsize": _READ_BYTES, "timeout": aiohttp.ClientTimeout(total=None)}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), **options) as session:
         began = time.perf_counter()
-        ended = await asyncio.gather(*(_pull(session, url) for _ in range(count)))
-    return [at - began for at, _ in ended], {size for _, size in ended}
-
-
-async def _hashes(url: str, count: int) -> set[str]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=_forever()) as session:
-        return set(await asyncio.gather(*(_hash(session, url) for _ in range(count))))
-
-
-def _forever() -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None)
+        ended = await asyncio.gather(*(_read_file(session, url, take) for take in takes))
+    return [at - began for at in ended]
 
 
 def pull(url: str, count: int) -> tuple[list[float], set[int]]:
     """Have `count` clients of this process pull a file at once; return each one's seconds, and the sizes seen."""
-    return asyncio.run(_clients(url, count))
+    sizes = [0] * count
+
+    def counted(client: int, chunk: bytes) -> None:
+        sizes[client] += len(chunk)
+
+    seconds = asyncio.run(_run_clients(url, [partial(counted, client) for client in range(count)]))
+    return seconds, set(sizes)
 
 
 def hashes(url: str, count: int) -> set[str]:
     """Have `count` clients of this process pull a file at once; return the sha256 of what they got."""
-    return asyncio.run(_hashes(url, count))
+    digests = [hashlib.sha256() for _ in range(count)]
+    asyncio.run(_run_clients(url, [digest.update for digest in digests]))
+    return {digest.hexdigest() for digest in digests}
 
 
 def run_round(pool: ProcessPoolExecutor, url: str, shares: Sequence[int], content: bytes, check: bool) -> Round:
@@ -134,24 +124,24 @@ def run_round(pool: ProcessPoolExecutor, url: str, shares: Sequence[int], conten
 
 
 @contextmanager
-def started(command: Sequence[str], path: str) -> Iterator[Server]:
-    """Start a server process that says on standard error where it serves."""
-    log = tempfile.TemporaryFile("w+")
-    with subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": os.getcwd()}) as process:
-        try:
-            while (found := re.search(r"serving .*?at (http://\S+?) ", _read(log))) is None:
-                assert process.poll() is None, _read(log)
-                time.sleep(0.02)
-            yield Server(found[1] + path, process.pid)
-        finally:
-            process.terminate()
-            process.wait(30)
-            log.close()
+def started(command: Sequence[str], path: str = "", said: str = r"serving .*?at (http://\S+?) ") -> Iterator[Server]:
+    """Start a server process that says where it serves."""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with tempfile.TemporaryFile("w+") as log:
 
+        def read_log() -> str:
+            log.seek(0)
+            return log.read()
 
-def _read(log: IO[str]) -> str:
-    log.seek(0)
-    return log.read()
+        with subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+            try:
+                while (found := re.search(said, read_log())) is None:
+                    assert process.poll() is None, read_log()
+                    time.sleep(0.02)
+                yield Server(found[1] + path, process.pid)
+            finally:
+                process.terminate()
+                process.wait(30)
 
 
 def publish(url: str, content: bytes) -> None:
@@ -172,21 +162,12 @@ def s3_bucket() -> Iterator[str]:
     import boto3
 
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    log = tempfile.TemporaryFile("w+")
-    with subprocess.Popen(command, stderr=log, stdout=log) as process:
-        try:
-            while (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", _read(log))) is None:
-                assert process.poll() is None, _read(log)
-                time.sleep(0.05)
-            keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-            os.environ.update({key: "benchmark" for key in keys} | {"AWS_ENDPOINT_URL": found[1]})
-            os.environ.update(AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
-            boto3.client("s3").create_bucket(Bucket="benchmark")
-            yield "s3://benchmark"
-        finally:
-            process.terminate()
-            process.wait(30)
-            log.close()
+    with started(command, said=r"Running on (http://127\.0\.0\.1:\d+)") as server:
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        os.environ.update({key: "benchmark" for key in keys} | {"AWS_ENDPOINT_URL": server.url})
+        os.environ.update(AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+        boto3.client("s3").create_bucket(Bucket="benchmark")
+        yield "s3://benchmark"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

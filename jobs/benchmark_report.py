@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eva_dist.artifact.card.card import markdown_table
 from jobs.contenders import Contender
 from jobs.measures import GrowthRow, PrecisionRow, ScalingRow, SolverRow, UpdateRow
 
@@ -65,22 +66,16 @@ def headline(figures: Figures) -> Headline:
         for runs in others
     }
     first = others[0]
-    a_step = (seconds / sum(one.steps for one in peft)) / (
-        sum(one.compute_seconds for one in first) / sum(one.steps for one in first)
-    )
+    a_step = speedups[first[0].name] * sum(one.steps for one in first) / sum(one.steps for one in peft)
     theirs, mine = (figures.solvers[0], figures.solvers[1]) if figures.solvers else (None, None)
-    to_owner = [row for row in figures.scaling if row.exchange == "to_owner"]
+    svd_seconds = [row.svd_processor_seconds for row in figures.scaling if row.exchange == "to_owner"]
     return Headline(
         speedup_vs_peft=round(speedups[first[0].name], 2),
         overhead_vs_floor=round(overheads[first[0].name], 3),
         solver_speedup_vs_peft=round(theirs.milliseconds / mine.milliseconds, 2) if theirs and mine else None,
         deficit_ratio_vs_peft=round(mine.deficit_median / theirs.deficit_median, 3) if theirs and mine else None,
         speedup_a_step_vs_peft=round(a_step, 2),
-        svd_seconds_ratio_most_workers=(
-            round(to_owner[-1].svd_processor_seconds / to_owner[0].svd_processor_seconds, 3)
-            if len(to_owner) > 1
-            else None
-        ),
+        svd_seconds_ratio_most_workers=round(svd_seconds[-1] / svd_seconds[0], 3) if len(svd_seconds) > 1 else None,
         memory_above_forward_vs_trackers=round(figures.memory["memory_above_forward_vs_trackers"], 3),
         overlap_at_stop={
             name: [round(statistics.mean(a[name][key] for a in figures.accuracy), 4) for key in _OVERLAPS]
@@ -97,61 +92,64 @@ _OVERLAPS = ("overlap_median", "overlap_mean", "overlap_worst")
 def to_markdown(figures: Figures) -> str:
     """Return every table that there is something for."""
     runs = (_runs_table, _accuracy_table, _solvers_table, _precision_table)
-    tables = (*runs, _scaling_table, _growth_table, _updates_table)
-    parts = [f"{figures.settings}\n\n{figures.machine}", *(table(figures) for table in tables), _memory_line(figures)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    tables = [table(figures) for table in (*runs, _scaling_table, _growth_table, _updates_table)]
+    shown = [markdown_table(head, rows) for head, rows in tables if rows]
+    return "\n\n".join([f"{figures.settings}\n\n{figures.machine}", *shown, _memory_line(figures)]) + "\n"
 
 
-def _accuracy_table(figures: Figures) -> str:
+_Table = tuple[list[str], list[list[Any]]]
+
+
+def _accuracy_table(figures: Figures) -> _Table:
     head = ["data order", "at the stop", "overlap, median", "mean", "worst", "deficit, median"]
     rows = [
         [seed, name, *(f"{a[name][key]:.4f}" for key in _OVERLAPS), f"{a[name]['stop_deficit_median']:.2e}"]
         for seed, a in zip(figures.seeds, figures.accuracy, strict=False)
         for name in a
     ]
-    return _table(head, rows)
+    return head, rows
 
 
-def _solvers_table(figures: Figures) -> str:
+def _solvers_table(figures: Figures) -> _Table:
     head = ["solver", "ms an update", "times faster", "deficit, median", "worst"]
     rows = []
     for row in figures.solvers:
         faster = figures.solvers[0].milliseconds / row.milliseconds
         deficits = [f"{row.deficit_median:.1e}", f"{row.deficit_worst:.1e}"]
         rows.append([row.name, f"{row.milliseconds:.2f}", f"{faster:.1f}", *deficits])
-    return _table(head, rows)
+    return head, rows
 
 
-def _precision_table(figures: Figures) -> str:
+def _precision_table(figures: Figures) -> _Table:
     agreement = ["overlap with float32, median", "worst", "|cos|, median"]
     rows = []
     for row in figures.precision:
         found = (row.overlap_median, row.overlap_worst, row.cosine_median)
         rows.append([row.dtype, row.ranks_changed, row.largest_change, *(f"{value:.5f}" for value in found)])
-    return _table(["forward in", "layers of other rank", "by at most", *agreement], rows)
+    return ["forward in", "layers of other rank", "by at most", *agreement], rows
 
 
-def _scaling_table(figures: Figures) -> str:
+def _scaling_table(figures: Figures) -> _Table:
     head = ["workers", "exchange", "SVD processor seconds, summed", "against 1 worker", "bytes sent a token"]
     rows = []
     for row in figures.scaling:
         ratio = row.svd_processor_seconds / figures.scaling[0].svd_processor_seconds
         seconds = [f"{row.svd_processor_seconds:.2f}", f"{ratio:.2f}"]
         rows.append([row.workers, row.exchange, *seconds, f"{row.sent_bytes_per_token:,.0f}"])
-    return _table(head, rows)
+    return head, rows
 
 
-def _growth_table(figures: Figures) -> str:
+def _growth_table(figures: Figures) -> _Table:
     rows = []
     for row in figures.growth:
         seconds = [f"{row.forward_seconds:.3f}", f"{row.svd_seconds:.3f}"]
         rows.append([row.changed, row.value, f"{row.tokens:.0f}", *seconds, f"{row.tracker_bytes / 1e6:.2f}"])
-    return _table(["changed", "to", "tokens a step", "forward s", "SVD s", "trackers MB"], rows)
+    return ["changed", "to", "tokens a step", "forward s", "SVD s", "trackers MB"], rows
 
 
-def _updates_table(figures: Figures) -> str:
+def _updates_table(figures: Figures) -> _Table:
     rows = [[row.rows, row.in_features, row.n_components, f"{row.milliseconds:.2f}"] for row in figures.updates]
-    return _table(["rows", "in_features", "components", "ms an update"], rows)
+    return ["rows", "in_features", "components", "ms an update"], rows
 
 
 def _memory_line(figures: Figures) -> str:
@@ -171,7 +169,7 @@ def draw(figures: Figures, path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     bars, points = figure.subplots(1, 2, width_ratios=(3, 2))
-    names, totals = _bars(figures)
+    names, totals = _seconds_by_phase(figures)
     left = [0.0] * len(names)
     for phase, colour in _COLOURS.items():
         widths = [by_phase.get(phase, 0.0) for by_phase in totals]
@@ -197,25 +195,20 @@ def draw(figures: Figures, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _bars(figures: Figures) -> tuple[list[str], list[dict[str, float]]]:
+def _seconds_by_phase(figures: Figures) -> tuple[list[str], list[dict[str, float]]]:
     """Return names and mean seconds by phase; the floor stands behind our first dtype."""
     names, totals = [], []
     for position in range(len(figures.runs[0])):
         runs = figures.of(position)
         names.append(runs[0].name)
-        totals.append(
-            {
-                p: statistics.mean(run.seconds.get(p, 0.0) for run in runs)
-                for p in ("probe", "forward", "svd", "decision")
-            }
-        )
+        totals.append({phase: statistics.mean(run.seconds.get(phase, 0.0) for run in runs) for phase in _COLOURS})
         if "floor_seconds" in runs[0].extra:
             names.append(f"floor {runs[0].name.rpartition(' ')[2]}")
             totals.append({"forward": statistics.mean(run.extra["floor_seconds"] for run in runs)})
     return names, totals
 
 
-def _runs_table(figures: Figures) -> str:
+def _runs_table(figures: Figures) -> _Table:
     tail = ["floor s", "overhead", "peak MB", "layers converged", "times faster"]
     head = ["data order", "run", "compute s", "steps", "tokens/s", *_PHASES, *tail]
     rows: list[list[Any]] = []
@@ -230,12 +223,4 @@ def _runs_table(figures: Figures) -> str:
                 + [f"{one.extra['layers_converged']:.0f}/{one.extra['layers_total']:.0f}" if floor else "all"]
                 + [f"{found[0].compute_seconds / one.compute_seconds:.2f}"]
             )
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table; nothing without rows."""
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return head, rows

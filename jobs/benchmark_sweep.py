@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from safetensors.numpy import load_file
 
@@ -38,8 +37,8 @@ from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.run.prepare import prepare  # noqa: E402
 from jobs import contenders  # noqa: E402
 from jobs.benchmark import apart, describe_machine, describe_settings  # noqa: E402
-from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
-from jobs.schema import freeze, schema  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema  # noqa: E402
+from jobs.schema import freeze  # noqa: E402
 from jobs.stages import Stage, run_stages  # noqa: E402
 from jobs.turns import output_folder  # noqa: E402
 
@@ -104,14 +103,7 @@ class SweepFigures:
         return statistics.mean(self.peft_seconds) * self.points / self.sweep_seconds if self.peft_seconds else None
 
 
-ConfigStore.instance().store(
-    name="benchmark_sweep_schema",
-    node=dataclasses.make_dataclass(
-        "SweepBenchmarkSchema",
-        [("benchmark", SweepBenchmark, field(default_factory=SweepBenchmark))],
-        bases=(schema(),),
-    ),
-)
+register_schema("benchmark_sweep_schema", benchmark=SweepBenchmark)
 
 
 @hydra.main(version_base="1.3", config_path=str(_ROOT / "conf"), config_name="benchmark_sweep")
@@ -155,27 +147,28 @@ class _Measurement:
         self._config, self._wanted = config, wanted
         self._threads = wanted.threads or os.cpu_count() or 1
         self._points = list(product(wanted.rhos, wanted.taus))
-        self._commands = _Commands(config, folder)
+        self._folder = folder
         self._ran: dict[str, _Ran] = {}
         self._peft_seconds: list[float] = []
 
     def stages(self) -> list[Stage]:
         """Return what is to be done, in order."""
-        words = [f"eva.rho={_list(self._wanted.rhos)}", f"eva.tau={_list(self._wanted.taus)}"]
+        words = [f"eva.rho={','.join(map(str, self._wanted.rhos))}", f"eva.tau={','.join(map(str, self._wanted.taus))}"]
         one_pass = ["-m", "hydra/launcher=shared_pass", *words]
-        dearest, each = max(self._points), len(self._points)
+        (rho, tau), each = max(self._points), len(self._points)
+        dearest = [f"eva.rho={rho}", f"eva.tau={tau}"]
         stages = [
-            self._command("alone", 27, _point(*dearest)),
-            self._command("sweep", 28 + each, one_pass),
-            self._command("alone again", 27, _point(*dearest)),
+            self._command_stage("alone", 27, dearest),
+            self._command_stage("sweep", 28 + each, one_pass),
+            self._command_stage("alone again", 27, dearest),
         ]
         if self._wanted.apart:
-            stages.append(self._command("each by itself", 20 * each, ["-m", *words]))
+            stages.append(self._command_stage("each by itself", 20 * each, ["-m", *words]))
         if self._wanted.shared_tracker:
-            stages.append(self._command("one tracker", 28 + each, [*one_pass, "sweep.mode=shared_tracker"]))
+            stages.append(self._command_stage("one tracker", 28 + each, [*one_pass, "sweep.mode=shared_tracker"]))
         return stages + [
-            Stage(f"PEFT, rho={rho} tau={tau}", 25 + 45 * tau**10, partial(self._peft, rho, tau))
-            for rho, tau in self._of_peft()
+            Stage(f"PEFT, rho={rho} tau={tau}", 25 + 45 * tau**10, partial(self._run_peft, rho, tau))
+            for rho, tau in self._points_of_peft()
         ]
 
     def figures(self) -> SweepFigures:
@@ -196,49 +189,35 @@ class _Measurement:
             shared=difference(sweep.outcomes, shared.outcomes) if shared else None,
         )
 
-    def _of_peft(self) -> list[tuple[float, float]]:
+    def _points_of_peft(self) -> list[tuple[float, float]]:
         """Return the points for which PEFT runs: the cheapest, one between, the dearest; the last alone if quick."""
         points = self._points
         if not self._wanted.peft:
             return []
         return [max(points)] if self._wanted.quick else [min(points), points[len(points) // 2], max(points)]
 
-    def _peft(self, rho: float, tau: float) -> None:
+    def _run_peft(self, rho: float, tau: float) -> None:
         run = prepare(replace(self._config, eva=replace(self._config.eva, rho=rho, tau=tau)))
         started = time.perf_counter()
         apart(contenders.peer, run, self._threads)
         self._peft_seconds.append(time.perf_counter() - started)
 
-    def _command(self, name: str, seconds: float, more: Sequence[str]) -> Stage:
-        def run() -> None:
-            self._ran[name] = self._commands.run(name, more)
+    def _command_stage(self, name: str, seconds: float, more: Sequence[str]) -> Stage:
+        return Stage(f"{name}: {' '.join(more)}", seconds, partial(self._run_command, name, more))
 
-        return Stage(f"{name}: {' '.join(more)}", seconds, run)
-
-
-class _Commands:
-    """Runs `jobs/precompute.py` with these settings, each time into a store of its own."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._config, self._folder = config, folder
-
-    def run(self, name: str, more: Sequence[str]) -> _Ran:
-        """Return wall seconds and what was printed."""
+    def _run_command(self, name: str, more: Sequence[str]) -> None:
+        """Run `jobs/precompute.py` with these settings and `more`, into a store of its own."""
         place = self._folder / name.replace(" ", "-")
         words = [*words_of(self._config), f"store.url={place / 'store'}"]
         folders = [f"hydra.run.dir={place / 'run'}", f"hydra.sweep.dir={place / 'sweep'}"]
         ordered = [*(word for word in more if word == "-m"), *words, *folders, *(word for word in more if word != "-m")]
+        job = [sys.executable, str(_ROOT / "jobs" / "precompute.py"), *ordered]
         started = time.perf_counter()
-        ended = subprocess.run(
-            [sys.executable, str(_ROOT / "jobs" / "precompute.py"), *ordered],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ended = subprocess.run(job, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if ended.returncode:
             raise RuntimeError(f"{name} ended with exit code {ended.returncode}:\n{ended.stderr[-4000:]}")
-        return _Ran(seconds, [json.loads(line) for line in ended.stdout.splitlines()])
+        self._ran[name] = _Ran(seconds, [json.loads(line) for line in ended.stdout.splitlines()])
 
 
 def words_of(config: Config) -> list[str]:
@@ -274,13 +253,10 @@ def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -
 def to_markdown(figures: SweepFigures) -> str:
     """Return the figures as a table."""
     alone = statistics.mean(figures.alone_seconds)
+    ratio = f"{figures.against_dearest:.2f} times the dearest"
     rows = [
         ("dearest point by itself, before and after", " and ".join(f"{s:.1f} s" for s in figures.alone_seconds), ""),
-        (
-            f"{figures.points} points from one pass",
-            f"{figures.sweep_seconds:.1f} s",
-            f"{figures.against_dearest:.2f} times the dearest",
-        ),
+        (f"{figures.points} points from one pass", f"{figures.sweep_seconds:.1f} s", ratio),
     ]
     if figures.apart_seconds is not None:
         rows.append(("each by itself", f"{figures.apart_seconds:.1f} s", f"{figures.apart_seconds / alone:.1f} times"))
@@ -304,14 +280,6 @@ def _how_far(found: Difference | None) -> str:
         f"{found.same_bytes} of {found.points} state dicts the same to the bit; another rank in {found.other_rank} of "
         f"{found.layers} layers; least |cos| {found.least_cosine:.6f}, median {found.median_cosine:.6f}"
     )
-
-
-def _point(rho: float, tau: float) -> list[str]:
-    return [f"eva.rho={rho}", f"eva.tau={tau}"]
-
-
-def _list(values: Sequence[float]) -> str:
-    return ",".join(map(str, values))
 
 
 if __name__ == "__main__":

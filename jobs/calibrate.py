@@ -42,7 +42,7 @@ def calibrate(accelerator: Accelerator, architecture: Architecture, config: Conf
 def products(dtype: torch.dtype, rows: int, inner: int, columns: int) -> float:
     """Return 1e12 operations a second of products of these shapes, as a linear layer makes them."""
     x, w = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-    return 2 * rows * inner * columns / _seconds(lambda: x @ w.mT) / 1e12
+    return 2 * rows * inner * columns / _fastest_call(lambda: x @ w.mT) / 1e12
 
 
 def small_matrices(inner: int) -> float:
@@ -56,22 +56,22 @@ def small_matrices(inner: int) -> float:
         _, rotation_WW = torch.linalg.eigh(rows_WD @ rows_WD.mT)
         rotation_WW.mT @ rows_WD
 
-    return (7 * inner * width**2 + 20 * width**3) / _seconds(work) / 1e12
+    return (7 * inner * width**2 + 20 * width**3) / _fastest_call(work) / 1e12
 
 
 def passes(rows: int, columns: int) -> float:
     """Return 1e9 bytes a second that an operation on every element reads and writes, new memory for it included."""
     x, y = torch.ones(rows, columns), torch.ones(rows, columns)
-    return 3 * x.nbytes / _seconds(lambda: x * y) / 1e9
+    return 3 * x.nbytes / _fastest_call(lambda: x * y) / 1e9
 
 
 def calls() -> float:
     """Return microseconds of an operation that has next to nothing to do, and of the view that mostly goes with it."""
     x = torch.ones(_WIDTH)
-    return 1e6 * _seconds(lambda: x[None] + x)
+    return 1e6 * _fastest_call(lambda: x[None] + x)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _fastest_call(work: Callable[[], object]) -> float:
     """Return the seconds of the fastest of several calls: what else the machine does should not count."""
     work()
     fastest, until = math.inf, time.perf_counter() + _SECONDS

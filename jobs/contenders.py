@@ -9,7 +9,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn.functional import normalize, pad
 
 from eva_dist.artifact.facts import layer_facts
 from eva_dist.artifact.write import build_artifact, state_dict
-from eva_dist.calibration.controller import StepDecision, StepReport, first_state
+from eva_dist.calibration.controller import PointResult, StepDecision, StepReport, first_state
 from eva_dist.calibration.engine import finish, run_pass
 from eva_dist.calibration.pass_state import one_point
 from eva_dist.calibration.worker import Worker
@@ -74,36 +74,37 @@ def peer(run: Prepared, threads: int) -> Contender:
     torch.set_num_threads(threads)
     started = time.perf_counter()
     float32 = replace(run.config.model, dtype=Dtype.float32)
-    model = load_model(float32, run.task, prefix="", device=_device())
+    model = load_model(float32, run.task, prefix="", device=_first_device())
     loaded = time.perf_counter()
     data = _PaddedSteps(run)
-    spent = {"forward": 0.0, "svd": 0.0}
+    spent = {"forward": 0.0, "partial_fit": 0.0}
     config = lora_config(run.config.eva, run.task.value)
-    config.target_modules = [layer.name for layer in run.targets.layers]
+    config.target_modules = run.targets.names
     loader = torch.utils.data.DataLoader(data, batch_size=None, collate_fn=data.place)
     ready = time.perf_counter()
-    with _timed(IncrementalPCA, "partial_fit", spent, "svd"), _timed(model, "forward", spent, "forward") as forwards:
+    with _timed_calls(IncrementalPCA, "partial_fit", spent), _timed_calls(model, "forward", spent) as forwards:
         found = get_eva_state_dict(model, loader, config, show_progress_bar=False)
     compute = time.perf_counter() - ready - data.seconds
-    steps = forwards.count - 1  # the first one only finds equal inputs, and its minibatch comes again
+    steps = len(forwards) - 1  # the first one only finds equal inputs, and its minibatch comes again
     with TemporaryDirectory() as folder:
         writing = time.perf_counter()
         save_file({name: rows.contiguous() for name, rows in found.items()}, f"{folder}/eva.safetensors")
         write = time.perf_counter() - writing
     seconds = {
         "load": loaded - started,
-        "forward": spent["forward"] - spent["svd"],  # its hooks run inside the forward
-        "svd": spent["svd"],
+        "forward": spent["forward"] - spent["partial_fit"],  # its hooks run inside the forward
+        "svd": spent["partial_fit"],
         "decision": compute - spent["forward"],
         "write": write,
     }
     tokens = sum(data.tokens[step] for step in range(steps))
-    return Contender("PEFT", compute, seconds, steps, tokens, _float32(found), {"peak_bytes": _peak_bytes()})
+    tensors = {name: rows.detach().float().cpu() for name, rows in found.items()}
+    return Contender("PEFT", compute, seconds, steps, tokens, tensors, {"peak_bytes": _peak_bytes()})
 
 
 def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
     """One worker's session and, step by step in between, the floor: bare forwards of the same tokens."""
-    run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
+    run = in_dtype(run, dtype)
     started = time.perf_counter()
     worker = session(run, threads)
     loaded = time.perf_counter()
@@ -122,8 +123,7 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
 
     begun = time.perf_counter()
     eva = run.config.eva
-    state = run_pass(one_point(first_state(plan, Eva(eva.tau), eva.max_steps, accept=True)), step).only()
-    result = finish(state, worker.components())
+    result = run_to_end(worker, plan, eva.tau, eva.max_steps, step)
     tensors = state_dict(layer_facts(result), run.config.eva.whiten)
     pass_seconds = time.perf_counter() - begun - paused
     peak = _peak_bytes()
@@ -141,15 +141,8 @@ def ours(run: Prepared, threads: int, dtype: Dtype) -> Contender:
         "peak_bytes": peak,
     }
     seconds = {"load": loaded - started, "probe": begin_seconds, **result.state.seconds, "write": write}
-    return Contender(
-        f"eva_dist {dtype.value}",
-        begin_seconds + pass_seconds,
-        seconds,
-        result.state.steps,
-        result.state.tokens,
-        tensors,
-        extra,
-    )
+    compute, state = begin_seconds + pass_seconds, result.state
+    return Contender(f"eva_dist {dtype.value}", compute, seconds, state.steps, state.tokens, tensors, extra)
 
 
 def truth(
@@ -161,7 +154,7 @@ def truth(
         By contender: median and worst overlap (mean squared cosine of the principal angles, over the
         components that every contender gives the layer) and the median captured-variance deficit.
     """
-    worker = session(in_float32(run), threads)
+    worker = session(in_dtype(run, Dtype.float32), threads)
     plan = begin(worker, run)
     tracker, states = CovarianceTracker(1), dict[int, Any]()
 
@@ -171,8 +164,7 @@ def truth(
     for step in range(steps):
         worker.context.feed.rows(step, [group.index for group in plan.groups], take)
     worker.leave()
-    overlaps: dict[str, list[float]] = {name: [] for name in found}
-    deficits: dict[str, list[float]] = {name: [] for name in found}
+    overlaps, deficits = ({name: list[float]() for name in found} for _ in range(2))
     for group in plan.groups:
         eigenvalues_D, vectors_DD = torch.linalg.eigh(states[group.index].scatter_DD)
         for layer in group.members:
@@ -197,15 +189,15 @@ def truth(
     }
 
 
-def in_float32(run: Prepared) -> Prepared:
-    """Return the run with the model in float32."""
-    return replace(run, config=replace(run.config, model=replace(run.config.model, dtype=Dtype.float32)))
+def in_dtype(run: Prepared, dtype: Dtype) -> Prepared:
+    """Return the run with the model in another number format."""
+    return replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
 
 
 def session(run: Prepared, threads: int) -> Worker:
     """Return a loaded session of one worker."""
     torch.set_num_threads(threads)
-    worker = Worker(assignment(run), 0, 1, _device())
+    worker = Worker(assignment(run), 0, 1, _first_device())
     worker.load()
     return worker
 
@@ -216,6 +208,20 @@ def begin(worker: Worker, run: Prepared) -> Plan:
     plan = assignment(run).plan(probe.groups, world_size=1)
     worker.begin(plan, probe, layout)
     return plan.points[0]
+
+
+def run_to_end(
+    worker: Worker, plan: Plan, tau: float, max_steps: int, step: Callable[[StepDecision], Sequence[StepReport]]
+) -> PointResult:
+    """Run the pass that was begun, whatever has converged by its end; at tau = 1 no layer ever does."""
+    state = run_pass(one_point(first_state(plan, Eva(tau), max_steps, accept=True)), step).only()
+    return finish(state, worker.components())
+
+
+def all_active(plan: Plan, step: int) -> StepDecision:
+    """Return the decision that has every input group updated at a step, by one worker."""
+    groups = tuple(group.index for group in plan.groups)
+    return StepDecision(step, groups, dict.fromkeys(groups, 0))
 
 
 class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -247,7 +253,7 @@ class _PaddedSteps(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def place(self, minibatch: Any) -> dict[str, Tensor]:
         """Move a minibatch to the device."""
-        return {key: value.to(_device()) for key, value in minibatch.items()}
+        return {key: value.to(_first_device()) for key, value in minibatch.items()}
 
 
 class Floor:
@@ -270,7 +276,7 @@ class Floor:
         self._steps = window.steps
         prepared = [feed.forward.prepare(m) for m in window.minibatches]
         names = [feed.taps[group].name for group in decision.active]
-        _synchronise()
+        _wait_for_device()
         started = time.perf_counter()
         for minibatch in prepared:
             missing = set(names)
@@ -282,15 +288,15 @@ class Floor:
 
             with torch.no_grad(), tap_inputs(feed.model, names, reached), suppress(ForwardCut):
                 feed.forward.run(minibatch)
-        _synchronise()
+        _wait_for_device()
         self.seconds += time.perf_counter() - started
 
 
-def _device() -> torch.device:
+def _first_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _synchronise() -> None:
+def _wait_for_device() -> None:
     """Wait for an accelerator, so that its work is timed and not its launches."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -303,28 +309,20 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@dataclass
-class _Calls:
-    """How often a timed method has been called."""
-
-    count: int = 0
-
-
 @contextmanager
-def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iterator[_Calls]:
-    """While open, add the wall-clock seconds of every call of a method to `spent[phase]`, and count the calls."""
-    calls = _Calls()
+def _timed_calls(owner: Any, method: str, spent: dict[str, float]) -> Iterator[list[float]]:
+    """While open, add the wall-clock seconds of every call of a method to `spent[method]`; yield when each began."""
+    calls: list[float] = []
     plain, was_own = getattr(owner, method), method in vars(owner)
 
     @functools.wraps(plain)
     def timed(*args: Any, **options: Any) -> Any:
-        calls.count += 1
-        started = time.perf_counter()
+        calls.append(started := time.perf_counter())
         try:
             return plain(*args, **options)
         finally:
-            _synchronise()
-            spent[phase] += time.perf_counter() - started
+            _wait_for_device()
+            spent[method] += time.perf_counter() - started
 
     setattr(owner, method, timed)
     try:
@@ -334,10 +332,6 @@ def _timed(owner: Any, method: str, spent: dict[str, float], phase: str) -> Iter
             setattr(owner, method, plain)
         else:
             delattr(owner, method)
-
-
-def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: rows.detach().float().cpu() for name, rows in tensors.items()}
 
 
 def median(values: Sequence[float]) -> float:

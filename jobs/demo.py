@@ -26,22 +26,22 @@ def main() -> None:
     """Run the demo; overrides given on the command line go to the job."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     cache = cache_folder()
-    _say("1/3 model and text, prepared once")
+    _print_progress("1/3 model and text, prepared once")
     model_folder = smollm2(cache)
     docstrings(cache)
-    _say("2/3 jobs/precompute.py experiment=demo")
-    line = _precompute(sys.argv[1:])
+    _print_progress("2/3 jobs/precompute.py experiment=demo")
+    line = _run_job(sys.argv[1:])
     outcome = json.loads(line)
-    _say("3/3 load it with PEFT")
-    difference = _check(outcome, model_folder)
-    _say(f"largest difference of the logits, adapted against base: {difference:g}")
+    _print_progress("3/3 load it with PEFT")
+    difference = _largest_change(outcome, model_folder)
+    _print_progress(f"largest difference of the logits, adapted against base: {difference:g}")
     if difference != 0.0:
         raise SystemExit("[demo] B is 0, so the adapted model must compute what the base model does")
-    _say(_how_to_load(outcome, model_folder))
+    _print_progress(_how_to_load(outcome, model_folder))
     print(line, flush=True)
 
 
-def _precompute(overrides: list[str]) -> str:
+def _run_job(overrides: list[str]) -> str:
     """Run the job as a user would and return its last line; its progress goes to our standard error."""
     job = Path(__file__).with_name("precompute.py")
     done = subprocess.run(
@@ -52,7 +52,7 @@ def _precompute(overrides: list[str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _check(outcome: dict[str, Any], model_folder: Path) -> float:
+def _largest_change(outcome: dict[str, Any], model_folder: Path) -> float:
     """Load the artifact as a state dict and as an adapter; return the largest change of any logit."""
     import torch
     from peft import PeftModel, get_peft_model, initialize_lora_eva_weights
@@ -64,7 +64,7 @@ def _check(outcome: dict[str, Any], model_folder: Path) -> float:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     disable_progress_bar()
-    folder = _folder(outcome)
+    folder = _artifact_folder(outcome)
     inputs = AutoTokenizer.from_pretrained(model_folder)(_PROMPT, return_tensors="pt")
 
     def base() -> Any:
@@ -82,7 +82,7 @@ def _check(outcome: dict[str, Any], model_folder: Path) -> float:
 
 
 def _how_to_load(outcome: dict[str, Any], model_folder: Path) -> str:
-    folder = _folder(outcome)
+    folder = _artifact_folder(outcome)
     return f"""the artifact is in {folder} (its README.md is the model card)
 load it anywhere:
     base = AutoModelForCausalLM.from_pretrained("{model_folder}")
@@ -94,11 +94,11 @@ look at it: eva-dist show {folder}
 serve it: eva-dist serve --store {Path(folder).parents[2]}"""
 
 
-def _folder(outcome: dict[str, Any]) -> str:
+def _artifact_folder(outcome: dict[str, Any]) -> str:
     return url2pathname(urlsplit(outcome["url"]).path)
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(f"[demo] {text}", file=sys.stderr, flush=True)
 
 

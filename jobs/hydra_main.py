@@ -42,9 +42,9 @@ class BadSettings(Exception):
     """What `prepare` refused: a person can mend it, and no actor has started."""
 
 
-def register_schema() -> None:
-    """Let Hydra check every key and type: `schema` heads the defaults list of each job's config."""
-    ConfigStore.instance().store(name="schema", node=schema())
+def register_schema(name: str = "schema", **own: type) -> None:
+    """Let Hydra check every key and type, of a job's `own` groups too; `name` heads its config's defaults list."""
+    ConfigStore.instance().store(name=name, node=schema(**own))
 
 
 def to_config(settings: DictConfig) -> Config:
@@ -70,7 +70,7 @@ def for_hydra(words: Sequence[str]) -> list[str]:
         if given.get("rank_pattern"):
             patterns |= given["rank_pattern"]
         elif given.keys() & {"target_modules", "exclude_modules"} and not _hydra_reads(word):
-            found += [f"eva.{name}={_quoted(value)}" for name, value in given.items()]
+            found += [f"eva.{name}={_quote_names(value)}" for name, value in given.items()]
         else:
             found.append(word)
     if patterns:
@@ -95,9 +95,9 @@ def _hydra_reads(word: str) -> bool:
     return True
 
 
-def _quoted(value: str | list[str]) -> str:
+def _quote_names(value: str | list[str]) -> str:
     if isinstance(value, list):
-        return f"[{','.join(map(_quoted, value))}]"
+        return f"[{','.join(map(_quote_names, value))}]"
     quote = '"' if "'" in value else "'"
     return f"{quote}{value}{quote}"
 
@@ -122,9 +122,9 @@ def exit_code(job: Callable[[], None]) -> int:
     except SystemExit as stop:  # --help and its kin
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _say("interrupted; nothing half-done has been published", 1)
+        return _say_error("interrupted; nothing half-done has been published", 1)
     except Exception as error:  # Hydra's own complaint; or a point's, which Hydra raises when all have had their turn
-        first = _failed(error)
+        first = _note_failure(error)
         for work in _after_failure:
             work()
     else:
@@ -141,7 +141,7 @@ def point(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return task(settings)
         except Exception as error:
-            _failed(error)
+            _note_failure(error)
             raise
 
     return guarded
@@ -166,7 +166,7 @@ _failures: list[_Failure] = []
 _after_failure: list[Callable[[], None]] = []
 
 
-def _failed(error: Exception) -> int:
+def _note_failure(error: Exception) -> int:
     """Say what ended a point, once however many it ended; return the exit code."""
     code = next((failure.code for failure in _failures if failure.error is error), None)
     if code is None:
@@ -177,9 +177,9 @@ def _failed(error: Exception) -> int:
 
 def _say_why(error: Exception) -> int:
     if isinstance(error, (BadSettings, HydraException, OmegaConfBaseException)):
-        return _say(explain(error), 2)
+        return _say_error(explain(error), 2)
     if isinstance(error, EvaDistError):
-        return _say(explain(error), PREEMPTED if isinstance(error, PreemptedError) else 1)
+        return _say_error(explain(error), PREEMPTED if isinstance(error, PreemptedError) else 1)
     traceback.print_exception(error)
     return 1
 
@@ -220,19 +220,19 @@ def explain(error: BaseException) -> str:
     """Return an error as one message; Hydra's and OmegaConf's with key, value and what is allowed."""
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return str(error)
-    text = " ".join(line.strip() for e in _chain(error) for line in str(e).splitlines() if not _is_noise(line))
+    text = " ".join(line.strip() for e in _error_chain(error) for line in str(e).splitlines() if not _is_noise(line))
     unknown = re.search(r"(?:override|Key) '([\w.@/]+)'", text)
     if unknown and "not in" in text:
         key = unknown.group(1)
-        if key in _keys():
-            return f"{_given(key)} adds keys to {key}; write '+{_given(key)}'"
-        close = difflib.get_close_matches(key, sorted(_keys()), n=1, cutoff=0.5)
+        if key in _setting_keys():
+            return f"{_as_typed(key)} adds keys to {key}; write '+{_as_typed(key)}'"
+        close = difflib.get_close_matches(key, sorted(_setting_keys()), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{_given(key)} is no setting; {hint}see --help for all of them"
+        return f"{_as_typed(key)} is no setting; {hint}see --help for all of them"
     return f"{text}; see --help for all settings"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while isinstance(seen, (HydraException, OmegaConfBaseException)):
         yield seen
@@ -243,16 +243,16 @@ def _is_noise(line: str) -> bool:
     return line.strip().startswith(("full_key:", "reference_type=", "object_type=", "To append to your config"))
 
 
-def _given(key: str) -> str:
+def _as_typed(key: str) -> str:
     """Return the override as it was typed, if it was."""
     return next((word for word in sys.argv[1:] if word.lstrip("+~").split("=")[0] == key), key)
 
 
-def _keys() -> set[str]:
+def _setting_keys() -> set[str]:
     alone = {f.name for f in dataclasses.fields(Config)} - config_groups().keys()
     return alone | {f"{name}.{f.name}" for name, group in config_groups().items() for f in dataclasses.fields(group)}
 
 
-def _say(message: str, code: int) -> int:
+def _say_error(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code

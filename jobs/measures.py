@@ -5,6 +5,7 @@ Each function is to be run in a fresh process.
 
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -14,16 +15,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from eva_dist.calibration.controller import PointEnd, PointResult, StepDecision, first_state
-from eva_dist.calibration.engine import finish, run_pass
+from eva_dist.calibration.controller import PointEnd, PointResult, StepDecision
 from eva_dist.calibration.group_svds import make_tracker
 from eva_dist.calibration.observer import PassObserver
-from eva_dist.calibration.pass_state import one_point
 from eva_dist.config import Config, Dtype, Exchange, SolverConfig, SolverName
-from eva_dist.methods.eva import Eva
 from eva_dist.numerics.covariance import CovarianceTracker
 from eva_dist.run.prepare import Prepared, assignment, prepare
-from jobs.contenders import Floor, begin, in_float32, median, session
+from jobs.contenders import Floor, all_active, begin, in_dtype, median, run_to_end, session
 
 
 def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
@@ -36,8 +34,7 @@ def memory(run: Prepared, threads: int, steps: int) -> dict[str, float]:
     worker = session(run, threads)
     plan = begin(worker, run)
     floor = Floor(worker)
-    active = tuple(group.index for group in plan.groups)
-    decisions = [StepDecision(step, active, dict.fromkeys(active, 0)) for step in range(steps)]
+    decisions = [all_active(plan, step) for step in range(steps)]
     for decision in decisions[:2]:  # the first states are made; the profiler sees only the end of what it saw begin
         _peak_memory(worker.step, decision)
     decisions = decisions[2:]
@@ -72,9 +69,9 @@ def solvers(run: Prepared, threads: int, updates: int, most_groups: int) -> list
     """
     from peft.utils.incremental_pca import IncrementalPCA
 
-    worker = session(in_float32(run), threads)
+    worker = session(in_dtype(run, Dtype.float32), threads)
     plan = begin(worker, run)
-    chosen = [plan.groups[i] for i in _spread(len(plan.groups), most_groups)]
+    chosen = [plan.groups[i] for i in _spread_indices(len(plan.groups), most_groups)]
     rows: dict[int, list[Tensor]] = {group.index: [] for group in chosen}
     for step in range(updates):
         worker.context.feed.rows(step, list(rows), lambda group, x_TD: rows[group].append(x_TD.clone()))
@@ -90,7 +87,7 @@ def solvers(run: Prepared, threads: int, updates: int, most_groups: int) -> list
     seconds, deficits = dict.fromkeys(trackers, 0.0), {name: list[float]() for name in trackers}
     for group in chosen:
         stream = rows.pop(group.index)
-        scatter_DD, best = _scatter(stream, group.n_components)
+        scatter_DD, best = _exact_scatter(stream, group.n_components)
         for name, config in trackers.items():
             started = time.perf_counter()
             if config is None:
@@ -178,10 +175,10 @@ class PrecisionRow:
 
 def precision(run: Prepared, threads: int, dtypes: Sequence[Dtype], steps: int) -> list[PrecisionRow]:
     """Compare ranks and vectors of forwards in other dtypes with those of float32."""
-    exact = _after(run, threads, Dtype.float32, steps)
+    exact = _after_steps(run, threads, Dtype.float32, steps)
     rows = []
     for dtype in dtypes:
-        found = _after(run, threads, dtype, steps)
+        found = _after_steps(run, threads, dtype, steps)
         overlaps, cosines = [], list[float]()
         for group in exact.state.plan.groups:
             rank = exact.state.group_rank(group.index)
@@ -195,15 +192,12 @@ def precision(run: Prepared, threads: int, dtypes: Sequence[Dtype], steps: int) 
     return rows
 
 
-def _after(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult:
-    run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=dtype)))
+def _after_steps(run: Prepared, threads: int, dtype: Dtype, steps: int) -> PointResult:
+    run = in_dtype(run, dtype)
     worker = session(run, threads)
-    plan = begin(worker, run)
-    state = run_pass(
-        one_point(first_state(plan, Eva(1.0), steps, accept=True)), lambda decision: [worker.step(decision)]
-    ).only()
+    result = run_to_end(worker, begin(worker, run), 1.0, steps, lambda decision: [worker.step(decision)])
     worker.leave()
-    return finish(state, worker.components())
+    return result
 
 
 @dataclass(frozen=True)
@@ -220,7 +214,7 @@ class GrowthRow:
 
 def growth(config: Config, threads: int, steps: int) -> list[GrowthRow]:
     """Measure steps of each of `growth_cases`."""
-    return [_grown(changed, value, prepare(case), threads, steps) for changed, value, case in growth_cases(config)]
+    return [_growth_row(changed, value, prepare(case), threads, steps) for changed, value, case in growth_cases(config)]
 
 
 def growth_cases(config: Config) -> list[tuple[str, str, Config]]:
@@ -233,20 +227,15 @@ def growth_cases(config: Config) -> list[tuple[str, str, Config]]:
     return cases + [("r", str(r), replace(config, eva=replace(config.eva, r=r))) for r in (8, 16, 32)]
 
 
-def _grown(changed: str, value: str, run: Prepared, threads: int, steps: int) -> GrowthRow:
+def _growth_row(changed: str, value: str, run: Prepared, threads: int, steps: int) -> GrowthRow:
     worker = session(run, threads)
-    active = tuple(group.index for group in begin(worker, run).groups)
-    reports = [worker.step(StepDecision(step, active, dict.fromkeys(active, 0))) for step in range(steps)]
+    plan = begin(worker, run)
+    reports = [worker.step(all_active(plan, step)) for step in range(steps)]
     worker.leave()
     timed = reports[2:]  # the first update of a group is another one
-    return GrowthRow(
-        changed,
-        value,
-        sum(report.tokens for report in timed) / len(timed),
-        sum(report.seconds["forward"] for report in timed) / len(timed),
-        sum(report.seconds["svd"] for report in timed) / len(timed),
-        tensor_bytes(worker.svds),
-    )
+    tokens = statistics.fmean(report.tokens for report in timed)
+    forward, svd = (statistics.fmean(report.seconds[phase] for report in timed) for phase in ("forward", "svd"))
+    return GrowthRow(changed, value, tokens, forward, svd, tensor_bytes(worker.svds))
 
 
 @dataclass(frozen=True)
@@ -311,12 +300,12 @@ def tensor_bytes(value: Any) -> int:
     return sum(storages.values())
 
 
-def _spread(count: int, most: int) -> list[int]:
+def _spread_indices(count: int, most: int) -> list[int]:
     """Return up to `most` indices below `count`, evenly spread."""
     return sorted({round(i * (count - 1) / max(1, min(most, count) - 1)) for i in range(min(most, count))})
 
 
-def _scatter(stream: Sequence[Tensor], n_components: int) -> tuple[Tensor, Tensor]:
+def _exact_scatter(stream: Sequence[Tensor], n_components: int) -> tuple[Tensor, Tensor]:
     """Return the exact scatter matrix of all rows, float64, and the variance that the best components capture."""
     tracker, state = CovarianceTracker(n_components), None
     for x_TD in stream:

@@ -7,21 +7,19 @@
 A table on standard output; with `plan.json=true` one JSON object. Exit codes as of every job.
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))  # `python jobs/plan.py` from a clone
 
-from eva_dist.config import Config  # noqa: E402
+from eva_dist.config import Config, at_least  # noqa: E402
 from eva_dist.errors import ConfigError  # noqa: E402
 from eva_dist.modeling.load import read_architecture  # noqa: E402
 from eva_dist.modeling.positions import check_length  # noqa: E402
@@ -29,8 +27,8 @@ from eva_dist.preflight.accelerator import Accelerator  # noqa: E402
 from eva_dist.preflight.estimate import Preflight, estimate  # noqa: E402
 from eva_dist.preflight.report import Check, checks_to_text, to_text  # noqa: E402
 from jobs.calibrate import calibrate  # noqa: E402
-from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point  # noqa: E402
-from jobs.schema import freeze, schema  # noqa: E402
+from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema  # noqa: E402
+from jobs.schema import freeze, unfrozen  # noqa: E402
 
 _NO_DATA = "(none)"
 """Stands for `data.path`, which a plan does not need."""
@@ -56,31 +54,12 @@ class PlanSettings:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with these settings."""
-        if self.steps < 4:
-            yield f"plan.steps={self.steps} must be >= 4; the first two are not like the others"
-        if self.workers < 1:
-            yield f"plan.workers={self.workers} must be >= 1; use 1 to measure no traffic"
-        if self.threads is not None and self.threads < 1:
-            yield f"plan.threads={self.threads} must be >= 1; use null for all cores"
+        yield from at_least("plan.steps", self.steps, 4, "the first two are not like the others")
+        yield from at_least("plan.workers", self.workers, 1, "use 1 to measure no traffic")
+        yield from at_least("plan.threads", self.threads, 1, "use null for all cores")
 
 
-_FIGURES = dataclasses.make_dataclass(
-    "AcceleratorSchema",
-    [(f.name, get_type_hints(Accelerator)[f.name], field(default=f.default)) for f in dataclasses.fields(Accelerator)],
-)
-"""The unfrozen twin that Hydra needs."""
-
-ConfigStore.instance().store(
-    name="plan_schema",
-    node=dataclasses.make_dataclass(
-        "PlanSchema",
-        [
-            ("accelerator", _FIGURES, field(default_factory=_FIGURES)),
-            ("plan", PlanSettings, field(default_factory=PlanSettings)),
-        ],
-        bases=(schema(),),
-    ),
-)
+register_schema("plan_schema", accelerator=unfrozen(Accelerator), plan=PlanSettings)
 
 
 @dataclass(frozen=True)

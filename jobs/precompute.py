@@ -11,11 +11,13 @@ import dataclasses
 import gc
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -24,11 +26,48 @@ sys.path.insert(0, str(_ROOT))  # `python jobs/precompute.py` from a clone
 from eva_dist.cluster.one_process import worker_ahead  # noqa: E402
 from eva_dist.cluster.stop_request import StopRequest, on_sigterm  # noqa: E402
 from jobs.hydra_main import before_actors, exit_code, only_json_on_stdout, point, register_schema, to_config  # noqa: E402
-from jobs.shared_points import SharedPoints  # noqa: E402
 from jobs.turns import leaves_errors, output_folder, shares  # noqa: E402
 
 if TYPE_CHECKING:
     from eva_dist.run.outcome import Outcome
+    from jobs.shared_batch import Batch
+
+
+class SharedPoints:
+    """Answers the points of a batch, if the launcher has opened one.
+
+    Args:
+        stop: when made, the whole batch ends; points that were published before keep their answers.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._batch: Batch | None = None
+
+    @contextmanager
+    def open(self, settings: Mapping[int, DictConfig], folders: Mapping[int, Path]) -> Iterator[None]:
+        """For `shares`: while open, points of these numbers are answered together."""
+        from jobs.shared_batch import Batch  # a job of one point has no use for it, and better ways to import all this
+
+        self._batch = Batch(settings, folders, self._stop)
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def answer(self) -> "Outcome | None":
+        """Return the outcome of the point whose turn it is; None if it is not part of a batch.
+
+        Raises:
+            Exception: whatever ended that point.
+        """
+        if self._batch is None:
+            return None
+        answer = self._batch.answers[HydraConfig.get().job.num]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
 
 register_schema()
 _stop = StopRequest()

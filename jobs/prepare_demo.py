@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 def smollm2(cache: Path) -> Path:
     """Return the folder of SmolLM2-135M-Instruct as safetensors; convert it the first time (half a minute)."""
-    return _once(cache / "smollm2-135m", _convert_smollm2)
+    return _make_once(cache / "smollm2-135m", _convert_smollm2)
 
 
 def minilm() -> Path:
@@ -40,10 +40,10 @@ def docstrings(cache: Path) -> Path:
     """Return a jsonl file with one docstring of the standard library a line, in a stable order."""
 
     def write(path: Path) -> None:
-        lines = [json.dumps({"text": text}) for text in dict.fromkeys(_docstrings())]
+        lines = [json.dumps({"text": text}) for text in dict.fromkeys(_read_docstrings())]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    return _once(cache / "docstrings.jsonl", write)
+    return _make_once(cache / "docstrings.jsonl", write)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"ready: {path}", file=sys.stderr)
 
 
-def _once(path: Path, make: Callable[[Path], None]) -> Path:
+def _make_once(path: Path, make: Callable[[Path], None]) -> Path:
     """Make a file or folder unless it is there; a crash leaves nothing under its name."""
     if path.exists():
         return path
@@ -87,7 +87,7 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _docstrings() -> Iterator[str]:
+def _read_docstrings() -> Iterator[str]:
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))

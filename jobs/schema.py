@@ -1,6 +1,6 @@
 """Hydra's schemas, made of the settings' own fields.
 
-Hydra needs unfrozen schemas: `schema()` derives those twins from the fields of `Config`, and
+Hydra needs unfrozen schemas: `unfrozen` derives those twins from the fields of `Config`'s groups, and
 `freeze()` turns a filled twin back into validated frozen values. No key is written down
 twice, and no `DictConfig` goes inside.
 """
@@ -13,13 +13,14 @@ from eva_dist.config import Config, config_groups
 from eva_dist.errors import ConfigError
 
 
-def schema() -> type:
-    """Return the unfrozen twin of `Config`, for Hydra's ConfigStore."""
+def schema(**own: type) -> type:
+    """Return the unfrozen twin of `Config`, for Hydra's ConfigStore; `own` are groups of one job alone, unfrozen."""
     columns: list[tuple[str, type, Any]] = []
     for f in dataclasses.fields(Config):
         hint = get_type_hints(Config)[f.name]
-        twin = _unfrozen(hint) if f.name in config_groups() else hint
+        twin = unfrozen(hint) if f.name in config_groups() else hint
         columns.append((f.name, twin, field(default_factory=twin) if twin is not hint else field(default=f.default)))
+    columns += [(name, group, field(default_factory=group)) for name, group in own.items()]
     return dataclasses.make_dataclass("ConfigSchema", columns)
 
 
@@ -42,7 +43,8 @@ def freeze(filled: Any) -> Config:
     return Config(**{name: group(**vars(getattr(filled, name))) for name, group in groups.items()}, **alone)
 
 
-def _unfrozen(frozen: type) -> type:
+def unfrozen(frozen: type) -> type:
+    """Return a dataclass of the same fields that Hydra can fill."""
     hints = get_type_hints(frozen)
     columns = []
     for f in dataclasses.fields(frozen):

@@ -39,12 +39,12 @@ class Batch:
         """How each point ended; computed when first asked for. What stops the whole pass ends those yet without."""
         found: dict[int, Outcome | Exception] = {}
         try:
-            self._compute(self._prepare(found), found)
+            self._compute_points(self._prepare_points(found), found)
         except Exception as error:
             found |= dict.fromkeys(self._settings.keys() - found.keys(), error)
         return found
 
-    def _prepare(self, found: dict[int, Outcome | Exception]) -> dict[int, Prepared]:
+    def _prepare_points(self, found: dict[int, Outcome | Exception]) -> dict[int, Prepared]:
         """Return the points that can run; note why the others cannot."""
         runs, known = {}, ReadCache()
         with self._stop.interruptible():
@@ -62,7 +62,7 @@ class Batch:
             del runs[numbers[at]]
         return runs
 
-    def _compute(self, runs: Mapping[int, Prepared], found: dict[int, Outcome | Exception]) -> None:
+    def _compute_points(self, runs: Mapping[int, Prepared], found: dict[int, Outcome | Exception]) -> None:
         if not runs:
             return
         folders = {number: self._folders[number] for number in runs}

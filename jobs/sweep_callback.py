@@ -23,13 +23,13 @@ class SweepSummary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note where the sweep lies."""
         self._folder = Path(str(config.hydra.sweep.dir)).absolute()
-        after_failure(self._write)
+        after_failure(self._write_summary)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the summary."""
-        self._write()
+        self._write_summary()
 
-    def _write(self) -> None:
+    def _write_summary(self) -> None:
         """Write and print, if any point has left an answer; what fails here fails no sweep."""
         if not any(True for name in ("result.json", "error.json") for _ in self._folder.glob(f"*/{name}")):
             return

@@ -74,27 +74,23 @@ def leaves_errors(task: Task) -> Task:
         try:
             value = task(settings)
         except Exception as error:
-            _leave(folder, error)
+            _write_error(folder, error)
             raise
-        _leave(folder, None)
+        _write_error(folder, None)
         return value
 
     return recorded
 
 
-def _refused(error: Exception) -> BaseException:
-    """Return what was refused, for bad settings, else the error itself."""
-    return (error.__cause__ or error) if isinstance(error, BadSettings) else error
-
-
-def _leave(folder: Path, error: Exception | None) -> None:
+def _write_error(folder: Path, error: Exception | None) -> None:
     """Write why a point failed, or take away what says so; a disk that takes no line costs the line."""
     try:
         if error is None:
             (folder / "error.json").unlink(missing_ok=True)
             return
         (folder / "result.json").unlink(missing_ok=True)
-        line = {"type": type(_refused(error)).__name__, "message": explain(error)}
+        refused = (error.__cause__ or error) if isinstance(error, BadSettings) else error
+        line = {"type": type(refused).__name__, "message": explain(error)}
         (folder / "error.json").write_text(json.dumps(line) + "\n", encoding="utf-8")
     except OSError as refusal:
         _log.warning("%s cannot be written (%s); the run goes on without", folder / "error.json", refusal)

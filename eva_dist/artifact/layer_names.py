@@ -105,13 +105,17 @@ def choose_layers(wanted: str | Sequence[str], names: Collection[str], prefix: s
         chosen = {name for name in names if pattern.fullmatch(name) or pattern.fullmatch(prefix + name)}
         missed = [] if chosen else [wanted]
     else:
-        found = {one: {name for name in names if _means_layer(one, name, prefix)} for one in wanted}
+        found = {
+            one: {name for name in names if one in (name, prefix + name) or name.endswith(f".{one}")} for one in wanted
+        }
         chosen = set().union(*found.values())
         missed = [one for one in found if not found[one]]
     if missed or not chosen:
         what = ", ".join(missed) or "[]"
-        nearest = _nearest_names(missed, names)
-        raise LayerError(f"layers: {what} is none of the artifact's {len(names)} layers; {nearest}")
+        endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
+        near = [close for one in missed for close in get_close_matches(one, [*endings, *names], 3, 0.6)]
+        nearest = ", ".join([*dict.fromkeys(near or endings)][:_MOST_NAMED])
+        raise LayerError(f"layers: {what} is none of the artifact's {len(names)} layers; it has {nearest}")
     return [name for name in names if name in chosen]
 
 
@@ -141,13 +145,3 @@ def _distinguish_stacks(stacks: Sequence[str]) -> dict[str, str]:
     while all(parts.values()) and len({p[-1] for p in parts.values()}) == 1:
         parts = {stack: p[:-1] for stack, p in parts.items()}
     return {stack: ".".join(p) for stack, p in parts.items()}
-
-
-def _means_layer(wanted: str, name: str, prefix: str) -> bool:
-    return wanted in (name, prefix + name) or name.endswith(f".{wanted}")
-
-
-def _nearest_names(missed: Sequence[str], names: Collection[str]) -> str:
-    endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    near = [close for one in missed for close in get_close_matches(one, [*endings, *names], 3, 0.6)]
-    return f"it has {', '.join([*dict.fromkeys(near or endings)][:_MOST_NAMED])}"

@@ -59,7 +59,11 @@ def write_manifest(
         "layers": {facts.name: _describe_layer(facts, eva.tau, stop.value if stop else "stopped") for facts in layers},
         "input_groups": {facts.group.tap: _describe_group(facts) for facts in layers if facts.name == facts.group.tap},
         "tensors": tensor_hashes(folder / STATE_DICT_FILE),
-        "files": {path.name: _describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
+        "files": {
+            path.name: {"sha256": sha256_of_file(path), "size": path.stat().st_size}
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST_FILE
+        },
     }
     read_back = sealed(json.loads(json.dumps(manifest, allow_nan=False)))
     text = json.dumps(read_back, sort_keys=True, indent=2) + "\n"
@@ -97,7 +101,3 @@ def _describe_group(facts: LayerFacts) -> dict[str, Any]:
         "skipped_steps": facts.known.skipped,
         "step": facts.known.step,
     }
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of_file(path), "size": path.stat().st_size}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eva_dist.artifact.facts import FORMAT_VERSION, Provenance
 from eva_dist.artifact.file_names import COMPONENTS_FILE, CONVERGENCE_FILE, COVARIANCE_FILE, SPECTRUM_FILE
-from eva_dist.artifact.tables import RATIO, read_columns, read_spectrum
+from eva_dist.artifact.tables import CONVERGENCE, RATIO, read_columns, read_spectrum
 from eva_dist.calibration.controller import ConvergenceRow, GroupState, PointResult, PointState, first_state
 from eva_dist.config import Budget, EvaConfig, OnMaxSteps, config_groups
 from eva_dist.errors import DerivationError, IntegrityError
@@ -32,7 +32,6 @@ from eva_dist.plan import InputGroup, Layer, Plan, make_plan
 from eva_dist.store.artifact_reader import REMEDY, FolderArtifactReader
 from eva_dist.store.snapshot import MANIFEST_FILE, Snapshot, folder_snapshot, lacking
 
-_CONVERGENCE = ("step", "input_group", "rows_seen", "rank", "components_converged", "seconds")
 _CONTRADICTIONS = (
     KeyError,
     TypeError,
@@ -226,7 +225,7 @@ def _read_state(
 ) -> PointState:
     index = {group.tap: group.index for group in plan.groups}
     steps = _whole_number("steps", manifest["steps"])
-    rows = read_columns(history, _CONVERGENCE, (steps + 1) * len(plan.groups)).to_pylist()
+    rows = read_columns(history, CONVERGENCE.names, (steps + 1) * len(plan.groups)).to_pylist()
     return replace(
         first_state(plan, Eva(eva.tau), eva.max_steps, eva.on_max_steps is OnMaxSteps.accept),
         groups=tuple(

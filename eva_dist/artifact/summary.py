@@ -92,7 +92,11 @@ class Summary:
     @cached_property
     def own_pass(self) -> str | None:
         """Name of the pass that found the vectors; None if the manifest does not say what decided them."""
-        return None if not self.decisive else _short_digest(self.decisive)
+        try:
+            text = json.dumps(self.decisive, sort_keys=True)
+        except RecursionError:  # nested as deep as a parser goes: nobody's settings
+            return None
+        return hashlib.sha256(text.encode()).hexdigest()[:16] if self.decisive else None
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -122,7 +126,7 @@ def read_summary(snapshot: Snapshot, fingerprint: str | None = None) -> Summary:
     rows = [layer.parameters for layer in layers if layer.parameters is not None]
     _note_oddities(reading, snapshot, len(layers) - len(ranks))
     whiten = reading.found("config.eva.whiten", "decisive.eva.whiten")
-    facts = Summary(
+    return Summary(
         fingerprint=snapshot.fingerprint if fingerprint is None else fingerprint,
         commit=snapshot.commit,
         status=reading.text("status", needed=True) or UNKNOWN,
@@ -147,9 +151,8 @@ def read_summary(snapshot: Snapshot, fingerprint: str | None = None) -> Summary:
         method=reading.text("method") or UNKNOWN,
         ancestors=_read_ancestors(reading),
         decisive=_decisive_of_pass(reading),
-        problems=(),
+        problems=tuple(dict.fromkeys(reading.problems)),  # last: those above note what they miss
     )
-    return Summary(**{**facts.__dict__, "problems": tuple(dict.fromkeys(reading.problems))})
 
 
 def _note_oddities(reading: Reading, snapshot: Snapshot, without_rank: int) -> None:
@@ -221,10 +224,3 @@ def _how_it_went_in(told: Any) -> str:
 def _whole_number(value: float | None) -> float | None:
     """Return a number as JSON has a whole one, if it is."""
     return int(value) if value is not None and value.is_integer() and abs(value) < _LARGEST_WHOLE else value
-
-
-def _short_digest(value: Any) -> str | None:
-    try:
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-    except RecursionError:  # nested as deep as a parser goes: nobody's settings
-        return None

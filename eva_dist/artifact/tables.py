@@ -43,7 +43,7 @@ _SPECTRUM = pa.schema(
         pa.field(KEPT, pa.bool_(), nullable=False),
     ]
 )
-_CONVERGENCE = pa.schema(
+CONVERGENCE = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
         pa.field("input_group", pa.string(), nullable=False),
@@ -66,18 +66,9 @@ def write_tables(folder: Path, layers: Sequence[LayerFacts], state: PointState) 
     """Write both tables; the same input gives the same bytes."""
     spectrum = [row for facts in layers for row in _spectrum_rows(facts)]
     pq.write_table(pa.Table.from_pylist(spectrum, schema=_SPECTRUM), folder / SPECTRUM_FILE)
-    convergence = [
-        {
-            "step": row.step,
-            "input_group": state.plan.groups[row.group].tap,
-            "rows_seen": row.rows_seen,
-            "rank": row.rank,
-            "components_converged": row.components_converged,
-            "seconds": row.seconds,
-        }
-        for row in state.history
-    ]
-    pq.write_table(pa.Table.from_pylist(convergence, schema=_CONVERGENCE), folder / CONVERGENCE_FILE)
+    # The schema chooses the columns: the group is there by the name of its tap, not by its index.
+    convergence = [vars(row) | {"input_group": state.plan.groups[row.group].tap} for row in state.history]
+    pq.write_table(pa.Table.from_pylist(convergence, schema=CONVERGENCE), folder / CONVERGENCE_FILE)
 
 
 @dataclass(frozen=True)

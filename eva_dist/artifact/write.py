@@ -21,13 +21,7 @@ from torch import Tensor
 from eva_dist.artifact.card.card import write_card
 from eva_dist.artifact.card.figures import write_plots
 from eva_dist.artifact.facts import LayerFacts, Provenance, layer_facts
-from eva_dist.artifact.file_names import (
-    ADAPTER_FILE,
-    ADAPTER_PREFIX,
-    COMPONENTS_FILE,
-    COVARIANCE_FILE,
-    STATE_DICT_FILE,
-)
+from eva_dist.artifact.file_names import ADAPTER_FILE, ADAPTER_PREFIX, COMPONENTS_FILE, COVARIANCE_FILE, STATE_DICT_FILE
 from eva_dist.artifact.manifest import write_manifest
 from eva_dist.artifact.tables import write_tables
 from eva_dist.calibration.controller import PointResult

@@ -2,18 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from eva_dist.errors import DataError
+from eva_dist.data.source import wrong_type
 
 THOUGHTS = re.compile(r"\s*(?:(<[^<>/]+>|\[[^\[\]/]+\])\s*)?.*?(</[^<>]+>|\[/[^\[\]]+\])", re.DOTALL)
 """Content that begins with a block of its own: thoughts, as `<think>...</think>` or `[THINK]...[/THINK]`."""
-
-
-def map_roles(messages: list[dict[str, Any]], role_map: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the messages with each role by the name that `role_map` has for it, if it has one."""
-    return [{**message, "role": role_map.get(message["role"], message["role"])} for message in messages]
 
 
 def without_nulls(value: Any) -> Any:
@@ -31,23 +26,15 @@ def tools_as_json(value: Any, name: str, number: int) -> str | None:
     Raises:
         DataError: neither.
     """
-    tools = value
+    tools = without_nulls(value)
     if isinstance(value, str) and value.strip():
-        try:
+        with suppress(ValueError):
             tools = json.loads(value)
-        except ValueError:
-            tools = value
-    else:
-        tools = without_nulls(value)
     if not tools:
         return None
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        shown = repr(value)
-        raise DataError(
-            f"data.tools_field={name} must hold a list of tools [{{...}}, ...] (JSON schemas), or one as JSON, but row "
-            f"{number} holds {type(value).__name__} {shown[:77] + '...' if len(shown) > 80 else shown}; mend the rows, "
-            "or rename the column"
-        )
+        may_be = "a list of tools [{...}, ...] (JSON schemas), or one as JSON"
+        raise wrong_type("tools_field", name, number, value, may_be, "mend the rows, or rename the column")
     return json.dumps(tools)
 
 
@@ -57,11 +44,11 @@ def chat_shape(messages: list[dict[str, Any]], has_tools: bool) -> Any:
     That is who answers whom, which keys messages have, whether they say something and whether it begins with thoughts;
     how often is not part of it, so that even a large data set has few shapes.
     """
-    traits = [None, *(_traits(message) for message in messages), None]
+    traits = [None, *(_message_traits(message) for message in messages), None]
     return has_tools, frozenset(zip(traits, traits[1:], strict=False))
 
 
-def _traits(message: dict[str, Any]) -> Any:
+def _message_traits(message: dict[str, Any]) -> Any:
     content = message.get("content") or ""
     keys = tuple(key for key, value in message.items() if value is not None)
     has_block = ("</" in content or "[/" in content) and THOUGHTS.match(content) is not None  # the search is dear

@@ -37,8 +37,7 @@ def render(messages: list[dict[str, Any]], tools: str | None, config: DataConfig
         template = tokenizer.get_chat_template(tools=handed)
         if "strftime_now" in template:
             template = _FIXED_TODAY + template
-        options = {} if handed is None else {"tools": handed}
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tools=handed, chat_template=template, tokenize=False)
     except Exception as error:  # a template is a program of its own: jinja's errors, KeyError, TypeError
         said = " ".join(str(error).split())
         roles = ", ".join(message["role"] for message in messages)
@@ -64,16 +63,16 @@ def find_turn(
     prefix, following = messages[:turn], messages[turn + 1 :]
     message = messages[turn]
     up_to_turn = rendered([*prefix, message]) if following else text
-    found = _between(up_to_turn, rendered([*prefix, {**message, "content": _MARK}]))
+    found = _between_marks(up_to_turn, rendered([*prefix, {**message, "content": _MARK}]))
     # The prefix without what follows the turn: a template may write an end-of-text after the last turn only.
     if found is not None and text.startswith(up_to_turn[: found[1]]):
         return found
-    for content in _marked(message["content"]):
+    for content in _marked_contents(message["content"]):
         try:
             marked = rendered([*prefix, {**message, "content": content}, *following])
         except DataError:  # the mark is not what the template wants to see there
             continue
-        if (found := _between(text, marked)) is not None:
+        if (found := _between_marks(text, marked)) is not None:
             return found
     raise turns_not_found(config)
 
@@ -88,7 +87,7 @@ def turns_not_found(config: DataConfig) -> DataError:
     )
 
 
-def _marked(content: str) -> Iterator[str]:
+def _marked_contents(content: str) -> Iterator[str]:
     """Yield what may stand for a content: a mark, or one for its thoughts and one for its answer."""
     yield _MARK
     if thoughts := THOUGHTS.match(content):
@@ -96,7 +95,7 @@ def _marked(content: str) -> Iterator[str]:
         yield f"{opened or ''}{_MARK}{closed}{_MARK}"
 
 
-def _between(text: str, marked: str) -> tuple[int, int] | None:
+def _between_marks(text: str, marked: str) -> tuple[int, int] | None:
     """Return what of a text stands where another has marks, the first to the last; None if the rest differs."""
     before, mark, rest = marked.partition(_MARK)
     after = rest.rpartition(_MARK)[2]

@@ -7,11 +7,10 @@ really loses is counted while it runs.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eva_dist.data.chat_template import takes_tools, template_variables
-from eva_dist.data.rows import tools_field
+from eva_dist.data.source import tools_field
 from eva_dist.data.stream import TokenStream
 from eva_dist.errors import DataError
 
@@ -42,18 +41,21 @@ def check_rows(stream: TokenStream) -> None:
     Raises:
         DataError: the chat template cannot render some kind of row, or no row keeps a token that counts.
     """
-    warn_of_idle_columns(stream)
+    _warn_of_idle_columns(stream)
     if not stream.sample(0).has_labels:
         return
     rows = stream.rows
     if rows.roles and "assistant" not in rows.roles:
-        raise _nobody_speaks(stream)
+        raise DataError(
+            f"data.text_field={stream.config.text_field} holds no turn of role assistant; roles are "
+            f"{', '.join(rows.roles)}; name the one that answers with data.role_map, e.g. '+data.role_map={{human: "
+            "user, gpt: assistant}', or let every token count with eva.use_label_mask=false"
+        )
     for row in rows.of_each_shape:
         stream.sample(row)
     lost = _Lost()
-    for lost in _looking(stream):
-        if lost.rows >= _LOOKED_AT and lost.total < lost.rows:
-            break
+    while lost.rows < len(rows) and (lost.rows < _LOOKED_AT or lost.total == lost.rows):
+        lost = _look_at_more(stream, lost)
     if lost.total == lost.rows:
         raise _nothing_left(stream, lost)
     if lost.total:
@@ -62,11 +64,11 @@ def check_rows(stream: TokenStream) -> None:
             lost.total,
             "the " if lost.rows == len(rows) else "the first ",
             lost.rows,
-            _reasons(stream, lost),
+            _reasons_of_loss(stream, lost),
         )
 
 
-def warn_of_idle_columns(stream: TokenStream) -> None:
+def _warn_of_idle_columns(stream: TokenStream) -> None:
     """Name columns that a chat template has a use for, but that are not handed to it.
 
     Raises:
@@ -95,40 +97,20 @@ def warn_of_idle_columns(stream: TokenStream) -> None:
         )
 
 
-def _looking(stream: TokenStream) -> Iterator[_Lost]:
-    """Yield what is lost among the rows looked at so far, in the order in which a pass takes them."""
-    lost = _Lost()
-    for first in range(0, len(stream.rows), _ROWS_AT_ONCE):
-        samples = [
-            stream.sample(stream.row_index(n)) for n in range(first, min(first + _ROWS_AT_ONCE, len(stream.rows)))
-        ]
-        without = [s for s, tokens in zip(samples, stream.counting_tokens(samples), strict=True) if not tokens]
-        silent = sum(sample.is_all_masked for sample in without)
-        lost = _Lost(lost.rows + len(samples), lost.cut + len(without) - silent, lost.silent + silent)
-        yield lost
+def _look_at_more(stream: TokenStream, lost: _Lost) -> _Lost:
+    """Return what is lost when more rows have been looked at, in the order in which a pass takes them."""
+    numbers = range(lost.rows, min(lost.rows + _ROWS_AT_ONCE, len(stream.rows)))
+    samples = [stream.sample(stream.row_index(n)) for n in numbers]
+    without = [s for s, tokens in zip(samples, stream.counting_tokens(samples), strict=True) if not tokens]
+    silent = sum(sample.is_all_masked for sample in without)
+    return _Lost(lost.rows + len(samples), lost.cut + len(without) - silent, lost.silent + silent)
 
 
-def _reasons(stream: TokenStream, lost: _Lost) -> str:
-    found = []
-    if lost.cut:
-        found.append(
-            f"in {lost.cut} all that counts lies behind data.max_length={stream.config.max_length} (raise it, or "
-            "shorten the prompts)"
-        )
-    if lost.silent:
-        found.append(
-            f"in {lost.silent} no assistant says anything" if stream.rows.roles else f"{lost.silent} are empty"
-        )
-    return "; ".join(found)
-
-
-def _nobody_speaks(stream: TokenStream) -> DataError:
-    config, roles = stream.config, ", ".join(stream.rows.roles)
-    return DataError(
-        f"data.text_field={config.text_field} holds no turn of role assistant; roles are {roles}; name the one that "
-        "answers with data.role_map, e.g. '+data.role_map={human: user, gpt: assistant}', or let every token count "
-        "with eva.use_label_mask=false"
-    )
+def _reasons_of_loss(stream: TokenStream, lost: _Lost) -> str:
+    limit = stream.config.max_length
+    cut = f"in {lost.cut} all that counts lies behind data.max_length={limit} (raise it, or shorten the prompts)"
+    silent = f"in {lost.silent} no assistant says anything" if stream.rows.roles else f"{lost.silent} are empty"
+    return "; ".join(reason for count, reason in ((lost.cut, cut), (lost.silent, silent)) if count)
 
 
 def _nothing_left(stream: TokenStream, lost: _Lost) -> DataError:

@@ -46,7 +46,5 @@ class LoaderStream:
             self._epoch += 1
             self._iterator = iter(self._dataloader)
             minibatch = next(self._iterator, _NOTHING)
-        steps = range(step, step + 1)
-        if minibatch is _NOTHING:
-            return Window(steps, (), None, (self._epoch,), exhausted=True)
-        return Window(steps, (self._place(minibatch),), None, (self._epoch,))
+        minibatches = () if minibatch is _NOTHING else (self._place(minibatch),)
+        return Window(range(step, step + 1), minibatches, None, (self._epoch,), exhausted=not minibatches)

@@ -7,7 +7,7 @@ one more, or an unused one of another type. Here unused columns are dropped befo
 import glob
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import datasets
@@ -20,6 +20,8 @@ from datasets.packaged_modules.json import json as json_lines
 from datasets.packaged_modules.parquet import parquet
 from datasets.packaged_modules.text import text
 from datasets.utils.file_utils import xopen
+
+from eva_dist.data.source import Fields
 
 
 class UnreadableFile(Exception):
@@ -83,7 +85,7 @@ class _OnlyFields(_NamesFile):
         found = self.info.features or {}
         self._tell_columns(self._seen or found)
         if found:
-            self.info.features = Features({name: found[name] for name in found if name in self._wanted})
+            self.info.features = Features({name: found[name] for name in found if name in self._wanted_columns})
         return splits
 
     def _tables_of_file(self, name: str, one_file: dict[str, Any]) -> Iterator[tuple[Any, pa.Table]]:
@@ -103,11 +105,12 @@ class _OnlyFields(_NamesFile):
 
     def _cast_table(self, pa_table: pa.Table, **options: Any) -> pa.Table:
         # a column that is wanted as JSON is made up by `datasets` where a file has none: of nulls alone
-        made_up = {n for n in self.config.optional if n in pa_table.column_names and not _has_values(pa_table[n])}
-        self._seen |= dict.fromkeys(name for name in pa_table.column_names if name not in made_up)
+        names = pa_table.column_names
+        made_up = {n for n in self.config.optional if n in names and pa_table[n].null_count == len(pa_table)}
+        self._seen |= dict.fromkeys(name for name in names if name not in made_up)
         if paths := options.get("json_field_paths"):
-            options["json_field_paths"] = [path for path in paths if path[0] in self._wanted]
-        kept = pa_table.select([name for name in pa_table.column_names if name in self._wanted])
+            options["json_field_paths"] = [path for path in paths if path[0] in self._wanted_columns]
+        kept = pa_table.select([name for name in names if name in self._wanted_columns])
         for name in self.config.required:
             if name not in kept.column_names and self.info.features is None:
                 kept = kept.append_column(name, pa.nulls(len(kept), pa.string()))
@@ -122,29 +125,19 @@ class _OnlyFields(_NamesFile):
         self.info.description = json.dumps(list(dict.fromkeys([*column_names(self.info), *names])))
 
     @property
-    def _wanted(self) -> list[str]:
+    def _wanted_columns(self) -> list[str]:
         return [*self.config.required, *self.config.optional]
 
 
-@dataclass
-class _JsonConfig(json_lines.JsonConfig, _FieldsConfig):
-    """Settings of `JsonFields`."""
-
-
-@dataclass
-class _ParquetConfig(parquet.ParquetConfig, _FieldsConfig):
-    """Settings of `ParquetFields`."""
-
-
-@dataclass
-class _ArrowConfig(arrow.ArrowConfig, _FieldsConfig):
-    """Settings of `ArrowFields`."""
+def _with_fields(config: type) -> type:
+    """Return the settings of a builder, with those of `_FieldsConfig`."""
+    return make_dataclass(config.__name__, [], bases=(config, _FieldsConfig))
 
 
 class JsonFields(_OnlyFields, json_lines.Json):
     """JSON and JSON lines."""
 
-    BUILDER_CONFIG_CLASS = _JsonConfig
+    BUILDER_CONFIG_CLASS = _with_fields(json_lines.JsonConfig)
     has_fixed_columns = False  # a key may turn up in a later row first
 
     def _explain_failure(self, one_file: dict[str, Any], error: Exception) -> str:
@@ -157,21 +150,17 @@ class JsonFields(_OnlyFields, json_lines.Json):
 class ParquetFields(_OnlyFields, parquet.Parquet):
     """Parquet."""
 
-    BUILDER_CONFIG_CLASS = _ParquetConfig
+    BUILDER_CONFIG_CLASS = _with_fields(parquet.ParquetConfig)
 
 
 class ArrowFields(_OnlyFields, arrow.Arrow):
     """Arrow streams and files."""
 
-    BUILDER_CONFIG_CLASS = _ArrowConfig
+    BUILDER_CONFIG_CLASS = _with_fields(arrow.ArrowConfig)
 
 
 class TextLines(_NamesFile, text.Text):
     """Plain text, whose one column is `text`."""
-
-
-def _has_values(column: pa.ChunkedArray) -> bool:
-    return bool(column.null_count < len(column))
 
 
 def column_names(info: Any) -> list[str]:
@@ -182,26 +171,25 @@ def column_names(info: Any) -> list[str]:
 BUILDERS: dict[str, Any] = {"json": JsonFields, "parquet": ParquetFields, "arrow": ArrowFields, "text": TextLines}
 
 
-def widened_features(kind: str, files: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> Features:
+def widened_features(kind: str, files: Sequence[str], fields: Fields) -> Features:
     """Return types that the columns in use of all files fit into, where those of the first file were too narrow.
 
     Parquet and arrow files say their types, which are united. Of JSON, what is not text is kept as JSON.
     """
     if kind != "json":
-        schemas = [_schema(kind, file) for file in files]
-        wanted = [*required, *optional]
-        kept = [pa.schema([each for each in schema if each.name in wanted]) for schema in schemas]
+        schemas = [_read_schema(kind, file) for file in files]
+        kept = [pa.schema([each for each in schema if each.name in fields.names]) for schema in schemas]
         return Features.from_arrow_schema(pa.unify_schemas(kept, promote_options="permissive"))
-    builder = JsonFields(data_files={"train": [glob.escape(file) for file in files]}, required=[*required])
+    builder = JsonFields(data_files={"train": [glob.escape(file) for file in files]}, required=[*fields.required])
     rows = builder.as_streaming_dataset(split="train")
-    first = {name: next((row[name] for row in rows if row[name] is not None), None) for name in required}
+    first = {name: next((row[name] for row in rows if row[name] is not None), None) for name in fields.required}
     plain: dict[str, Any] = {
         name: List(Json()) if isinstance(value, list) else Value("string") for name, value in first.items()
     }
-    return Features(plain | {name: Json() for name in optional})
+    return Features(plain | {name: Json() for name in fields.optional})
 
 
-def _schema(kind: str, file: str) -> pa.Schema:
+def _read_schema(kind: str, file: str) -> pa.Schema:
     if kind == "parquet":
         return pa.parquet.read_schema(file)
     with open(file, "rb") as opened:
@@ -218,7 +206,8 @@ def find_bad_row(path: str) -> str | None:
     row = -1
     with xopen(path, "rb") as opened:
         try:
-            for row, value in enumerate(json.load(opened) if is_array else map(_loaded, opened)):  # noqa: B007
+            lines = (json.loads(line) if line.strip() else None for line in opened)
+            for row, value in enumerate(json.load(opened) if is_array else lines):  # noqa: B007
                 json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode_escape").decode()
@@ -226,7 +215,3 @@ def find_bad_row(path: str) -> str | None:
         except ValueError as error:
             return f"JSON parse error: {error}" if is_array else f"row {row + 1}: JSON parse error: {error}"
     return None
-
-
-def _loaded(line: bytes) -> Any:
-    return json.loads(line) if line.strip() else None

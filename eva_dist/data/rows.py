@@ -15,16 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eva_dist.config import DataConfig
-from eva_dist.data.chat_rows import chat_shape, map_roles, tools_as_json, without_nulls
-from eva_dist.data.source import Fields, NarrowTypesError, Source, explained, load, missing_column
+from eva_dist.data.chat_rows import chat_shape, tools_as_json, without_nulls
+from eva_dist.data.source import (
+    Fields,
+    NarrowTypesError,
+    Source,
+    explained,
+    load,
+    missing_column,
+    tools_field,
+    wrong_type,
+)
 from eva_dist.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _ROWS_PER_READ = 1000
-TOOLS_FIELD = "tools"
-"""The column that holds a chat's tools where `data.tools_field` names none: data sets and trainers agree on it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row; `IndexError` past the end."""
-        return _normalised(self.data[int(self.kept[index])], int(self.numbers[index]), self.config)
+        return _normalise_row(self.data[int(self.kept[index])], int(self.numbers[index]), self.config)
 
 
 def open_rows(config: DataConfig) -> Rows:
@@ -72,9 +79,9 @@ def open_rows(config: DataConfig) -> Rows:
             text nor chat messages, or not one usable row.
     """
     try:
-        return _read_all(load(config, _fields(config)), config)
+        return _read_all(load(config), config)
     except NarrowTypesError:
-        return _read_all(load(config, _fields(config), widened=True), config)
+        return _read_all(load(config, widened=True), config)
 
 
 @dataclass
@@ -96,37 +103,41 @@ class _Found:
         """Check the next row and take note of it; tell whether it is usable."""
         number, config = self.seen, self.config
         self.seen += 1
-        self.kind = _check(row, number, self.kind, config)
+        self.kind = _kind_of_text(row, number, self.kind, config)
         if _is_blank(row[config.text_field]):
             return False
         if self.kind is list:
-            row = _normalised(row, number, config)
+            row = _normalise_row(row, number, config)
             text, tools = row[config.text_field], row.get(tools_field(config))
             self.has_tools |= tools is not None
             self.tools_digest.update(f"{tools}\n".encode())  # JSON in one line, or None
             self.roles |= dict.fromkeys(message["role"] for message in text)
             self.shapes.setdefault(chat_shape(text, tools is not None), len(self.kept))
-        self.digest.update(_canonical(row, config))
+        # Values in the order prompt, text; no column names, so that a column's name changes nothing.
+        values = [without_nulls(row[name]) for name in Fields.of(config).required]
+        self.digest.update(json.dumps(values, sort_keys=True, default=str).encode() + b"\n")
         self.kept.append(number)
         return True
 
 
 def _read_all(source: Source, config: DataConfig) -> Rows:
+    from datasets import Dataset
+
     wanted = config.num_samples or float("inf")
     taken: list[dict[str, Any]] = []
     found = _Found(config)
     with explained(config):
-        for row in _read(source, config):
+        for row in _read_rows(source, config):
             if found.add(row) and config.streaming:
-                taken.append(_storable(row, config) if found.kind is list else row)
+                taken.append(_with_json_tools(row, 0, config) if found.kind is list else row)
             if len(found.kept) >= wanted:
                 break
         if not found.kept:
             raise _nothing_usable(config, found.seen)
         _refuse_idle_tools_field(config, found, source.columns)
-        fields = [name for name in _all_fields(config) if config.streaming or name in source.data.column_names]
+        fields = [name for name in Fields.of(config).names if config.streaming or name in source.data.column_names]
         # A stream cannot be read again at random: keep what was taken of it, in arrow.
-        data = _materialise(taken) if config.streaming else source.data.select_columns(fields)
+        data = Dataset.from_list(taken) if config.streaming else source.data.select_columns(fields)
     numbers = np.asarray(found.kept)
     return Rows(
         data,
@@ -142,26 +153,9 @@ def _read_all(source: Source, config: DataConfig) -> Rows:
     )
 
 
-def tools_field(config: DataConfig) -> str:
-    """Return the name of the column that holds a chat's tools, if there is one."""
-    return config.tools_field or TOOLS_FIELD
-
-
-def _fields(config: DataConfig) -> Fields:
-    required = [config.text_field] if config.prompt_field is None else [config.prompt_field, config.text_field]
-    # Chats hold their own prompt: rows with a prompt are text, and have no use for tools.
-    may_be_chats = config.prompt_field is None and config.text_field != tools_field(config)
-    return Fields(tuple(required), (tools_field(config),) if may_be_chats else ())
-
-
-def _all_fields(config: DataConfig) -> list[str]:
-    fields = _fields(config)
-    return [*fields.required, *fields.optional]
-
-
-def _read(source: Source, config: DataConfig) -> Iterator[dict[str, Any]]:
+def _read_rows(source: Source, config: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield the fields used of every row, in order."""
-    fields = _all_fields(config)
+    fields = Fields.of(config).names
     if config.streaming:
         for index, row in enumerate(source.data):
             if index == 0:
@@ -175,9 +169,8 @@ def _read(source: Source, config: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_missing(config: DataConfig, columns: Sequence[str]) -> None:
-    for name in _fields(config).required:
-        if name not in columns:
-            raise missing_column(config, name, columns)
+    if missing := [name for name in Fields.of(config).required if name not in columns]:
+        raise missing_column(config, missing[0], columns)
 
 
 def _refuse_idle_tools_field(config: DataConfig, found: _Found, columns: Sequence[str]) -> None:
@@ -192,50 +185,42 @@ def _refuse_idle_tools_field(config: DataConfig, found: _Found, columns: Sequenc
         raise missing_column(config, config.tools_field, columns)
 
 
-def _normalised(row: dict[str, Any], number: int, config: DataConfig) -> dict[str, Any]:
-    """Return a row with its roles mapped and its tools, if it has any, as JSON."""
-    text, name = row[config.text_field], tools_field(config)
+def _normalise_row(row: dict[str, Any], number: int, config: DataConfig) -> dict[str, Any]:
+    """Return a row with its roles mapped and its tools, if it has any, as JSON; text has no use for them."""
+    text = row[config.text_field]
     if not isinstance(text, list):
-        return {key: value for key, value in row.items() if key != name or name in _fields(config).required}
+        idle = Fields.of(config).optional
+        return {key: value for key, value in row.items() if key not in idle}
     if config.role_map:
-        row = {**row, config.text_field: map_roles(text, config.role_map)}
-    if name in row:
-        row = {**row, name: tools_as_json(row[name], name, number)}
-    return row
+        renamed = [{**message, "role": config.role_map.get(message["role"], message["role"])} for message in text]
+        row = {**row, config.text_field: renamed}
+    return _with_json_tools(row, number, config)
 
 
-def _storable(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
+def _with_json_tools(row: dict[str, Any], number: int, config: DataConfig) -> dict[str, Any]:
     """Return a row as arrow can hold it beside any other: tools are of as many types as there are functions."""
     name = tools_field(config)
-    return row if name not in row else {**row, name: tools_as_json(row[name], name, 0)}
+    return row if name not in row else {**row, name: tools_as_json(row[name], name, number)}
 
 
-def _check(row: dict[str, Any], index: int, kind: type | None, config: DataConfig) -> type | None:
+def _kind_of_text(row: dict[str, Any], index: int, kind: type | None, config: DataConfig) -> type | None:
     """Return what the text field holds (str, list, or None as yet); refuse what is neither, or changes."""
     text = row[config.text_field]
     prompt = None if config.prompt_field is None else row[config.prompt_field]
     if not (prompt is None or isinstance(prompt, str)):
-        raise _wrong_type("prompt_field", config.prompt_field, index, prompt, "text", "name a column of text")
+        raise wrong_type("prompt_field", config.prompt_field, index, prompt, "text", "name a column of text")
     if text is None:
         return kind
     if not (isinstance(text, str) or _is_chat(text)):
         may_be = "text, or chat messages [{'role': str, 'content': str}, ...]"
-        raise _wrong_type("text_field", config.text_field, index, text, may_be, "name another column")
+        raise wrong_type("text_field", config.text_field, index, text, may_be, "name another column")
     if isinstance(text, list) and config.prompt_field is not None:
         remedy = "chat messages hold their own prompt: set data.prompt_field=null"
-        raise _wrong_type("text_field", config.text_field, index, text, "text when data.prompt_field is set", remedy)
+        raise wrong_type("text_field", config.text_field, index, text, "text when data.prompt_field is set", remedy)
     if kind is not None and not isinstance(text, kind):
         may_be = f"{kind.__name__} in every row, as in those before"
-        raise _wrong_type("text_field", config.text_field, index, text, may_be, "name another column")
+        raise wrong_type("text_field", config.text_field, index, text, may_be, "name another column")
     return type(text)
-
-
-def _wrong_type(key: str, name: str | None, index: int, value: Any, may_be: str, remedy: str) -> DataError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return DataError(
-        f"data.{key}={name} must hold {may_be}, but row {index} holds {type(value).__name__} {shown}; {remedy}"
-    )
 
 
 def _is_chat(value: Any) -> bool:
@@ -253,12 +238,6 @@ def _is_blank(text: str | list[dict[str, Any]] | None) -> bool:
     return text is None or not text.strip()
 
 
-def _canonical(row: dict[str, Any], config: DataConfig) -> bytes:
-    """Values in the order prompt, text; no column names, so that a column's name changes nothing."""
-    values = [without_nulls(row[name]) for name in _fields(config).required]
-    return json.dumps(values, sort_keys=True, default=str).encode() + b"\n"
-
-
 def _nothing_usable(config: DataConfig, seen: int) -> DataError:
     if not seen:
         return DataError(f"data.path={config.path} has no rows; give data with at least one row of text")
@@ -266,9 +245,3 @@ def _nothing_usable(config: DataConfig, seen: int) -> DataError:
         f"data.text_field={config.text_field} is blank in all {seen} rows of data.path={config.path}; "
         "it must hold text in at least one; name another column or other data"
     )
-
-
-def _materialise(taken: list[dict[str, Any]]) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_list(taken)

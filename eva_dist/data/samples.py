@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eva_dist.config import DataConfig
 from eva_dist.data.chat_rows import without_nulls
 from eva_dist.data.chat_template import find_turn, render, turns_not_found
-from eva_dist.data.rows import tools_field
+from eva_dist.data.source import tools_field
 from eva_dist.errors import DataError
 
 if TYPE_CHECKING:

@@ -35,6 +35,8 @@ _EXTENSIONS = tuple(extension for extension in _BUILDERS if extension)
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 # What `save_to_disk` and a hub repository put beside the data.
 _BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "readme.md"}
+_TOOLS_FIELD = "tools"
+"""The column that holds a chat's tools where `data.tools_field` names none: data sets and trainers agree on it."""
 
 
 class NarrowTypesError(DataError):
@@ -46,7 +48,25 @@ class Fields:
     """Which columns are read: every file has the `required` ones, `optional` ones are null where there is none."""
 
     required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Fields":
+        """Return the columns that these settings name."""
+        if config.prompt_field is not None:  # chats hold their own prompt: these are text, with no use for tools
+            return cls((config.prompt_field, config.text_field), ())
+        tools = tools_field(config)
+        return cls((config.text_field,), () if tools == config.text_field else (tools,))
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.required, *self.optional]
+
+
+def tools_field(config: DataConfig) -> str:
+    """Return the name of the column that holds a chat's tools, if there is one."""
+    return config.tools_field or _TOOLS_FIELD
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,10 @@ class Source:
         return list(self.data.column_names or [])
 
 
-def load(config: DataConfig, fields: Fields, widened: bool = False) -> Source:
+def load(config: DataConfig, widened: bool = False) -> Source:
     """Open the data set that `config.path` names; iterable when `config.streaming`, else random access.
 
-    Of local files only `fields` are read. `widened` looks at all files for types that hold all they have; else
+    Of local files only the `Fields` are read. `widened` looks at all files for types that hold all they have; else
     those of the first file must do, which costs no second look.
 
     Raises:
@@ -80,7 +100,7 @@ def load(config: DataConfig, fields: Fields, widened: bool = False) -> Source:
     files = find_files(config.path)
     with explained(config):
         if files is not None:
-            return Source(_load_files(config, files, fields, widened), is_local=True)
+            return Source(_load_files(config, files, widened), is_local=True)
         from datasets import load_dataset
 
         found = load_dataset(
@@ -93,12 +113,10 @@ def load(config: DataConfig, fields: Fields, widened: bool = False) -> Source:
         return Source(found, is_local=False)
 
 
-def _load_files(
-    config: DataConfig, files: Mapping[str, Sequence[str]], fields: Fields, widened: bool
-) -> "Dataset | IterableDataset":
+def _load_files(config: DataConfig, files: Mapping[str, Sequence[str]], widened: bool) -> "Dataset | IterableDataset":
     from eva_dist.data.only_fields import BUILDERS, widened_features
 
-    kind = _builder(config.path, [file for some in files.values() for file in some])
+    kind, fields = _builder_kind(config.path, [file for some in files.values() for file in some]), Fields.of(config)
     options: dict[str, Any] = {"required": list(fields.required), "optional": list(fields.optional)}
     if kind == "text":
         options = {"sample_by": config.sample_by.value}
@@ -107,7 +125,7 @@ def _load_files(
     absolute = {split: [os.path.abspath(file) for file in some] for split, some in files.items()}
     if widened and kind != "text":
         in_use = absolute.get(config.split) or next(iter(absolute.values()))
-        options["features"] = widened_features(kind, in_use, fields.required, fields.optional)
+        options["features"] = widened_features(kind, in_use, fields)
     # `datasets` globs the names it is given; a file called `a[1].txt` must find itself.
     escaped = {split: [glob.escape(file) for file in some] for split, some in absolute.items()}
     builder = BUILDERS[kind](data_files=escaped, dataset_name=kind, **options)
@@ -115,7 +133,7 @@ def _load_files(
         stream = builder.as_streaming_dataset(split=config.split)
         # A stream of JSON arrays knows no types at first, and would not notice that those of a later file are others.
         has_no_types = stream.features is None and not widened and sum(map(len, files.values())) > 1
-        return _load_files(config, files, fields, widened=True) if has_no_types and kind == "json" else stream
+        return _load_files(config, files, widened=True) if has_no_types and kind == "json" else stream
     builder.download_and_prepare()
     return builder.as_dataset(split=config.split)
 
@@ -155,13 +173,13 @@ def explained(config: DataConfig) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # `datasets` promises no exception types: OSError, ValueError, pyarrow's, its own
-        raise _explain(config, error) from error
+        raise _data_error(config, error) from error
     finally:
         if not were_disabled:
             datasets.enable_progress_bars()
 
 
-def _explain(config: DataConfig, error: Exception) -> DataError:
+def _data_error(config: DataConfig, error: Exception) -> DataError:
     from datasets.arrow_writer import SchemaInferenceError
 
     from eva_dist.data.only_fields import MissingColumn, UnreadableFile
@@ -172,7 +190,9 @@ def _explain(config: DataConfig, error: Exception) -> DataError:
     if isinstance(root, MissingColumn):
         return missing_column(config, root.name, root.columns, root.file)
     if isinstance(root, UnreadableFile):
-        return _unreadable_file(config, root.file, root.why)
+        is_narrow = "ouldn't cast" in root.why
+        why = root.why if _is_all(config, root.file) and not is_narrow else f"{root.file}: {root.why}"
+        return _cannot_be_read(config, why, NarrowTypesError if is_narrow else DataError)
     said = " ".join(str(root).split()) or type(root).__name__
     # StopIteration is what the json builder makes of an empty file.
     if isinstance(root, SchemaInferenceError | StopIteration):
@@ -181,9 +201,8 @@ def _explain(config: DataConfig, error: Exception) -> DataError:
         return DataError(
             f"data.split={config.split} must be one of the splits of data.path={config.path}; choose one: {said}"
         )
-    refused = _cannot_be_read(config, f"{type(root).__name__}: {said}")
-    # JSON arrays are compared only when all are read
-    return NarrowTypesError(str(refused)) if said.startswith("Schema at index") else refused
+    is_narrow = said.startswith("Schema at index")  # JSON arrays are compared only when all are read
+    return _cannot_be_read(config, f"{type(root).__name__}: {said}", NarrowTypesError if is_narrow else DataError)
 
 
 def missing_column(config: DataConfig, name: str, columns: Iterable[str], file: str | None = None) -> DataError:
@@ -197,10 +216,13 @@ def missing_column(config: DataConfig, name: str, columns: Iterable[str], file: 
     )
 
 
-def _unreadable_file(config: DataConfig, file: str, why: str) -> DataError:
-    if "ouldn't cast" in why:
-        return NarrowTypesError(str(_cannot_be_read(config, f"{file}: {why}")))
-    return _cannot_be_read(config, why if _is_all(config, file) else f"{file}: {why}")
+def wrong_type(key: str, name: str | None, row: int, value: Any, may_be: str, remedy: str) -> DataError:
+    """Return the refusal of what a row holds in the column that `data.<key>` names."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return DataError(
+        f"data.{key}={name} must hold {may_be}, but row {row} holds {type(value).__name__} {shown}; {remedy}"
+    )
 
 
 def _is_all(config: DataConfig, file: str) -> bool:
@@ -208,8 +230,8 @@ def _is_all(config: DataConfig, file: str) -> bool:
     return os.path.abspath(os.path.expanduser(config.path)) == os.path.abspath(file)
 
 
-def _cannot_be_read(config: DataConfig, why: str) -> DataError:
-    return DataError(
+def _cannot_be_read(config: DataConfig, why: str, kind: type[DataError]) -> DataError:
+    return kind(
         f"data.path={config.path} cannot be read: {why}; it must be readable "
         f"{', '.join(_EXTENSIONS)} or a hub id that can be reached; mend the file, or fetch the data set first"
     )
@@ -217,7 +239,7 @@ def _cannot_be_read(config: DataConfig, why: str) -> DataError:
 
 def _files_of_folder(path: str, folder: Path) -> Mapping[str, Sequence[str]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    names = [name for name in names if _extension(name) in _EXTENSIONS and name.lower() not in _BESIDE_DATA]
+    names = [name for name in names if _file_extension(name) in _EXTENSIONS and name.lower() not in _BESIDE_DATA]
     if not names:
         below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         hint = f"; it has the folders {', '.join(below[:5])}: name one of them" if below else ""
@@ -235,8 +257,8 @@ def _split_of(name: str) -> str:
     return next((str(split) for split, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)), "train")
 
 
-def _builder(path: str, files: Sequence[str]) -> str:
-    extensions = sorted({_extension(file) for file in files})
+def _builder_kind(path: str, files: Sequence[str]) -> str:
+    extensions = sorted({_file_extension(file) for file in files})
     unknown = [extension for extension in extensions if extension not in _BUILDERS]
     if unknown:
         raise DataError(
@@ -252,7 +274,7 @@ def _builder(path: str, files: Sequence[str]) -> str:
     return builders.pop()
 
 
-def _extension(file: str) -> str:
+def _file_extension(file: str) -> str:
     name = os.path.basename(file).lower()
     for compression in _COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -260,6 +282,6 @@ def _extension(file: str) -> str:
 
 
 def _looks_local(path: str) -> bool:
-    is_named_like_data = _extension(path) in _EXTENSIONS or path.lower().endswith(_COMPRESSIONS)
+    is_named_like_data = _file_extension(path) in _EXTENSIONS or path.lower().endswith(_COMPRESSIONS)
     # A hub id is name or namespace/name.
     return path.startswith(("/", ".", "~")) or path.count("/") > 1 or glob.has_magic(path) or is_named_like_data

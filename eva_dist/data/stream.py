@@ -130,24 +130,24 @@ class TokenStream:
         steps = range(step, step + batching.steps)
         spoken = []
         for at in steps:
-            samples = self._samples(at, global_rank, world_size)
+            samples = self._tokenise_block(at, global_rank, world_size)
             spoken += [((at, place), tokens) for place, tokens in enumerate(samples) if tokens.ids]
             self.unlabelled[at] = sum(not tokens.counting for tokens in samples)
-        cuts = _cut(spoken, batching)
+        cuts = _cut_minibatches(spoken, batching)
         plain = len(steps) == 1 and len(cuts) <= 1
         return Window(
             steps=steps,
-            minibatches=tuple(self._collate([tokens for _, tokens in cut]) for cut in cuts),
+            minibatches=tuple(self._pad_minibatch([tokens for _, tokens in cut]) for cut in cuts),
             places=None if plain else tuple(tuple(place for place, _ in cut) for cut in cuts),
             epochs=tuple((at + 1) * self.config.step_size // len(self.rows) for at in steps),
         )
 
-    def _samples(self, step: int, global_rank: int, world_size: int) -> list[_Tokens]:
+    def _tokenise_block(self, step: int, global_rank: int, world_size: int) -> list[_Tokens]:
         """Return this worker's block of a step's samples, tokenised."""
         size = self.config.step_size
         first, end = (step * size + size * rank // world_size for rank in (global_rank, global_rank + 1))
         samples = [self.sample(self.row_index(n)) for n in range(first, end)]
-        return self._tokenise(samples) if samples else []
+        return self._tokenise_samples(samples) if samples else []
 
     def sample(self, row: int) -> Sample:
         """Return a row as a sample.
@@ -163,7 +163,7 @@ class TokenStream:
 
     def counting_tokens(self, samples: list[Sample]) -> list[int]:
         """Return how many tokens of each of some samples count, cut at `data.max_length`."""
-        return [tokens.counting for tokens in self._tokenise(samples)]
+        return [tokens.counting for tokens in self._tokenise_samples(samples)]
 
     def row_index(self, sample: int) -> int:
         """Return which row a sample of the stream is."""
@@ -176,7 +176,7 @@ class TokenStream:
             self._order = epoch, random.permutation(len(self.rows))
         return int(self._order[1][position])
 
-    def _tokenise(self, samples: list[Sample]) -> list[_Tokens]:
+    def _tokenise_samples(self, samples: list[Sample]) -> list[_Tokens]:
         has_labels = samples[0].has_labels
         encoded = self.tokenizer(
             [sample.text for sample in samples],
@@ -195,7 +195,7 @@ class TokenStream:
             for sample, ids, offsets in zip(samples, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
-    def _collate(self, tokens: list[_Tokens]) -> dict[str, Tensor]:
+    def _pad_minibatch(self, tokens: list[_Tokens]) -> dict[str, Tensor]:
         """Pad samples to one length; a worker's block may hold only some of a step."""
         shape = len(tokens), max(len(one.ids) for one in tokens)
         input_ids_BT = torch.full(shape, self._pad_id, dtype=torch.int64)
@@ -215,7 +215,7 @@ class TokenStream:
 _Placed = tuple[tuple[int, int], _Tokens]
 
 
-def _cut(samples: list[_Placed], batching: Batching) -> list[list[_Placed]]:
+def _cut_minibatches(samples: list[_Placed], batching: Batching) -> list[list[_Placed]]:
     """Cut samples into minibatches; where there are several, each gets samples of like lengths."""
 
     def fits(cut: list[_Placed]) -> bool:

@@ -49,13 +49,10 @@ class Trunk:
         known = {key: value for key, value in inputs.items() if key not in self.drops}
         if self.parameters is not None:
             known = {key: value for key, value in known.items() if key in self.parameters}
-        self.module(**known, **self._no_cache(known))
-
-    def _no_cache(self, inputs: Mapping[str, Any]) -> dict[str, bool]:
-        """A key-value cache is never read here; say so where the model understands it."""
-        if "use_cache" in inputs or "use_cache" not in inspect.signature(self.module.forward).parameters:
-            return {}
-        return {"use_cache": False}
+        # A key-value cache is never read here; say so where the model understands it.
+        if "use_cache" in inspect.signature(self.module.forward).parameters:
+            known.setdefault("use_cache", False)
+        self.module(**known)
 
 
 def find_trunk(model: nn.Module, tapped: Iterable[str]) -> Trunk:
@@ -227,11 +224,8 @@ def _first_blocks(module: nn.Module, layers: Sequence[str]) -> Sequence[str]:
     """Return the layers up to the block by which every kind has been met that the config tells apart, in lists."""
     config = module.config.get_text_config() if isinstance(module, PreTrainedModel) else None
     blocks = getattr(config, "num_hidden_layers", 0)
-    lists = (
-        [kinds for kinds in vars(config).values() if isinstance(kinds, list) and len(kinds) == blocks > 0]
-        if config
-        else []
-    )
+    of_config = vars(config).values() if config else ()
+    lists = [kinds for kinds in of_config if isinstance(kinds, list) and len(kinds) == blocks > 0]
     last_new = max((kinds.index(kind) + 1 for kinds in lists for kind in kinds), default=0)
     count = max(last_new, _BLOCKS_OF_LONG_CHECK)
     numbers = [re.search(r"\.(\d+)\.", name) for name in layers]

@@ -98,8 +98,8 @@ def load_model(
     """
     loader = AutoModel if prefix else auto_class(task, _read_config(model))
     dtype = "auto" if model.dtype is Dtype.auto else getattr(torch, model.dtype.value)
-    wanted: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **_source(model)}
-    with _quiet():
+    wanted: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **_source_options(model)}
+    with _without_reports():
         if sharding is None:
             loaded, info = loader.from_pretrained(model.name_or_path, **wanted, **model.config_overrides)
             loaded = loaded.to(device)
@@ -122,9 +122,7 @@ def check_shardable(model: ModelConfig, architecture: Architecture, prefix: str,
     """Raise `ConfigError` if what will be run of the model cannot be held by `shard_size` workers together."""
     if shard_size == 1:
         return
-    run = architecture.skeleton
-    if prefix:
-        run = _without_weights(AutoModel, architecture.config, model)
+    run = _without_weights(AutoModel, architecture.config, model) if prefix else architecture.skeleton
     refuse_unshardable(run, shard_size, f"{model.gguf_file} cannot be read in slices" if model.gguf_file else "")
 
 
@@ -147,7 +145,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         ConfigError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path, **_source(model))
+        return AutoTokenizer.from_pretrained(model.name_or_path, **_source_options(model))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.name_or_path={model.name_or_path} holds no tokenizer that can be read ({_first_line(error)}); "
@@ -178,7 +176,7 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_reports() -> Iterator[None]:
     """Keep transformers' load report and progress bar out of the log; what matters of them is said above."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -197,13 +195,10 @@ def _without_weights(loader: Any, config: PreTrainedConfig, model: ModelConfig) 
     return skeleton
 
 
-def _source(model: ModelConfig) -> dict[str, Any]:
-    source: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if model.revision is not None:
-        source["revision"] = model.revision
-    if model.gguf_file is not None:
-        source["gguf_file"] = model.gguf_file
-    return source
+def _source_options(model: ModelConfig) -> dict[str, Any]:
+    named = {"revision": model.revision, "gguf_file": model.gguf_file}
+    given = {key: name for key, name in named.items() if name is not None}
+    return {"trust_remote_code": model.trust_remote_code, **given}
 
 
 def _read_config(model: ModelConfig) -> PreTrainedConfig:
@@ -214,7 +209,7 @@ def _read_config(model: ModelConfig) -> PreTrainedConfig:
             "config; set model.name_or_path to the folder that holds the model"
         )
     try:
-        return AutoConfig.from_pretrained(model.name_or_path, **_source(model), **model.config_overrides)
+        return AutoConfig.from_pretrained(model.name_or_path, **_source_options(model), **model.config_overrides)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.name_or_path={model.name_or_path} is neither a model folder nor a hub id that can be read "
@@ -255,7 +250,10 @@ def _identify_weights(model: ModelConfig) -> str:
     """Return the hub commit (and file, where a repository holds several), or the sha256 of a folder's weight files."""
     folder = Path(model.name_or_path)
     if folder.is_dir():
-        return _hash_weights(folder, model.gguf_file)
+        digest = hashlib.sha256()
+        for name in _weight_files(folder, model.gguf_file):
+            digest.update(bytes.fromhex(sha256_of_file(name)))
+        return f"sha256:{digest.hexdigest()}"
     known = cached_file(model.name_or_path, model.gguf_file or "config.json", revision=model.revision)
     commit = extract_commit_hash(known, None)
     if commit is None:
@@ -263,13 +261,6 @@ def _identify_weights(model: ModelConfig) -> str:
             f"model.name_or_path={model.name_or_path} has no commit in the hub's cache; download it again"
         )
     return f"commit:{commit}" + (f":{model.gguf_file}" if model.gguf_file else "")
-
-
-def _hash_weights(folder: Path, gguf_file: str | None) -> str:
-    digest = hashlib.sha256()
-    for name in _weight_files(folder, gguf_file):
-        digest.update(bytes.fromhex(sha256_of_file(name)))
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ parameter (so it costs nothing): what `inject_adapter_in_model` wraps is what is
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from peft.tuners.lora.eva import UNSUPPORTED_LORA_MODULES
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from eva_dist.config import EvaConfig
@@ -47,6 +47,11 @@ class Targets:
     layers: tuple[Layer, ...]
     unsupported: tuple[str, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers."""
+        return [layer.name for layer in self.layers]
+
 
 def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     """Return the `nn.Linear` and `Conv1D` modules of a base model that `config` targets.
@@ -60,7 +65,9 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     probe.init_lora_weights = False
     probe.eva_config = None
     probe.modules_to_save = [*(config.modules_to_save or ()), *_HEADS.get(config.task_type or "", ())]
-    with _shared_copy(model) as skeleton:
+    # The copy shares all tensors, so what injection does to them is taken back.
+    with requires_grad_kept([*model.parameters(), *model.buffers()]):
+        skeleton = copy_module_tree(model)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -123,34 +130,13 @@ def lora_config(eva: EvaConfig, task_type: str | None = None, **changes: Any) ->
     return LoraConfig(**(settings | changes))
 
 
-def write_adapter_config(
-    folder: Path,
-    eva: EvaConfig,
-    task_type: str | None,
-    base_model_name_or_path: str,
-    revision: str | None,
-    target_modules: list[str],
-    rank_pattern: Mapping[str, int],
-    alpha_pattern: Mapping[str, float],
-    fan_in_fan_out: bool,
-) -> None:
+def write_adapter_config(folder: Path, eva: EvaConfig, task_type: str | None, **changes: Any) -> None:
     """Write PEFT's `adapter_config.json` for an adapter whose ranks EVA has handed out.
 
-    `fan_in_fan_out` is true when every target is a `Conv1D`; with it PEFT loads without a warning.
+    `changes` are of `LoraConfig`: the base model, and targets and patterns by those ranks. `fan_in_fan_out` is true
+    when every target is a `Conv1D`; with it PEFT loads without a warning.
     """
-    config = lora_config(
-        eva,
-        task_type,
-        target_modules=list(target_modules),
-        exclude_modules=None,
-        rank_pattern=dict(rank_pattern),
-        alpha_pattern=dict(alpha_pattern),
-        base_model_name_or_path=base_model_name_or_path,
-        revision=revision,
-        fan_in_fan_out=fan_in_fan_out,
-        inference_mode=True,
-    )
-    config.save_pretrained(str(folder))
+    lora_config(eva, task_type, exclude_modules=None, inference_mode=True, **changes).save_pretrained(str(folder))
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -174,14 +160,13 @@ def _split_targets(wrapped: Mapping[str, Any], config: LoraConfig) -> Targets:
 
 
 @contextmanager
-def _shared_copy(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a copy of the module tree that shares all tensors; restore what injection does to them."""
-    tensors = [*model.parameters(), *model.buffers()]
-    requires_grad = [tensor.requires_grad for tensor in tensors]
+def requires_grad_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """When the context closes, have tensors require a gradient, or not, as they did when it was opened."""
+    flags = [(tensor, tensor.requires_grad) for tensor in tensors]
     try:
-        yield copy_module_tree(model)
+        yield
     finally:
-        for tensor, flag in zip(tensors, requires_grad, strict=True):
+        for tensor, flag in flags:
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
 

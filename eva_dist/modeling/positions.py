@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
 from eva_dist.errors import ConfigError
 from eva_dist.modeling.load import Architecture
@@ -18,22 +18,19 @@ _NOT_OF_TEXT = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|img|video|audio
 
 def check_length(architecture: Architecture, max_length: int) -> None:
     """Raise `ConfigError` if samples would be longer than a table of positions reaches."""
-    rooms = dict(_rooms(architecture.skeleton))
+    rooms = list(_find_rooms(architecture.skeleton))
     if not rooms:
         return
-    name, room = min(rooms.items(), key=lambda item: item[1])
+    table, room = min(rooms, key=lambda found: found[1])
+    name = f"the positions that the model's {table} has room for"
     of_config = getattr(architecture.config, "max_position_embeddings", None)
-    if (
-        of_config is not None and of_config <= room
-    ):  # some tables have rows before the first position, and no word of it
+    if of_config is not None and of_config <= room:  # some tables have rows before the first position, and don't say so
         name, room = "the model's max_position_embeddings", of_config
-    else:
-        name = f"the positions that the model's {name} has room for"
     if max_length > room:
         raise ConfigError(f"data.max_length={max_length} must be <= {room}, {name}; use data.max_length={room}")
 
 
-def _rooms(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _find_rooms(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Yield each table of positions of tokens, and for how many there is room in it."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -43,12 +40,7 @@ def _rooms(model: nn.Module) -> Iterator[tuple[str, int]]:
         if tensor.dim() != 2 or isinstance(module, nn.Linear) or _NOT_OF_TEXT.search(table):
             continue
         if _TABLE.fullmatch(table.rpartition(".")[2]):
-            yield table, _room(tensor, module)
-
-
-def _room(table_PD: Tensor, module: nn.Module) -> int:
-    """Return how many rows are left from the first position on: OPT's has an offset, RoBERTa's follows its padding."""
-    offset, padding = getattr(module, "offset", None), getattr(module, "padding_idx", None)
-    if isinstance(offset, int):
-        return len(table_PD) - offset
-    return len(table_PD) - (0 if padding is None else padding + 1)
+            # Rows before the first position have no room: OPT's has an offset, RoBERTa's follows its padding.
+            offset, padding = getattr(module, "offset", None), getattr(module, "padding_idx", None)
+            before = offset if isinstance(offset, int) else 0 if padding is None else padding + 1
+            yield table, len(tensor) - before

@@ -15,6 +15,7 @@ wrongly, and is refused.
 
 import ctypes
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,10 +170,8 @@ def _unreadable_weights(model: PreTrainedModel, shard_size: int) -> Iterator[str
 
 def _shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that more than one module holds, or will hold once they are tied."""
-    counts: dict[int, int] = {}
     everyone = [p for module in model.modules() for p in module.parameters(recurse=False)]
-    for parameter in everyone:
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    counts = Counter(id(parameter) for parameter in everyone)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     names = {*tied.keys(), *tied.values()}
     by_name = [p for name, p in model.named_parameters(remove_duplicate=False) if name in names]

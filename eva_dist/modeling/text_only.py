@@ -27,7 +27,8 @@ def check_text_reaches(architecture: Architecture, layers: Sequence[str]) -> Non
         )
     unseen = _outside_decoder(model, layers)
     if unseen:
-        towers = "|".join(f"{tower}.*" for tower in _towers(unseen))
+        # the parts of the model that hold these layers, two levels down: `model.visual`, `model.vision_tower`
+        towers = "|".join(f"{tower}.*" for tower in dict.fromkeys(".".join(name.split(".")[:2]) for name in unseen))
         raise LayerError(
             f"eva.target_modules names {len(unseen)} layers that text does not reach, e.g. {unseen[0]}; "
             f"leave them out with 'eva.exclude_modules={towers}', or call eva_dist.get_eva_state_dict with images"
@@ -40,8 +41,3 @@ def _outside_decoder(model: nn.Module, layers: Iterable[str]) -> list[str]:
     head = model.get_output_embeddings()  # type: ignore[operator]
     reached = {id(module) for module in decoder.modules()} | {id(head)}
     return [name for name in layers if id(model.get_submodule(name)) not in reached]
-
-
-def _towers(layers: Iterable[str]) -> list[str]:
-    """Return the parts of the model that hold these layers, two levels down: `model.visual`, `model.vision_tower`."""
-    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in layers))

@@ -212,14 +212,6 @@ class _Attention:
         finally:
             _attention.reset(token)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return an empty output `[B, T, heads, features]`: the samples' outputs, put together."""
-        batch, heads, tokens, features = query.shape
-        pairs = batch * heads * tokens * key.shape[2] // self.samples
-        self.operations += 2 * pairs * (features + value.shape[3])
-        length = tokens // self.samples
-        return torch.cat([query.new_empty(batch, length, heads, value.shape[3]) for _ in range(self.samples)], 1)
-
 
 _attention: ContextVar[_Attention] = ContextVar("eva_dist_traced_attention")
 
@@ -227,8 +219,13 @@ _attention: ContextVar[_Attention] = ContextVar("eva_dist_traced_attention")
 def _attend_on_meta(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Stand in for attention (the contract of transformers' attention functions)."""
-    return _attention.get().attend(query, key, value), None
+    """Stand in for attention (the contract of transformers' attention functions): give an empty output, and count."""
+    counted = _attention.get()
+    batch, heads, tokens, features = query.shape
+    pairs = batch * heads * tokens * key.shape[2] // counted.samples
+    counted.operations += 2 * pairs * (features + value.shape[3])
+    length = tokens // counted.samples  # the samples' outputs `[B, T, heads, features]`, put together
+    return torch.cat([query.new_empty(batch, length, heads, value.shape[3]) for _ in range(counted.samples)], 1), None
 
 
 AttentionInterface.register(_META, _attend_on_meta)

@@ -13,25 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel, core_model_loading, modeling_utils
-
-__all__ = [
-    "ShardMesh",
-    "TorchDispatchMode",
-    "copy_module_tree",
-    "declared_block_classes",
-    "grouped_product_counts",
-    "is_matrix_product",
-    "loader_on_mesh",
-    "shards_stay_where_read",
-    "tensor_version",
-    "uses_sdpa",
-    "warm_attention_check",
-    "weights_are_moved_by_hooks",
-    "writes_in_place",
-]
 
 
 def declared_block_classes(model: nn.Module) -> set[str]:

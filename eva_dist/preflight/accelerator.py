@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eva_dist.config import at_least
 from eva_dist.numerics.tracker import UpdateCost
 
 
@@ -52,8 +53,7 @@ class Accelerator:
                 yield f"accelerator.{key}=null must be set: only a CPU's figures are measured; see its data sheet"
             if value is not None and not (math.isfinite(value) and value > 0):
                 yield f"accelerator.{key}={value} must be > 0; see the device's data sheet"
-        if self.per_node < 1:
-            yield f"accelerator.per_node={self.per_node} must be >= 1; it is how many devices a node has"
+        yield from at_least("accelerator.per_node", self.per_node, 1, "it is how many devices a node has")
         if not 0 < self.efficiency <= 1:
             yield f"accelerator.efficiency={self.efficiency} must be in 0..1; 0.5 is usual"
 

@@ -26,13 +26,7 @@ class Check:
 
 def to_text(found: Preflight) -> str:
     """Return the tables of a preflight."""
-    sections = (
-        _model_lines(found),
-        _step_lines(found),
-        _memory_lines(found),
-        _time_lines(found),
-        _artifact_lines(found),
-    )
+    sections = [rows(found) for rows in (_model_lines, _step_lines, _memory_lines, _time_lines, _artifact_lines)]
     lines = [line for title, rows in sections for line in ("", title, *_table_lines(rows))]
     return "\n".join([*lines[1:], "", *_fit_lines(found), *(f"Note: {note}" for note in found.notes)]) + "\n"
 
@@ -65,20 +59,17 @@ def _model_lines(found: Preflight) -> tuple[str, Rows]:
 
 def _step_lines(found: Preflight) -> tuple[str, Rows]:
     step, work = found.step, found.work
+    attention = 100 * work.attention_operations / max(1, work.forward_operations)
     rows = [
         ["tokens, at most", f"{step.tokens:,}", f"{step.samples} samples"],
         ["  of one worker", f"{step.tokens_of_worker:,}", f"{step.forwards:g} forwards, layout {step.layout}"],
-        ["forward", f"{work.forward_operations / 1e12:,.3g} TFLOP", f"attention {_share_text(found)}"],
+        ["forward", f"{work.forward_operations / 1e12:,.3g} TFLOP", f"attention {attention:.1f} %"],
         ["SVDs", f"{work.svd_operations / 1e12:,.3g} TFLOP", "float32 and float64"],
         ["rows exchanged", size(work.exchanged_bytes), "all workers"],
     ]
     if step.shard_size > 1:
         rows.append(["weights gathered", size(work.gathered_bytes), "all workers"])
     return f"A step on {step.workers} workers, shard size {step.shard_size}", rows
-
-
-def _share_text(found: Preflight) -> str:
-    return f"{100 * found.work.attention_operations / max(1, found.work.forward_operations):.1f} %"
 
 
 def _memory_lines(found: Preflight) -> tuple[str, Rows]:
@@ -102,18 +93,17 @@ def _memory_lines(found: Preflight) -> tuple[str, Rows]:
 
 def _time_lines(found: Preflight) -> tuple[str, Rows]:
     seconds = found.seconds
-    phases = {"forward": seconds.forward, "gather": seconds.gather, "exchange": seconds.exchange, "svd": seconds.svd}
     rows = [
         [name, f"{value:.4g} s", f"{100 * value / seconds.step:.0f} %"]
-        for name, value in phases.items()
-        if value and name != "gather"
+        for name in ("forward", "exchange", "svd")
+        if (value := getattr(seconds, name))
     ]
     if seconds.gather:
         rows.insert(1, ["gather", f"{seconds.gather:.4g} s", "beside the forward; the longer of the two counts"])
-    rows.append(["step", f"{seconds.step:.4g} s", f"{found.step.tokens / seconds.step:,.0f} tokens/s"])
-    rows.append(
-        [f"{found.max_steps} steps", _format_time(seconds.max_steps), "eva.max_steps, all layers active throughout"]
-    )
+    rows += [
+        ["step", f"{seconds.step:.4g} s", f"{found.step.tokens / seconds.step:,.0f} tokens/s"],
+        [f"{found.max_steps} steps", _format_time(seconds.max_steps), "eva.max_steps, all layers active throughout"],
+    ]
     return "Time of a step", rows
 
 

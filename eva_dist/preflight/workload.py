@@ -20,7 +20,7 @@ from eva_dist.modeling.load import Architecture, loaded_on_meta
 from eva_dist.modeling.peft_rules import lora_config, resolve_targets
 from eva_dist.modeling.trace import Traced, trace_forward
 from eva_dist.numerics.tracker import UpdateCost
-from eva_dist.plan import InputGroup, Plan, make_plan
+from eva_dist.plan import InputGroup, make_plan
 from eva_dist.preflight.accelerator import Accelerator, Rates
 
 
@@ -121,14 +121,10 @@ class Case:
         self.forwards = math.ceil(window / self.per_forward) / batching.steps
         self.tokens = size * subject.length
         self.traced = subject.traced(self.per_forward)
-        self.plan = self._plan_groups()
-
-    def _plan_groups(self) -> Plan:
-        layers, prefix, budget = self.subject.layers, self.subject.prefix, self.subject.config.eva.budget
-        if self.traced is None:
-            return make_plan(layers, [[layer.name] for layer in layers], self.workers, budget=budget)
-        same_input = [[prefix + name for name in names] for names in self.traced.groups]
-        return make_plan(layers, same_input, self.workers, budget=budget)
+        same_input = [[layer.name] for layer in subject.layers]
+        if self.traced is not None:
+            same_input = [[subject.prefix + name for name in names] for names in self.traced.groups]
+        self.plan = make_plan(subject.layers, same_input, workers, budget=subject.config.eva.budget)
 
     @cached_property
     def step(self) -> StepFacts:
@@ -216,11 +212,9 @@ class Case:
         rates = Rates.of(self.subject.accelerator, self.subject.dtype)
         share = max(self.shares) / self.data.step_size
         operations = int(self.work.forward_operations * share)
-        if self.traced:
-            product_bytes, other_bytes = self.traced.product_bytes, self.traced.other_bytes
-        else:
-            product_bytes, other_bytes = self.subject.weight_bytes, 0
-        forward = rates.forward_seconds(operations, *(int(self.forwards * b) for b in (product_bytes, other_bytes)))
+        traced = self.traced
+        moved = (traced.product_bytes, traced.other_bytes) if traced else (self.subject.weight_bytes, 0)
+        forward = rates.forward_seconds(operations, *(int(self.forwards * each) for each in moved))
         # replicas are spread over the nodes; only the workers of one shard group share one for certain
         link = rates.node if self.workers == self.cluster.shard_size else rates.network
         exchange = max(max(self.sent(rank), self.received(rank)) for rank in range(self.workers)) / link

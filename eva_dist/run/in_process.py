@@ -57,7 +57,13 @@ from eva_dist.modeling.forward import (
     unwrap,
 )
 from eva_dist.modeling.packing import Layout, attention_by_segment
-from eva_dist.modeling.peft_rules import LoraConfig, Targets, resolve_peft_model_targets, resolve_targets
+from eva_dist.modeling.peft_rules import (
+    LoraConfig,
+    Targets,
+    requires_grad_kept,
+    resolve_peft_model_targets,
+    resolve_targets,
+)
 from eva_dist.numerics.data_rank import beyond_data
 from eva_dist.plan import Layer, make_plan, share
 
@@ -117,34 +123,30 @@ def get_eva_state_dict(
     config = _peft_config(model, peft_config, adapter_name)
     eva = config.eva_config
     assert eva is not None  # _peft_config refuses it
-    solver_config, when_short, kind = _options(solver, max_steps, on_max_steps, budget)
-    targets = _targets(model, config, adapter_name)
-    functions = LayerFunctions(prepare_layer_inputs_fn, [layer.name for layer in targets.layers])
+    solver_config, when_short, kind = _check_options(solver, max_steps, on_max_steps, budget)
+    targets = _find_targets(model, config, adapter_name)
+    functions = LayerFunctions(prepare_layer_inputs_fn, targets.names)
     device = input_device(model)
     stream = LoaderStream(dataloader, lambda inputs: inputs if device is None else move_to_device(inputs, device))
     if not targets.layers:
         return {}
-    forward = CallbackForward(
-        model,
-        config,
-        forward_fn,
-        find_trunk(model, [layer.name for layer in targets.layers]),
-        prepare_model_inputs_fn,
-        functions,
-    )
+    trunk = find_trunk(model, targets.names)
+    forward = CallbackForward(model, config, forward_fn, trunk, prepare_model_inputs_fn, functions)
     ring = _Ring.join(gather_distributed_inputs)
-    with _evaluating(model), _adapter_off(model), uncompiled():
-        forward = _with_layout(forward, [layer.name for layer in targets.layers], stream)
+    with _evaluation_mode(model), _adapter_off(model), uncompiled():
+        forward = _with_layout(forward, targets.names, stream)
         with attention_by_segment(forward.trunk.module, forward.layout is Layout.segments):
-            worker = _worker(targets.layers, forward, stream, ring, solver_config, kind)
+            worker = _pass_context(targets.layers, forward, stream, ring, solver_config, kind)
             accept = when_short is OnMaxSteps.accept
             progress = Progress() if show_progress_bar and _is_first_process() else None
-            state, svds = _run(worker, eva.tau, max_steps, accept, ring, progress)
+            state, svds = _run_steps(worker, eva.tau, max_steps, accept, ring, progress)
     found = _state_dict(state, worker, svds, ring, eva.whiten)
-    if accept:
-        _warn_unconverged(state)
-    else:
+    try:
         refuse_unconverged(state)
+    except NotConvergedError as error:
+        if not accept:
+            raise
+        _log.warning("%s", error)
     return found
 
 
@@ -184,7 +186,7 @@ def _peft_config(model: nn.Module, given: LoraConfig | None, adapter_name: str) 
     return config
 
 
-def _options(
+def _check_options(
     solver: str | SolverConfig, max_steps: int, on_max_steps: str, budget: str
 ) -> tuple[SolverConfig, OnMaxSteps, Budget]:
     try:
@@ -196,8 +198,7 @@ def _options(
             f"on_max_steps one of {[name.value for name in OnMaxSteps]}, "
             f"budget one of {[name.value for name in Budget]}"
         ) from error
-    problems = [*config.problems(), *(p for p in EvaConfig(max_steps=max_steps).problems())]
-    if problems:
+    if problems := [*config.problems(), *EvaConfig(max_steps=max_steps).problems()]:
         raise ConfigError("\n".join(problems))
     return config, when_short, kind
 
@@ -206,7 +207,7 @@ def _no_such_adapter(adapter_name: str, adapters: Iterable[str]) -> ConfigError:
     return ConfigError(f"adapter_name={adapter_name!r} must be an adapter of the model: {sorted(adapters)}")
 
 
-def _targets(model: nn.Module, config: LoraConfig, adapter_name: str) -> Targets:
+def _find_targets(model: nn.Module, config: LoraConfig, adapter_name: str) -> Targets:
     """Return the target layers by their names in `model`, which may be wrapped for DDP or by `torch.compile`.
 
     With a `peft_config` of the caller's own, PEFT asks for no adapter by name: where there is only one, it is meant.
@@ -235,7 +236,7 @@ def _with_layout(forward: CallbackForward, layers: Sequence[str], stream: Loader
     return forward
 
 
-def _worker(
+def _pass_context(
     layers: Sequence[Layer],
     forward: CallbackForward,
     stream: LoaderStream,
@@ -260,7 +261,7 @@ def _worker(
     return PassContext(plan, feed, exchange, make_trackers(solver, plan))
 
 
-def _run(
+def _run_steps(
     worker: PassContext, tau: float, max_steps: int, accept: bool, ring: _Ring, progress: Progress | None
 ) -> tuple[PointState, Svds]:
     svds: Svds = {}
@@ -300,19 +301,12 @@ def _state_dict(state: PointState, worker: PassContext, svds: Svds, ring: _Ring,
     }
 
 
-def _warn_unconverged(state: PointState) -> None:
-    try:
-        refuse_unconverged(state)
-    except NotConvergedError as error:
-        _log.warning("%s", error)
-
-
 def _is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and every module back into the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -328,11 +322,6 @@ def _adapter_off(model: nn.Module) -> Iterator[None]:
     """Switch a `PeftModel`'s adapter off; peft makes it trainable when it comes on again, so flags are put back."""
     inner, _ = unwrap(model)
     disable: Callable[[], AbstractContextManager[Any]] | None = getattr(inner, "disable_adapter", None)
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
+    with requires_grad_kept(model.parameters()):
         with disable() if hasattr(inner, "peft_config") and disable is not None else nullcontext():
             yield
-    finally:
-        for parameter, flag in requires_grad.items():
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)

@@ -139,8 +139,8 @@ def prepare(config: Config, known: ReadCache | None = None) -> Prepared:
     _refuse_or_warn_unsupported(targets)
     refuse_idle_patterns(config.eva.rank_pattern, targets)
     check_length(architecture, config.data.max_length)
-    check_text_reaches(architecture, [layer.name for layer in targets.layers])
-    prefix = architecture.prefix([layer.name for layer in targets.layers])
+    check_text_reaches(architecture, targets.names)
+    prefix = architecture.prefix(targets.names)
     check_shardable(config.model, architecture, prefix, config.cluster.shard_size)
     loaded = known.get(("tokenizer", config.model), lambda: load_tokenizer(config.model))
     tokenizer = describe_tokenizer(loaded)
@@ -256,7 +256,7 @@ def _decisive_facts(
         "eva": decisive_settings(eva) | {"max_steps": eva.max_steps},
         "layers": [[layer.name, layer.r, layer.max_rank] for layer in targets.layers],
         "solver": {"name": config.solver.name.value, **asdict(make_tracker(config.solver, 1))},  # type: ignore[call-overload]
-        "trunk": bool(architecture.prefix([layer.name for layer in targets.layers])),
+        "trunk": bool(architecture.prefix(targets.names)),
     }
 
 

@@ -66,11 +66,6 @@ def _warn_beyond_data(result: PointResult) -> None:
         _log.warning("%s", hint)
 
 
-def outcome_of(run: Prepared, published: Published, status: str, seconds: float) -> Outcome:
-    """Return what a run prints of what was published."""
-    return outcome(published, run.repo_id, run.revision, status, seconds)
-
-
 def outcome(published: Published, repo_id: str, revision: str, status: str, seconds: float) -> Outcome:
     """Return what is printed of an artifact that was published, or found, under this name in so many seconds."""
     manifest = published.manifest

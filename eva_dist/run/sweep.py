@@ -3,10 +3,11 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +26,9 @@ from eva_dist.hashing import fingerprint
 from eva_dist.run.observer import Answer, SweepObserver
 from eva_dist.run.outcome import Outcome
 from eva_dist.run.prepare import Prepared, assignment
-from eva_dist.run.publish import answer, is_stored, outcome_of, publish
+from eva_dist.run.publish import answer, is_stored, outcome, publish
 from eva_dist.store.durable_files import remove_older
+from eva_dist.store.store import Published
 
 _FORGOTTEN_S = 30 * 24 * 3600
 """Checkpoints that have lain so long are of runs that nobody goes on with."""
@@ -153,27 +155,27 @@ class _Sweep:
 
     def _compute_groups(self, groups: Sequence[tuple[int, ...]]) -> None:
         """Compute groups on one cluster."""
-        try:
-            with open_place(self._runs[groups[0][0]].config.cluster) as place:
-                for group in groups:
-                    self._compute_group(group, place)
-        except PreemptedError:
-            raise
-        except EvaDistError as error:
+        with self._failing_points(chain(*groups)), open_place(self._runs[groups[0][0]].config.cluster) as place:
             for group in groups:
-                self._fail_points(group, error)
+                self._compute_group(group, place)
 
     def _compute_group(self, group: tuple[int, ...], place: Place) -> None:
         name = _pass_name([self._runs[point] for point in group])
+        with self._failing_points(group), place.exclusive_run(name, self._stop):
+            self._answer_from_store(group)  # another driver may have been here meanwhile
+            if left := self._without_answer(group):
+                self._run_pass(left, self._runs[group[0]], name, place)
+
+    @contextmanager
+    def _failing_points(self, points: Iterable[int]) -> Iterator[None]:
+        """Let an error of what is done meanwhile end those of these points that have no answer yet, and no others."""
         try:
-            with place.exclusive_run(name, self._stop):
-                self._answer_from_store(group)  # another driver may have been here meanwhile
-                if left := self._without_answer(group):
-                    self._run_pass(left, self._runs[group[0]], name, place)
+            yield
         except PreemptedError:
             raise
         except EvaDistError as error:
-            self._fail_points(group, error)
+            for point in self._without_answer(points):
+                self.take(point, error)
 
     def _run_pass(self, points: Sequence[int], stream: Prepared, name: str, place: Place) -> None:
         """Compute points that share the forwards of `stream`, and publish each while the others go on."""
@@ -210,7 +212,10 @@ class _Sweep:
             published = publish(run, end)
         except Exception as error:  # whatever it is, it is this point's alone
             return error
-        return outcome_of(run, published, published.manifest["status"], time.perf_counter() - self._started)
+        return self._outcome_of(run, published, published.manifest["status"])
+
+    def _outcome_of(self, run: Prepared, published: Published, status: str) -> Outcome:
+        return outcome(published, run.repo_id, run.revision, status, time.perf_counter() - self._started)
 
     def take(self, point: int, answered: Answer) -> None:
         """Keep the answer of a point, and tell it."""
@@ -229,7 +234,7 @@ class _Sweep:
             run = self._runs[point]
             try:
                 if (found := answer(run)) is not None:
-                    self.take(point, outcome_of(run, found, "cached", time.perf_counter() - self._started))
+                    self.take(point, self._outcome_of(run, found, "cached"))
             except EvaDistError as error:
                 self.take(point, error)
 
@@ -237,12 +242,8 @@ class _Sweep:
         run = self._runs[points[0]]
         return CheckpointFolder(run.store.checkpoints, name, run.config.cluster.keep_checkpoints)
 
-    def _without_answer(self, points: Sequence[int]) -> list[int]:
+    def _without_answer(self, points: Iterable[int]) -> list[int]:
         return [point for point in points if point not in self.answers]
-
-    def _fail_points(self, points: Sequence[int], error: EvaDistError) -> None:
-        for point in self._without_answer(points):
-            self.take(point, error)
 
     def _shares_tracker(self, points: Sequence[int]) -> bool:
         return self._runs[points[0]].config.sweep.mode is SweepMode.shared_tracker

@@ -7,6 +7,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError, StoreError
@@ -93,10 +94,8 @@ class FolderArtifactReader(ArtifactReader):
         """Verify the files; return the folder itself."""
         for entry in self.entries(names):
             path = self.folder / entry.path
-            try:
+            with _reading_file(path):
                 actual = sha256_of_file(path)
-            except OSError as error:
-                raise _unreadable_file(path, error) from error
             _refuse_other_bytes(path, actual, entry)
         return self.folder
 
@@ -112,9 +111,6 @@ class FetchingArtifactReader(ArtifactReader):
     """An artifact that lies elsewhere; its files are downloaded into the cache."""
 
     cache: Cache
-
-    def __init__(self, snapshot: Snapshot, where: str, cache: Cache) -> None:
-        super().__init__(snapshot, where, cache)
 
     @abstractmethod
     def _download_file(self, entry: FileEntry) -> Iterator[bytes]:
@@ -136,22 +132,16 @@ class NoRangesError(StoreError):
 
 
 def _read_verified(path: Path, entry: FileEntry) -> bytes:
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except OSError as error:
-        raise _unreadable_file(path, error) from error
+    with _reading_file(path), open_regular(path) as file:
+        content = file.read()
     _refuse_other_bytes(path, hashlib.sha256(content).hexdigest(), entry)
     return content
 
 
 def _read_part(path: Path, start: int, end: int) -> bytes:
-    try:
-        with open_regular(path) as file:
-            file.seek(start)
-            content = file.read(end - start)
-    except OSError as error:
-        raise _unreadable_file(path, error) from error
+    with _reading_file(path), open_regular(path) as file:
+        file.seek(start)
+        content = file.read(end - start)
     if len(content) != end - start:
         raise IntegrityError(f"{path} ends before byte {end}; {REMEDY}")
     return content
@@ -163,8 +153,12 @@ def _refuse_other_bytes(path: Path, actual: str, entry: FileEntry) -> None:
         raise IntegrityError(f"{path} has sha256 {actual}, but its manifest says {entry.sha256}; {REMEDY}")
 
 
-def _unreadable_file(path: Path, error: OSError) -> IntegrityError:
-    """Return the error for a file of an artifact that is missing or cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return IntegrityError(f"{path} is missing though the manifest lists it; {REMEDY}")
-    return IntegrityError(f"{path} cannot be read: {error.strerror or error}; {REMEDY}")
+@contextmanager
+def _reading_file(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into the `IntegrityError` of a file that is missing or cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        what = "is missing though the manifest lists it" if is_missing else f"cannot be read: {error.strerror or error}"
+        raise IntegrityError(f"{path} {what}; {REMEDY}") from error

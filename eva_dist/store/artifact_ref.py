@@ -131,7 +131,8 @@ def _parse_hub_url(text: str) -> ArtifactRef:
     """Parse `https://host/prefix/org/name[@revision]`, or the address of a repository's page."""
     url = urlsplit(text)
     if url.username or url.password:
-        raise _grammar_error(_without_password(text), "a URL must hold no password; set EVA_DIST_TOKEN instead")
+        shown = re.sub(r"//[^/]*@", "//", text, count=1)
+        raise _grammar_error(shown, "a URL must hold no password; set EVA_DIST_TOKEN instead")
     if url.query or url.fragment or not url.hostname:
         raise _grammar_error(text, "a gateway is named by host, prefix, org/name and revision alone")
     path, at, revision = url.path.partition("@")
@@ -160,10 +161,6 @@ def _parse_revision(text: str, revision: str) -> str:
     if not plain or plain != plain.strip() or not plain.isprintable() or ".." in plain.split("/"):
         raise _grammar_error(text, f"the revision {plain!r} is none")
     return plain
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/]*@", "//", text, count=1)
 
 
 def _grammar_error(text: str, why: str) -> ConfigError:

@@ -15,13 +15,13 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eva_dist.errors import IntegrityError, StoreError
+from eva_dist.errors import IntegrityError
 from eva_dist.hashing import sha256_of_file
-from eva_dist.store.durable_files import remove_older
+from eva_dist.store.durable_files import remove_older, translate_os_errors
 from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, read_snapshot
 
 _STALE_SECONDS = 24 * 3600
@@ -133,16 +133,9 @@ class Cache:
     def _answer_path(self, asked: tuple[str, ...]) -> Path:
         return self.root / "known" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.json"
 
-    @contextmanager
-    def translate_errors(self) -> Iterator[None]:
-        """Turn an `OSError` of the cache's folder into a `StoreError` with the remedy."""
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"EVA_DIST_CACHE: {self.root} cannot be written: {error.strerror or error}; make room or grant the "
-                "rights there, or set EVA_DIST_CACHE to another folder"
-            ) from error
+    def _translate_errors(self) -> AbstractContextManager[None]:
+        remedy = "make room or grant the rights there, or set EVA_DIST_CACHE to another folder"
+        return translate_os_errors(f"EVA_DIST_CACHE: {self.root} cannot be written", remedy)
 
     @contextmanager
     def _written_beside(self, target: Path) -> Iterator[Path]:
@@ -151,12 +144,12 @@ class Cache:
         So whoever looks at the target finds a whole file or none, and of two writers the last one wins.
         """
         new = self.root / "incoming" / secrets.token_hex(8)
-        with self.translate_errors():
+        with self._translate_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
             new.parent.mkdir(parents=True, exist_ok=True)
             remove_older(new.parent, _STALE_SECONDS)
         try:
-            with self.translate_errors():
+            with self._translate_errors():
                 yield new
                 os.replace(new, target)
         finally:

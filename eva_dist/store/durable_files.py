@@ -3,8 +3,11 @@
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from eva_dist.errors import StoreError
 
 
 def replace_link(link: Path, target: str, new: Path) -> None:
@@ -32,12 +35,26 @@ def remove_older(folder: Path, seconds: float) -> None:
     """Remove the entries of `folder` that have not changed for `seconds`; what cannot be removed stays."""
     for entry in [*folder.glob("*")]:
         with suppress(OSError):
-            if time.time() - entry.lstat().st_mtime < seconds:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            if time.time() - entry.lstat().st_mtime >= seconds:
+                remove_entry(entry)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def translate_os_errors(what: str, remedy: str, names_file: bool = False) -> Iterator[None]:
+    """Turn an `OSError` into a `StoreError`: `what` could not be done, the reason, perhaps the file, the remedy."""
+    try:
+        yield
+    except OSError as error:
+        file = f" ({error.filename})" if names_file and error.filename else ""
+        raise StoreError(f"{what}: {error.strerror or error}{file}; {remedy}") from error
 
 
 def sync(path: Path) -> None:

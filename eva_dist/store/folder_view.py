@@ -22,7 +22,7 @@ from eva_dist.errors import StoreError
 from eva_dist.store.durable_files import replace_link, sync_tree
 from eva_dist.store.name_rules import FINGERPRINT_PATTERN, INCOMING, OBJECTS, SNAPSHOTS
 from eva_dist.store.objects import scratch_name
-from eva_dist.store.snapshot import MANIFEST_FILE, Revision, Snapshot
+from eva_dist.store.snapshot import MANIFEST_FILE, Revision, Snapshot, lacking
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +120,7 @@ class FolderView:
 
     def _has_all_files(self, link: Path, snapshot: Snapshot) -> bool:
         try:
-            whole = (link / MANIFEST_FILE).read_bytes() == snapshot.content
-            return whole and all(_is_file_of_size(link / entry.path, entry.size) for entry in snapshot.files.values())
+            return (link / MANIFEST_FILE).read_bytes() == snapshot.content and not lacking(link, snapshot)
         except OSError:
             return False
 
@@ -145,10 +144,6 @@ class FolderView:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return tree
-
-
-def _is_file_of_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

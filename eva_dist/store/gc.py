@@ -1,12 +1,12 @@
 """Garbage collection of a store: find what nothing names any more, and remove it."""
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from eva_dist.errors import IntegrityError
+from eva_dist.store.durable_files import remove_entry
 from eva_dist.store.objects import StoredObject
 from eva_dist.store.snapshot import Snapshot
 from eva_dist.store.store import GRACE, Store
@@ -82,8 +82,5 @@ def remove_garbage(store: Store, found: Garbage) -> int:
             removed += blob.size
     for path in set(found.paths) & set(last.paths):
         with suppress(OSError):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove_entry(path)
     return removed

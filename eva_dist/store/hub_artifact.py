@@ -64,10 +64,7 @@ def open_hub_artifact(endpoint: str, repo_id: str, revision: str | None, asked: 
         commit = repository.commit(revision)
         # The name may have moved, but a commit has one manifest: the one in the cache need not travel again.
         known = cache.recall((*place, commit))
-        if known is None or known.commit != commit:
-            snapshot = read_snapshot(repository.manifest(commit))
-        else:
-            snapshot = known.snapshot
+        snapshot = known.snapshot if known and known.commit == commit else read_snapshot(repository.manifest(commit))
     except IntegrityError as error:
         raise IntegrityError(f"source={asked}: {error}") from error
     # Whoever asks for a fingerprint means these numbers: a server that has another artifact there is not believed.

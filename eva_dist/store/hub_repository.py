@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from typing import Any
 from urllib.parse import quote
 
 import huggingface_hub.errors as hub_errors
@@ -55,9 +56,7 @@ class HubRepository:
     def commit(self, revision: str | None) -> str:
         """Ask which commit a revision is now."""
         if constants.is_offline_mode():
-            raise StoreError(
-                f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
-            )
+            raise self._offline_error()
         at = f"/revision/{quote(revision, safe='')}" if revision else ""
         try:
             with self.translate_errors(revision):
@@ -116,21 +115,27 @@ class HubRepository:
 
     def _request_bytes(self, url: str, at: int, end: int | None, partial: bool) -> Iterator[bytes]:
         # identity: of a compressed answer, byte positions would mean nothing
-        headers = build_hf_headers(token=self._token, library_name="eva_dist") | {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
         if end is not None:
             headers["Range"] = f"bytes={at}-{end - 1}"
+        with self._open_response(url, headers) as response:
+            if response.status_code != 206 and partial:
+                raise NoRangesError(f"source={self.asked}: {self.endpoint} does not send parts of files")
+            yield from response.iter_bytes()
+
+    @contextmanager
+    def _open_response(self, url: str, headers: dict[str, str]) -> Iterator[Any]:
+        """Give the response of a server that has answered well; its body is still to be read."""
         with http_stream_backoff(
             "GET",
             url,
-            headers=headers,
+            headers=build_hf_headers(token=self._token, library_name="eva_dist") | headers,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             retry_on_exceptions=(),
             retry_on_status_codes=(408, 429, 503),
         ) as response:
             hf_raise_for_status(response)
-            if response.status_code != 206 and partial:
-                raise NoRangesError(f"source={self.asked}: {self.endpoint} does not send parts of files")
-            yield from response.iter_bytes()
+            yield response
 
     @contextmanager
     def translate_errors(self, revision: str | None, path: str = "a file") -> Iterator[None]:
@@ -152,9 +157,7 @@ class HubRepository:
         except hub_errors.HFValidationError as error:
             raise ConfigError(f"source={self.asked}: {first_line(error)}") from error
         except hub_errors.OfflineModeIsEnabled as error:
-            raise StoreError(
-                f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
-            ) from error
+            raise self._offline_error() from error
         except hub_errors.HfHubHTTPError as error:
             raise self._refusal_error(error) from error
         except NETWORK_ERRORS as error:
@@ -162,6 +165,11 @@ class HubRepository:
                 f"source={self.asked}: {self.endpoint} cannot be reached ({first_line(error)}); check the URL and the "
                 "network, or set HF_HUB_OFFLINE=1 to use what is cached"
             ) from error
+
+    def _offline_error(self) -> StoreError:
+        return StoreError(
+            f"source={self.asked} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it before"
+        )
 
     def _refusal_error(self, error: hub_errors.HfHubHTTPError) -> StoreError:
         status = error.response.status_code
@@ -175,12 +183,7 @@ class HubRepository:
 
     def _unknown_repository_error(self) -> ArtifactNotFoundError:
         namespace = self.repo_id.partition("/")[0]
-        listed = self._ask_for_hints(f"api/models?author={quote(namespace, safe='')}&limit=100")
-        names = (
-            [str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one]
-            if isinstance(listed, list)
-            else []
-        )
+        names = _values_of_key(self._ask_for_hints(f"api/models?author={quote(namespace, safe='')}&limit=100"), "id")
         near = get_close_matches(self.repo_id, names, 3, 0.5) or names[:_MOST_NAMED]
         return ArtifactNotFoundError(
             f"source={self.asked}: {self.endpoint} has no {self.repo_id}, or you may not see it; check the name, or "
@@ -209,24 +212,15 @@ class HubRepository:
     def _read_json(self, route: str) -> object:
         """Return the JSON that the server answers at a route; None if it is not JSON, or longer than any Hub's."""
         content = bytearray()
-        with http_stream_backoff(
-            "GET",
-            f"{self.endpoint}/{route}",
-            headers=build_hf_headers(token=self._token, library_name="eva_dist"),
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            retry_on_exceptions=(),
-            retry_on_status_codes=(408, 429, 503),
-        ) as response:
-            hf_raise_for_status(response)
+        with self._open_response(f"{self.endpoint}/{route}", {}) as response:
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > _LARGEST_ANSWER:
                     return None
-        try:
+        with suppress(ValueError, RecursionError):
             said: object = json.loads(content)
-        except (ValueError, RecursionError):
-            return None
-        return said
+            return said
+        return None
 
 
 class _NoFileError(IntegrityError):

@@ -3,6 +3,7 @@
 import os
 import re
 
+from eva_dist.config import is_plain_name
 from eva_dist.errors import StoreError
 
 OBJECTS = "objects"
@@ -38,16 +39,15 @@ def check_fingerprint(fingerprint: str) -> None:
 def check_names(repo_id: str, revision: str) -> None:
     """Raise `StoreError` unless `<repo_id>/<revision>` stays inside the store and beside its own folders."""
     parts = repo_id.split("/")
-    if len(parts) != 2 or not all(_is_plain_name(part) for part in parts) or parts[0] in (OBJECTS, SNAPSHOTS):
+    if len(parts) != 2 or not all(_is_file_name(part) for part in parts) or parts[0] in (OBJECTS, SNAPSHOTS):
         raise StoreError(
             f"artifact.repo_id={repo_id!r} must be namespace/name, each {_PLAIN_NAME}, and the namespace neither "
             f"'{OBJECTS}' nor '{SNAPSHOTS}'; e.g. team/my-model"
         )
-    if not _is_plain_name(revision):
+    if not _is_file_name(revision):
         raise StoreError(f"artifact.revision={revision!r} must be {_PLAIN_NAME}; e.g. rho2.0-tau0.9")
 
 
-def _is_plain_name(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
     """Apply the rule of `config.ArtifactConfig`, and a file system's limit: refused now, not after the work."""
-    spelled = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
-    return spelled and len(os.fsencode(name)) <= 240
+    return is_plain_name(name) and len(os.fsencode(name)) <= 240

@@ -88,8 +88,7 @@ def locate_artifact(source: str, store_url: str, reader: ArtifactReader) -> Arti
         folder = Path(ref.url).absolute()
         return ArtifactLocation(reader.where, folder, str(folder))
     if ref.kind is RefKind.hub or not ref.repo_id:
-        at = "@" if ref.revision else ""
-        name = f"{ref.repo_id}{at}{ref.revision or ''}" if ref.repo_id else None
+        name = "@".join(filter(None, (ref.repo_id, ref.revision))) if ref.repo_id else None
         return ArtifactLocation(reader.where, None, source, name)
     store = Store(ref.url)
     revision = store.resolve(ref.repo_id, ref.revision)

@@ -4,13 +4,14 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eva_dist.errors import ConfigError, IntegrityError, StoreError
+from eva_dist.errors import ConfigError, IntegrityError
 from eva_dist.hashing import sha256_of_file
 from eva_dist.store.artifact_reader import ArtifactReader, NoRangesError
+from eva_dist.store.durable_files import translate_os_errors
 from eva_dist.store.snapshot import MANIFEST_FILE, PART_BYTES, FileEntry, part_ranges
 from eva_dist.store.transfer_progress import counting
 
@@ -114,12 +115,5 @@ def _is_there(path: Path, entry: FileEntry) -> bool:
     return path.is_file() and path.stat().st_size == entry.size and sha256_of_file(path) == entry.sha256
 
 
-@contextmanager
-def _translate_write_errors(folder: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `StoreError` that names the folder and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be written: {error.strerror or error}; make room or grant the rights, and pull again"
-        ) from error
+def _translate_write_errors(folder: Path) -> AbstractContextManager[None]:
+    return translate_os_errors(f"{folder} cannot be written", "make room or grant the rights, and pull again")

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from eva_dist.errors import ArtifactNotFoundError, IntegrityError, StoreError
 from eva_dist.hashing import sha256_of_file
 from eva_dist.store.cache import cache_root
+from eva_dist.store.durable_files import translate_os_errors
 from eva_dist.store.folder_view import FolderView
 from eva_dist.store.name_rules import (
     CHECKPOINTS,
@@ -345,14 +346,6 @@ class StoreReader:
         near = get_close_matches(repo_id, repos, 3) or repos[:_MOST_NAMED]
         return f"{repo_id}; " + (f"it has {', '.join(near)}" if near else "it is empty: publish an artifact first")
 
-    @contextmanager
-    def _translate_os_errors(self, what: str) -> Iterator[None]:
-        """Turn an `OSError` into a `StoreError` that names the store, the reason and the remedy."""
-        try:
-            yield
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise StoreError(
-                f"store.url={self.url} {what}: {error.strerror or error}{where}; "
-                "make room or grant the rights there, or choose another folder"
-            ) from error
+    def _translate_os_errors(self, what: str) -> AbstractContextManager[None]:
+        remedy = "make room or grant the rights there, or choose another folder"
+        return translate_os_errors(f"store.url={self.url} {what}", remedy, names_file=True)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from eva_dist.errors import EvaDistError, IntegrityError, StoreError
@@ -10,7 +11,7 @@ from eva_dist.store.artifact_reader import ArtifactReader, FolderArtifactReader
 from eva_dist.store.artifact_ref import RefKind, parse_artifact_ref
 from eva_dist.store.name_rules import OBJECTS
 from eva_dist.store.open_artifact import open_artifact
-from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, Snapshot, part_ranges
+from eva_dist.store.snapshot import MANIFEST_FILE, FileEntry, part_ranges
 from eva_dist.store.store import Store
 from eva_dist.store.transfer_progress import counting
 
@@ -67,7 +68,10 @@ def verify_store_by_name(store: Store) -> list[CheckResult]:
         raise StoreError(
             f"store.url={store.url} holds nothing, for it has no folder {OBJECTS}; name one that is a store"
         )
-    total = sum(snapshot.size for snapshot in _readable_snapshots(store))
+    total = 0
+    for fingerprint in store.fingerprints():
+        with suppress(EvaDistError):  # the verification itself will say so
+            total += store.snapshot(fingerprint).size
     names: dict[str, list[str]] = {}
     for revision in store.revisions():
         names.setdefault(revision.fingerprint, []).append(revision.name)
@@ -114,19 +118,8 @@ def _check_revisions(store: Store, readable: set[str]) -> Iterator[CheckResult]:
         problem = "does not say what it points to; publish the artifact again under this name, or remove the name"
         yield CheckResult(key, None, 0, problem)
     for one in revisions:
-        if one.fingerprint in readable:
-            yield CheckResult(one.name, None, 0, store.view_problem(one))
-        else:
-            problem = f"points to {one.fingerprint}, which the store does not hold; remove it, or publish it again"
-            yield CheckResult(one.name, None, 0, problem)
-
-
-def _readable_snapshots(store: Store) -> Iterator[Snapshot]:
-    for fingerprint in store.fingerprints():
-        try:
-            yield store.snapshot(fingerprint)
-        except EvaDistError:  # the verification itself will say so
-            continue
+        lost = f"points to {one.fingerprint}, which the store does not hold; remove it, or publish it again"
+        yield CheckResult(one.name, None, 0, store.view_problem(one) if one.fingerprint in readable else lost)
 
 
 def _problem_of_file(check_file: Callable[[FileEntry], object], entry: FileEntry, changed: str | None) -> str | None:

@@ -170,9 +170,9 @@ def test_quantised_like_parameters_do_not_stand_in_the_way():
 
 def test_the_adapter_config_is_what_peft_reads(tmp_path):
     eva = EvaConfig(r=4, rho=1.5, tau=0.98, whiten=True, lora_alpha=8, target_modules="all-linear")
-    write_adapter_config(
-        tmp_path, eva, "CAUSAL_LM", "base", "main", ["b", "a"], {"a": 3}, {"a": 6.0}, fan_in_fan_out=True
-    )
+    patterns = {"rank_pattern": {"a": 3}, "alpha_pattern": {"a": 6.0}, "target_modules": ["b", "a"]}
+    base = {"base_model_name_or_path": "base", "revision": "main", "fan_in_fan_out": True}
+    write_adapter_config(tmp_path, eva, "CAUSAL_LM", **base, **patterns)
     read = LoraConfig.from_pretrained(str(tmp_path))
     assert read.target_modules == {"a", "b"} and read.rank_pattern == {"a": 3} and read.alpha_pattern == {"a": 6.0}
     assert (read.r, read.lora_alpha, read.task_type, read.init_lora_weights) == (4, 8, "CAUSAL_LM", "eva")

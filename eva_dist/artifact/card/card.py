@@ -141,7 +141,7 @@ def _unconverged_warning(layers: Sequence[LayerFacts], eva: EvaConfig, state: Po
         cosine = f"fewer than two updates, {facts.known.skipped} steps too short" if lowest is None else f"{lowest:.4f}"
         rows.append((f"`{_one_line(facts.name)}`", facts.rank, f"{below} of {facts.group_rank}", cosine))
     more = len(unconverged) - _MOST_LISTED
-    table = _markdown_table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
+    table = markdown_table(("layer", "rank", f"components below {eva.tau:g}", "lowest cosine"), rows)
     return f"""> [!WARNING]
 > **This initialisation has not converged**: {why} while {len(unconverged)} of {len(layers)} layers still turned,
 > and the run was told to accept that (`eva.on_max_steps=accept`). Their components may differ from those that more
@@ -192,7 +192,7 @@ def _ranks_section(layers: Sequence[LayerFacts], eva: EvaConfig, state: PointSta
         figures = len(ranks), ranks[0], f"{statistics.median(ranks):g}", ranks[-1], ranks.count(0)
         rows.append((f"`{kind}`", *figures, f"{parameters[kind]:,}"))
     mean = statistics.fmean(facts.rank for facts in layers)
-    table = _markdown_table(("module kind", "layers", "min", "median", "max", "rank 0", "parameters"), rows)
+    table = markdown_table(("module kind", "layers", "min", "median", "max", "rank 0", "parameters"), rows)
     trainable, uniform = state.plan.parameters(state.ranks), state.plan.parameter_budget
     return f"""## Ranks
 
@@ -225,7 +225,7 @@ def _settings_section(provenance: Provenance) -> str:
         for group in ("model", "data", "eva", "solver")
         for key, value in provenance.config.get(group, {}).items()
     ]
-    return "## Settings\n\n" + _markdown_table(("key", "value"), rows)
+    return "## Settings\n\n" + markdown_table(("key", "value"), rows)
 
 
 def _provenance_section(result: PointResult, provenance: Provenance) -> str:
@@ -241,7 +241,7 @@ def _provenance_section(result: PointResult, provenance: Provenance) -> str:
         facts |= {f"{group}: {_one_line(key)}": value for key, value in getattr(provenance, group).items()}
     rows = [(key, _as_code(value)) for key, value in facts.items()]
     note = "`manifest.json` holds all of this, each layer's end, and the sha256 of every file."
-    return f"## Provenance\n\n{_markdown_table(('fact', 'value'), rows)}\n\n{note}"
+    return f"## Provenance\n\n{markdown_table(('fact', 'value'), rows)}\n\n{note}"
 
 
 def _as_code(value: Any) -> str:
@@ -254,6 +254,7 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return the lines of a table; cells are written as they are."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -85,13 +85,13 @@ class SharedPassLauncher(Launcher):
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        turns = [self._compose(number, words) for number, words in enumerate(job_overrides, initial_job_idx)]
+        turns = [self._compose_turn(number, words) for number, words in enumerate(job_overrides, initial_job_idx)]
         _log.info("Launching %d jobs as one batch", len(turns))
         settings = {turn.number: turn.settings for turn in turns}
         with self._batch(settings, {turn.number: turn.folder for turn in turns}):
-            return [self._run(turn) for turn in turns]
+            return [self._run_turn(turn) for turn in turns]
 
-    def _compose(self, number: int, overrides: Sequence[str]) -> _Turn:
+    def _compose_turn(self, number: int, overrides: Sequence[str]) -> _Turn:
         try:
             config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
             refused = None
@@ -104,8 +104,8 @@ class SharedPassLauncher(Launcher):
         HydraConfig.instance().set_config(config)  # `${hydra:...}` in settings means this point
         try:
             folder = _make_folder(config)
-            _record(config, overrides, folder)
-            return _Turn(number, overrides, config, refused or _settings(config), folder)
+            _write_settings(config, overrides, folder)
+            return _Turn(number, overrides, config, refused or _resolve_settings(config), folder)
         finally:
             HydraConfig.instance().cfg = before
 
@@ -116,7 +116,7 @@ class SharedPassLauncher(Launcher):
             config.hydra.overrides.task = list(overrides)
         return config
 
-    def _run(self, turn: _Turn) -> JobReturn:
+    def _run_turn(self, turn: _Turn) -> JobReturn:
         _log.info("\t#%d : %s", turn.number, " ".join(filter_overrides(turn.overrides)))
         ended = run_job(
             hydra_context=self._context,
@@ -140,27 +140,30 @@ def _make_folder(config: DictConfig) -> Path:
     return folder
 
 
-def _record(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+def _write_settings(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
     """Write down what the point is, as `run_job` does at its turn: a sweep may be cut off before."""
     if config.hydra.output_subdir is None:
         return
     place = folder / str(config.hydra.output_subdir)
     place.mkdir(exist_ok=True)
-    settings = copy.deepcopy(config)
-    with read_write(settings), open_dict(settings):
-        del settings["hydra"]
-    (place / "config.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
+    (place / "config.yaml").write_text(OmegaConf.to_yaml(_without_hydra(config)), encoding="utf-8")
     task = OmegaConf.to_yaml(OmegaConf.create(list(filter_overrides(overrides))))
     (place / "overrides.yaml").write_text(task, encoding="utf-8")
 
 
-def _settings(config: DictConfig) -> DictConfig | Exception:
+def _resolve_settings(config: DictConfig) -> DictConfig | Exception:
     """Return what the task gets from `run_job`, resolved; or why it cannot be."""
+    settings = _without_hydra(config)
+    try:
+        with read_write(settings):
+            OmegaConf.resolve(settings)
+    except OmegaConfBaseException as error:
+        return error
+    return settings
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
     settings = copy.deepcopy(config)
     with read_write(settings), open_dict(settings):
         del settings["hydra"]
-        try:
-            OmegaConf.resolve(settings)
-        except OmegaConfBaseException as error:
-            return error
     return settings
