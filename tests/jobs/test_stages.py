@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from eva_dist.config import Config, ModelConfig
 from jobs import stages
-from jobs.benchmark import Benchmark
+from jobs.benchmark import Benchmark, _with_half_the_blocks
 from jobs.benchmark_sweep import SweepBenchmark
 from jobs.stages import Stage, expected_seconds, run_stages
 
@@ -42,6 +43,9 @@ def test_quick_keeps_what_the_ratios_need():
     quick = Benchmark(quick=True).shortened()
     assert (quick.seeds, [dtype.value for dtype in quick.dtypes], quick.workers) == ([0], ["float32"], [])
     assert 0 < quick.solver_updates <= 10 and not (quick.accuracy or quick.precision_steps or quick.growth)
+    config = Config(ModelConfig(config_overrides={"num_hidden_layers": 6, "vocab_size": 9}))
+    overrides = _with_half_the_blocks(config).model.config_overrides
+    assert overrides == {"num_hidden_layers": 3, "vocab_size": 9} and _with_half_the_blocks(Config()) == Config()
     assert Benchmark(solver_updates=0).shortened().solver_updates == 0
     sweep = SweepBenchmark(quick=True).shortened()
     assert (sweep.rhos, sweep.taus, sweep.apart, sweep.shared_tracker) == ([1.0, 2.0], [0.9, 0.99], False, False)
