@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from eva_dist.config import Config, ModelConfig
 from jobs import stages
 from jobs.benchmark import Benchmark, _with_half_the_blocks
 from jobs.benchmark_sweep import SweepBenchmark
@@ -39,13 +38,13 @@ def test_a_stage_that_fails_ends_the_benchmark():
         run_stages([Stage("one", 1, fail), Stage("two", 1, lambda: pytest.fail("not reached"))], io.StringIO())
 
 
-def test_quick_keeps_what_the_ratios_need():
+def test_quick_keeps_what_the_ratios_need(configure):
     quick = Benchmark(quick=True).shortened()
     assert (quick.seeds, [dtype.value for dtype in quick.dtypes], quick.workers) == ([0], ["float32"], [])
     assert 0 < quick.solver_updates <= 10 and not (quick.accuracy or quick.precision_steps or quick.growth)
-    config = Config(ModelConfig(config_overrides={"num_hidden_layers": 6, "vocab_size": 9}))
-    overrides = _with_half_the_blocks(config).model.config_overrides
-    assert overrides == {"num_hidden_layers": 3, "vocab_size": 9} and _with_half_the_blocks(Config()) == Config()
+    config = configure(model={"config_overrides": {"num_hidden_layers": 6, "vocab_size": 9}})
+    assert _with_half_the_blocks(config).model.config_overrides == {"num_hidden_layers": 3, "vocab_size": 9}
+    assert _with_half_the_blocks(configure()) == configure()
     assert Benchmark(solver_updates=0).shortened().solver_updates == 0
     sweep = SweepBenchmark(quick=True).shortened()
     assert (sweep.rhos, sweep.taus, sweep.apart, sweep.shared_tracker) == ([1.0, 2.0], [0.9, 0.99], False, False)
