@@ -165,7 +165,7 @@ def start_process(connection: socket.socket, environment: dict[str, str]) -> "su
     root = str(Path(eva_dist.__file__).parents[1])
     paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-m", "eva_dist.cluster.worker_process"],
+        [sys.executable, "-P", "-m", "eva_dist.cluster.worker_process"],  # -P: nothing is imported from where we stand
         stdin=connection.fileno(),
         stdout=2,
         env=environment | {"PYTHONPATH": os.pathsep.join(paths)},

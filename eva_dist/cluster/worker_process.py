@@ -50,10 +50,12 @@ class Calls:
             method, content = self._queues[thread].get()
             number, arguments = pickle.loads(content)
             try:
-                answer = True, self._call(method, arguments)
+                is_good, content = True, pickle.dumps(self._call(method, arguments), pickle.HIGHEST_PROTOCOL)
             except BaseException as error:  # the driver decides what becomes of it
-                answer = False, (traceback.format_exc(), _as_sent(error))
-            self._send(number, *answer)
+                is_good, content = False, pickle.dumps((traceback.format_exc(), _as_sent(error)))
+            with self._sending:
+                self._connection.send_bytes(pickle.dumps((number, is_good)))
+                self._connection.send_bytes(content)
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if method != BEGIN:
@@ -64,12 +66,6 @@ class Calls:
         except BaseException as error:
             self._worker.set_exception(error)  # whatever is asked of it has this for an answer
         return None
-
-    def _send(self, number: int, is_good: bool, found: Any) -> None:
-        content = pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
-        with self._sending:
-            self._connection.send_bytes(pickle.dumps((number, is_good)))
-            self._connection.send_bytes(content)
 
 
 def _as_sent(error: BaseException) -> BaseException | None:
@@ -87,14 +83,14 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # they are the driver's to heed: it keeps a checkpoint first
     calls = Calls(Connection(os.dup(0)))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    threading.Thread(target=calls.take, name="calls").start()
+    threading.Thread(target=calls.take, name="calls", daemon=True).start()
     gc.disable()  # a tenth of the time goes into looking for garbage, and imports leave none
     for module in _AHEAD:
         importlib.import_module(module)
     gc.enable()
     gc.freeze()
     for thread in dict.fromkeys(THREADS.values()):
-        threading.Thread(target=calls.answer_all, args=(thread,), name=thread).start()
+        threading.Thread(target=calls.answer_all, args=(thread,), name=thread, daemon=True).start()
     calls.answer_all("")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from eva_dist.cluster import one_process
 from eva_dist.cluster.environment import needs_no_ray
 from eva_dist.cluster.gang import Gang
-from eva_dist.cluster.one_process import OneProcess, worker_ahead
+from eva_dist.cluster.one_process import OneProcess, WorkerProcess, worker_ahead
 from eva_dist.cluster.placement import Request
 from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.cluster.workers import CallError
@@ -166,11 +166,23 @@ def test_a_fresh_process_ends_with_the_one_that_started_it():
         time.sleep(0.05)
 
 
-def test_a_fresh_process_does_a_whole_run(prepared, monkeypatch):
-    """As `jobs/precompute.py` has it; what is printed there goes to standard error."""
+def test_a_fresh_process_does_a_whole_run(prepared, monkeypatch, tmp_path):
+    """As `jobs/precompute.py` has it, from a folder whose files are called like modules."""
+    (tmp_path / "queue.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("eva_dist.cluster.place.needs_no_ray", lambda cluster: True)
     monkeypatch.setattr(one_process, "start_process", _COLD)
     assert compute(prepared(cluster=ONE)).status == "done"
+
+
+def test_a_process_that_cannot_import_what_it_needs_is_lost_at_once(monkeypatch, tmp_path):
+    (tmp_path / "datasets.py").write_text("raise ImportError('out of luck')")
+    monkeypatch.setattr(one_process, "start_process", _COLD)
+    process = WorkerProcess({"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(CallError, match="ended with exit code 1") as caught:
+        process.answer(process.ask(0, "status"))
+    assert caught.value.is_lost
+    process.end()
 
 
 _COLD = one_process.start_process
