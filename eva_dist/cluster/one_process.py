@@ -7,13 +7,14 @@ last checkpoint. To start it takes no cluster, and its imports run while the dri
 import itertools
 import os
 import pickle
+import queue
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +52,10 @@ class OneProcess:
         from eva_dist.cluster import gang_worker  # it brings in all that a worker needs
 
         environment = worker_environment(assignment.config.cluster, request)
-        at_hand = [process for process in _ahead if process.environment == environment]
-        process = at_hand[0] if at_hand else WorkerProcess(environment)
-        if at_hand:
+        process = next((one for one in _ahead if one.environment == environment), None)
+        if process is None:
+            process = WorkerProcess(environment)
+        else:
             _ahead.remove(process)
         try:
             process.ask(0, BEGIN, gang_worker.make_alone, assignment, bool(request.worker.get("GPU")))
@@ -98,14 +100,17 @@ class WorkerProcess:
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[tuple[bool, bytes]]] = {}
         self._is_gone = False
-        # of `_waiting` and `_is_gone`; and calls go out whole, the driver has several threads that ask
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of `_waiting` and `_is_gone`: the driver has several threads that ask
+        self._calls: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        # threads of their own: a process that stands still takes nothing in, and who asks must not stand still with it
+        threading.Thread(target=self._send_calls, name="calls", daemon=True).start()
         threading.Thread(target=self._take_answers, name="answers", daemon=True).start()
 
     def end(self) -> None:
         """Kill the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
+        self._calls.put(None)
 
     def __len__(self) -> int:
         return 1
@@ -113,17 +118,14 @@ class WorkerProcess:
     def ask(self, global_rank: int, method: str, *arguments: Any) -> "Future[tuple[bool, bytes]]":
         """Begin a call; return the future of its answer."""
         answer: Future[tuple[bool, bytes]] = Future()
+        number = next(self._numbers)
+        content = pickle.dumps((number, arguments), pickle.HIGHEST_PROTOCOL)
         with self._lock:
             if self._is_gone:
                 answer.set_exception(self._lost())
                 return answer
-            number = next(self._numbers)
             self._waiting[number] = answer
-            try:
-                self._connection.send_bytes(method.encode())
-                self._connection.send_bytes(pickle.dumps((number, arguments), pickle.HIGHEST_PROTOCOL))
-            except OSError:
-                pass  # it is gone, and whoever reads its answers says so
+            self._calls.put((method, content))
         return answer
 
     def wait(self, asked: "Sequence[Future[tuple[bool, bytes]]]", timeout_s: float) -> list[Any]:
@@ -138,6 +140,12 @@ class WorkerProcess:
             return found
         report, cause = found
         raise CallError(report, cause)
+
+    def _send_calls(self) -> None:
+        with suppress(OSError):  # it is gone, and `_take_answers` says so
+            for method, content in iter(self._calls.get, None):
+                self._connection.send_bytes(method.encode())
+                self._connection.send_bytes(content)
 
     def _take_answers(self) -> None:
         try:

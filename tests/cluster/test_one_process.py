@@ -19,6 +19,7 @@ from eva_dist.cluster.stop_request import StopRequest
 from eva_dist.cluster.workers import CallError
 from eva_dist.config import ClusterConfig, OnMaxSteps, SolverName
 from eva_dist.errors import (
+    GangTimeoutError,
     PlacementError,
     WorkerFailedError,
 )
@@ -164,6 +165,16 @@ def test_a_fresh_process_ends_with_the_one_that_started_it():
     while _is_running(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_one_that_stands_still_does_not_hold_up_who_asks_it(pids, prepared):
+    """What is sent is more than a socket holds."""
+    assignment = assignment_of(prepared(cluster=ONE | {"heartbeat_s": 2.0}))
+    with Gang.start(OneProcess(), assignment, Request(1, 1, {"CPU": 1.0}), StopRequest()) as gang:
+        gang.meet()
+        os.kill(pids()[0], signal.SIGSTOP)
+        with pytest.raises(GangTimeoutError, match=r"gave no sign of life in receive for cluster\.heartbeat_s=2"):
+            gang.call_one(0, "receive", {0: {0: b"0" * 2**24}})
 
 
 def test_a_fresh_process_does_a_whole_run(prepared, monkeypatch, tmp_path):
