@@ -23,7 +23,7 @@ SETTINGS = $(foreach key,$(filter $(GROUPS:%=%.%),$(.VARIABLES)),'$(key)=$($(key
 
 help:
 	@echo "make demo      run the main job on real weights and real text; ends with one JSON line"
-	@echo "make test      the default tests, some minutes; make test-slow: the slow ones; make test-all: both"
+	@echo "make test      the default tests, a dozen minutes; make test-slow: the slow ones; make test-all: both"
 	@echo "make smoke     every target and every job from its own command line, in its smallest size; some minutes"
 	@echo "make faults    kill workers, nodes, drivers and disks in turn; ends with a table"
 	@echo "make bench     PEFT, the floor and us on the same samples; a quarter of an hour, on an idle machine"

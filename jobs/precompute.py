@@ -1,4 +1,4 @@
-"""Compute EVA's initialisation on a Ray gang and publish it.
+"""Compute EVA's initialisation on a gang of workers and publish it.
 
     python jobs/precompute.py model.name_or_path=... data.path=... eva.r=16 eva.rho=2.0 cluster.num_workers=2
     python jobs/precompute.py -m hydra/launcher=shared_pass eva.rho=1,1.5,2 eva.tau=0.9,0.99 ...

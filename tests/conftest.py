@@ -105,17 +105,17 @@ def ray_here() -> Iterator[None]:
 
 
 @pytest.fixture(params=["processes", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
-def gangs(request: pytest.FixtureRequest) -> Iterator[None]:
+def gangs(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where gangs live: in processes of ours, or in Ray, which is slow; all that follows must be the same."""
     from tests.gang_processes import without_ray
     from tests.several_processes import SeveralProcesses
 
     if request.param == "ray":
         request.getfixturevalue("ray_here")
-        yield
+        yield request.param
         return
     with without_ray(SeveralProcesses):
-        yield
+        yield request.param
 
 
 @pytest.fixture(scope="session")

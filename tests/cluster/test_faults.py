@@ -10,6 +10,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +48,12 @@ def truth(tiny_model, words_file, tmp_path_factory):
             found[workers] = precompute(run, time.perf_counter())
             assert not run.store.checkpoints.exists()
     return found
+
+
+@pytest.fixture
+def table(table, gangs):
+    """Rows say where the gang lived: each fault has two."""
+    return SimpleNamespace(add=lambda fault, *found: table.add(f"{fault} ({gangs})", *found))
 
 
 class Watch(SweepObserver):
